@@ -1,0 +1,45 @@
+# Every target sets itself up: a project-local environment, made once and remade when the pins change.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+OUT    := out
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint bench figures clean
+
+help: ## Show this help
+	@echo "isometry: Jacobian singular-value spectra of deep networks"
+	@echo
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# The stamp is written last, so an interrupted install is taken up again by the next make.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isometry needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## Train a small CNN on real digits, measure its Jacobian before and after, report, draw
+	$(BIN)/python figures/demo.py --out $(OUT)
+
+test: $(STAMP) ## Run the tests (under five minutes on two cores)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-slow: $(STAMP) ## Run the slow tests too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(STAMP) ## ruff, mypy, and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## Run the benchmarks (public names only; ratios within one run)
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+figures: $(STAMP) ## Remake every figure at its small default size
+	@for script in figures/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean: ## Remove the environment and outputs
+	rm -rf $(VENV) $(OUT)

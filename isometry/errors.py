@@ -1,0 +1,51 @@
+"""Errors and warnings: what was wrong, what came, what to do next."""
+
+from __future__ import annotations
+
+
+class IsometryError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class InputError(IsometryError, ValueError):
+    """What was passed in cannot be used: a model, an input, an option."""
+
+
+class ModelError(InputError):
+    """The model cannot be differentiated as it stands (batch-norm or dropout in training mode, coupling)."""
+
+
+class NonFiniteError(IsometryError, ArithmeticError):
+    """NaN or inf in an output, in a Jacobian product, or in a loss."""
+
+
+class AdjointError(IsometryError, ArithmeticError):
+    """<J v, u> and <v, J^T u> differ by more than rounding: the two products are not of one matrix."""
+
+
+class ConvergenceError(IsometryError, ArithmeticError):
+    """An iteration stopped before it reached what was asked of it."""
+
+
+class TheoryError(InputError):
+    """The mathematics has no answer: no fixed point, no critical point, a law outside its domain."""
+
+
+class StoreError(IsometryError, OSError):
+    """A file of spectra cannot be read or written."""
+
+
+class NewerSchemaError(StoreError):
+    """The file was written by a newer version of this package."""
+
+
+class IsometryWarning(UserWarning):
+    """Base of every warning of this package."""
+
+
+class ConvergenceWarning(IsometryWarning):
+    """A number is reported with an error larger than usual."""
+
+
+class FallbackWarning(IsometryWarning):
+    """A slower or smaller way was taken: double backward, a loop, half the chunk."""

@@ -1,0 +1,1 @@
+"""Initialisers, reference networks and training: how a network is brought to isometry."""

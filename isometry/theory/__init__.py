@@ -1,0 +1,1 @@
+"""Mean-field theory and free probability: what the spectrum should be. Never imports torch."""
