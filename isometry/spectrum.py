@@ -1,0 +1,639 @@
+"""`Spectrum`: the distribution of the min(m, n) singular values of J, and how it came to be known.
+
+The one language both sides of the program speak: a measurement fills it with quadrature nodes, a
+prediction with a curve, and nothing downstream asks which. s is a singular value of J, lambda = s^2 an
+eigenvalue of J J^T. The |m - n| zeros that a rectangular shape forces are not part of the distribution;
+they are reported apart as ``null_dimension``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .distribution import Curve, Quadrature
+from .errors import InputError
+
+Array = NDArray[np.float64]
+
+REPORTED_QUANTILES = ("0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99")
+
+
+@dataclass(frozen=True, eq=False)
+class Extremes:
+    """Extreme singular values with their residual bounds.
+
+    Parameters
+    ----------
+    top : (inputs, r) array
+        The largest singular values found, descending. Each is a lower bound of the value of its rank.
+    top_residual : (inputs, r) array
+        max(||J v - s u||, ||J^T u - s v||): some singular value lies within this distance of s.
+    bottom : (inputs,) array
+        The smallest singular value found; an upper bound of s_min.
+    bottom_residual : (inputs,) array
+        Residual of ``bottom``.
+    bottom_resolved : (inputs,) bool array
+        Whether ``bottom`` may be reported as s_min: its residual is small beside it and it lies above the floor.
+    """
+
+    top: Array
+    top_residual: Array
+    bottom: Array
+    bottom_residual: Array
+    bottom_resolved: NDArray[np.bool_]
+
+    def shifted(self, shift: float) -> Extremes:
+        """The extremes of exp(shift) J."""
+        factor = math.exp(shift)
+        return Extremes(
+            self.top * factor, self.top_residual * factor,
+            self.bottom * factor, self.bottom_residual * factor, self.bottom_resolved,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The singular-value distribution of a Jacobian, measured or predicted.
+
+    Parameters
+    ----------
+    distribution : Quadrature or Curve
+        The distribution itself, in ln s.
+    method : str
+        "exact", "lanczos", "randomized", "predicted", or the user's own word.
+    shape : (int, int), optional
+        (m, n): outputs and inputs of J. None for a prediction at infinite width.
+    extremes : Extremes, optional
+        Extreme values with residuals, where they were computed.
+    name : str
+        What reports call it.
+    products : int
+        Jacobian-vector and vector-Jacobian products spent.
+    seconds : float
+        Wall time spent.
+    provenance : mapping
+        How it was measured or predicted: plain JSON values (model, input, dtype, device, seed, versions,
+        ensemble, ...).
+
+    Examples
+    --------
+    >>> spectrum = Spectrum.from_singular_values([3.0, 1.0, 1.0, 0.0])
+    >>> float(spectrum.mean_square), float(spectrum.quantile(0.5)), spectrum.zero_mass
+    (2.75, 1.0, 0.25)
+    """
+
+    distribution: Quadrature | Curve
+    method: str
+    shape: tuple[int, int] | None = None
+    extremes: Extremes | None = None
+    name: str = ""
+    products: int = 0
+    seconds: float = 0.0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    # ---- making one --------------------------------------------------------------------------------
+
+    @classmethod
+    def from_singular_values(
+        cls,
+        singular_values: ArrayLike,
+        *,
+        shape: tuple[int, int] | None = None,
+        floor: float = 0.0,
+        method: str = "exact",
+        name: str = "",
+    ) -> Spectrum:
+        """The spectrum of known singular values.
+
+        Parameters
+        ----------
+        singular_values : (d,) or (inputs, d) array
+            All min(m, n) singular values of each input's J.
+        shape : (int, int), optional
+            (m, n); (d, d) if not given.
+        floor : float
+            Values at or below it count as zero.
+        """
+        values = np.atleast_2d(np.asarray(singular_values, float))
+        if values.ndim != 2 or values.size == 0:
+            raise InputError(f"singular values are a (d,) or (inputs, d) array; got {values.shape}")
+        values = -np.sort(-values, axis=1)
+        inputs, count = values.shape
+        nodes = values[:, None, :]
+        noise = 8 * np.finfo(float).eps * values[:, :1]
+        return cls(
+            Quadrature(
+                nodes,
+                np.full(nodes.shape, 1.0 / count),
+                np.full(inputs, float(floor)),
+                np.ones(nodes.shape, bool),
+            ),
+            method=method,
+            shape=shape or (count, count),
+            extremes=Extremes(
+                values, np.broadcast_to(noise, values.shape).copy(),
+                values[:, -1], noise[:, 0], values[:, -1] > floor,
+            ),
+            name=name,
+        )  # fmt: skip
+
+    # ---- what it is --------------------------------------------------------------------------------
+
+    @property
+    def kind(self) -> str:
+        """ "measured" or "predicted", for labels; nothing needs to branch on it."""
+        return "measured" if isinstance(self.distribution, Quadrature) else "predicted"
+
+    @property
+    def null_dimension(self) -> int:
+        """|m - n|: zeros forced by the shape, not counted in the distribution. 0 where no shape is known."""
+        return abs(self.shape[0] - self.shape[1]) if self.shape else 0
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs whose Jacobians were averaged; 1 for a prediction."""
+        return self.distribution.nodes.shape[0] if isinstance(self.distribution, Quadrature) else 1
+
+    @property
+    def n_probes(self) -> int:
+        """Number of probe vectors per input; 1 for an exact measurement or a prediction."""
+        return self.distribution.nodes.shape[1] if isinstance(self.distribution, Quadrature) else 1
+
+    @property
+    def floor(self) -> float:
+        """Largest s that cannot be told from zero, over the inputs; 0 for a prediction."""
+        return float(self.distribution.floor.max()) if isinstance(self.distribution, Quadrature) else 0.0
+
+    def input(self, index: int) -> Spectrum:
+        """The spectrum of one input of a measurement over several."""
+        if not isinstance(self.distribution, Quadrature):
+            raise InputError("a prediction has no inputs")
+        if not -self.n_inputs <= index < self.n_inputs:
+            raise InputError(f"input {index} was asked for; there are {self.n_inputs}")
+        pick = slice(index, index + 1) if index != -1 else slice(-1, None)
+        d, e = self.distribution, self.extremes
+        return replace(
+            self,
+            distribution=Quadrature(d.nodes[pick], d.weights[pick], d.floor[pick], d.certain[pick]),
+            extremes=e and Extremes(
+                e.top[pick], e.top_residual[pick],
+                e.bottom[pick], e.bottom_residual[pick], e.bottom_resolved[pick],
+            ),
+        )  # fmt: skip
+
+    def scaled(self, factor: float) -> Spectrum:
+        """The spectrum of ``factor * J``."""
+        if not (factor > 0 and math.isfinite(factor)):
+            raise InputError(f"a spectrum is scaled by a positive finite factor; got {factor}")
+        return self.log_shifted(math.log(factor))
+
+    def log_shifted(self, shift: float) -> Spectrum:
+        """The spectrum of exp(shift) J, for factors outside the range of floats."""
+        e = self.extremes
+        return replace(self, distribution=self.distribution.shifted(shift), extremes=e and e.shifted(shift))
+
+    # ---- the distribution --------------------------------------------------------------------------
+
+    def cdf(self, s: ArrayLike) -> Array:
+        """Fraction of singular values <= s. Shape of ``s``."""
+        with np.errstate(divide="ignore"):
+            return self.distribution.cdf(np.log(_nonnegative(s)))
+
+    def cdf_bounds(self, s: ArrayLike) -> tuple[Array, Array]:
+        """Rigorous bounds on the cdf of the measures the probes see (truncation error only).
+
+        Chebyshev-Markov-Stieltjes; see :meth:`isometry.distribution.Quadrature.cdf_bounds`. Equal to the cdf for
+        a prediction and for an exact measurement.
+        """
+        if isinstance(self.distribution, Quadrature):
+            with np.errstate(divide="ignore"):
+                return self.distribution.cdf_bounds(np.log(_nonnegative(s)))
+        return self.cdf(s), self.cdf(s)
+
+    def density(
+        self, edges: ArrayLike | None = None, *, log: bool = False, bins: int = 60
+    ) -> tuple[Array, Array]:
+        """(edges, density): mean density of s in each cell, mass over width.
+
+        Parameters
+        ----------
+        edges : (b + 1,) array, optional
+            Cell edges in s, increasing. By default ``bins`` cells over the support: equal in s, or equal in
+            log10 s with ``log``.
+        log : bool
+            Density per unit of log10 s instead of per unit of s.
+
+        Returns
+        -------
+        edges : (b + 1,) array
+        density : (b,) array
+            Integrates to the mass inside the edges; the mass at zero is never part of it.
+        """
+        if edges is None:
+            low, high = self.support
+            if not high > 0:
+                raise InputError(
+                    "all singular values lie at zero or below the floor: there is no density to show"
+                )
+            if log:
+                low = max(low, np.finfo(float).tiny)
+                edges = np.geomspace(low * (1 - 1e-9), high * (1 + 1e-9), bins + 1)
+                if not edges[-1] > edges[0]:
+                    edges = np.geomspace(low / 2, 2 * high, bins + 1)
+            else:
+                edges = np.linspace(0.0 if low < 0.2 * high else 0.98 * low, 1.02 * high, bins + 1)
+        cells = np.asarray(edges, float)
+        if cells.ndim != 1 or cells.size < 2 or np.any(np.diff(cells) <= 0) or cells[0] < 0:
+            raise InputError("edges are at least two increasing non-negative numbers")
+        if log and cells[0] == 0:
+            raise InputError("a density in log s needs edges above zero")
+        mass = np.diff(self.cdf(cells))
+        return cells, mass / np.diff(np.log10(cells) if log else cells)
+
+    def quantile(self, p: ArrayLike) -> Array:
+        """Smallest s whose cdf reaches p; 0 inside the mass at zero. Shape of ``p``."""
+        with np.errstate(over="ignore"):
+            return np.exp(self.distribution.quantile(p))
+
+    def log10_quantile(self, p: ArrayLike) -> Array:
+        """log10 of :meth:`quantile`, for spectra that leave the range of floats; -inf inside the mass at zero."""
+        return self.distribution.quantile(p) / math.log(10)
+
+    def isometry(self, low: float = 0.5, high: float = 2.0) -> float:
+        """Fraction of singular values in [low, high]."""
+        if not 0 <= low <= high:
+            raise InputError(f"isometry(low, high) needs 0 <= low <= high; got {low}, {high}")
+        with np.errstate(divide="ignore"):
+            ends = np.log(np.array([low, high], float))
+        return float(self.distribution.cdf(ends[1]) - self.distribution.cdf(ends[0], left=True))
+
+    @property
+    def support(self) -> tuple[float, float]:
+        """Smallest and largest s apart from zero, (0, 0) when everything is zero."""
+        low, high = self.distribution.log_range
+        if math.isnan(low):
+            return 0.0, 0.0
+        return math.exp(min(low, 709.0)), math.exp(min(high, 709.0))
+
+    @property
+    def atoms(self) -> list[tuple[float, float]]:
+        """Point masses proper as (s, mass); for a measurement, at most the mass below the floor, at 0."""
+        places, masses = self.distribution.point_masses
+        return [(float(np.exp(place)), float(mass)) for place, mass in zip(places, masses, strict=True)]
+
+    @property
+    def zero_mass(self) -> float:
+        """Mass at s = 0; for a measurement, the mass that cannot be told from zero (see ``floor``)."""
+        return self.distribution.zero_mass
+
+    @property
+    def below_floor(self) -> float:
+        """The same as :attr:`zero_mass`, by the name that says what a measurement knows."""
+        return self.zero_mass
+
+    # ---- moments -----------------------------------------------------------------------------------
+
+    def moment(self, order: int = 1) -> float:
+        """E[s^(2 order)]: the moment m_order of lambda = s^2, the normalised trace of (J J^T)^order.
+
+        The trace is normalised by min(m, n). May be 0 or inf where it leaves the range of floats; see
+        :meth:`log10_moment`.
+        """
+        log = self.distribution.log_moment(2 * order)
+        return math.exp(log) if log < 709.7 else math.inf
+
+    def log10_moment(self, order: int = 1) -> float:
+        """log10 of :meth:`moment`."""
+        return self.distribution.log_moment(2 * order) / math.log(10)
+
+    @property
+    def mean_square(self) -> float:
+        """E[s^2], the normalised squared Frobenius norm ||J||_F^2 / min(m, n)."""
+        return self.moment(1)
+
+    @property
+    def variance(self) -> float:
+        """Var[s^2] = m_2 - m_1^2, the sigma^2_JJ of Pennington et al. (2017, arXiv 1711.04735)."""
+        return max(self.moment(2) - self.moment(1) ** 2, 0.0)
+
+    # ---- errors ------------------------------------------------------------------------------------
+
+    def standard_error(self, row_values: Array, *, over: str = "probes") -> float:
+        """Standard error of the mean of an (inputs, probes) array of values, one for each row of the measure.
+
+        ``over="probes"``: the error of the number for the very inputs measured; 0 for an exact measurement, nan
+        where one probe alone gives no spread. ``over="inputs"``: the error of the mean over the population the
+        inputs were drawn from (it contains the probe error); nan for one input.
+        """
+        inputs, probes = row_values.shape
+        if over == "inputs":
+            return float(row_values.mean(1).std(ddof=1) / math.sqrt(inputs)) if inputs > 1 else math.nan
+        if over != "probes":
+            raise InputError(f'over is "probes" or "inputs"; got {over!r}')
+        if probes > 1:
+            return float(np.sqrt(row_values.var(axis=1, ddof=1).sum() / probes) / inputs)
+        return 0.0 if self._deterministic else math.nan
+
+    @property
+    def _deterministic(self) -> bool:
+        """Whether no probe was random: every mass is certain."""
+        return not isinstance(self.distribution, Quadrature) or bool(np.all(self.distribution.certain))
+
+    def moment_stderr(self, order: int = 1, *, over: str = "probes") -> float:
+        """Standard error of :meth:`moment` over probes or over inputs; 0 for a prediction."""
+        if not isinstance(self.distribution, Quadrature):
+            return 0.0
+        scale, values = self.distribution.row_moments(2 * order)
+        return self.standard_error(values, over=over) * math.exp(min(scale, 709.0))
+
+    @property
+    def mean_square_stderr(self) -> float:
+        """Standard error of :attr:`mean_square` over probes."""
+        return self.moment_stderr(1)
+
+    def mean_square_interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Confidence interval of the mean square over probes (Student t with inputs * (probes - 1) degrees)."""
+        error = self.mean_square_stderr
+        if not error > 0:
+            return self.mean_square, self.mean_square if error == 0 else math.nan
+        half = _student_t(0.5 + level / 2, self.n_inputs * (self.n_probes - 1)) * error
+        return self.mean_square - half, self.mean_square + half
+
+    def cdf_stderr(self, s: ArrayLike, *, over: str = "probes") -> Array:
+        """Standard error of :meth:`cdf`, shape of ``s``; 0 for a prediction."""
+        points = _nonnegative(s)
+        d = self.distribution
+        if not isinstance(d, Quadrature):
+            return np.zeros(points.shape)
+        with np.errstate(divide="ignore"):
+            logs = np.log(points).ravel()
+        errors = [self.standard_error(d.row_cdf(t), over=over) for t in logs]
+        return np.array(errors).reshape(points.shape)
+
+    def isometry_stderr(self, low: float = 0.5, high: float = 2.0, *, over: str = "probes") -> float:
+        """Standard error of :meth:`isometry`; 0 for a prediction."""
+        d = self.distribution
+        if not isinstance(d, Quadrature):
+            return 0.0
+        upper = d.row_cdf(math.log(high))
+        lower = d.row_cdf(math.log(low) if low > 0 else -math.inf, left=True)
+        return self.standard_error(upper - lower, over=over)
+
+    # ---- extremes ----------------------------------------------------------------------------------
+
+    @property
+    def s_max(self) -> float:
+        """Largest singular value (over the inputs)."""
+        return float(self.extremes.top[:, 0].max()) if self.extremes is not None else self.support[1]
+
+    @property
+    def s_max_residual(self) -> float:
+        """Residual bound of :attr:`s_max`; 0 for a prediction."""
+        e = self.extremes
+        return float(e.top_residual[int(e.top[:, 0].argmax()), 0]) if e is not None else 0.0
+
+    @property
+    def s_min(self) -> float:
+        """Smallest singular value (over the inputs); nan where it is not resolved. 0 with a predicted mass at 0."""
+        if self.extremes is None:
+            return 0.0 if self.zero_mass > 0 else self.support[0]
+        if not np.all(self.extremes.bottom_resolved):
+            return math.nan
+        return float(self.extremes.bottom.min())
+
+    @property
+    def s_min_residual(self) -> float:
+        """Residual bound of :attr:`s_min`; nan where it is not resolved."""
+        if self.extremes is None:
+            return 0.0
+        e = self.extremes
+        return float(e.bottom_residual[int(e.bottom.argmin())]) if np.all(e.bottom_resolved) else math.nan
+
+    @property
+    def s_min_bound(self) -> float:
+        """An upper bound of the smallest singular value, known even where :attr:`s_min` is not."""
+        if self.extremes is None:
+            return self.s_min
+        return float(self.extremes.bottom.min())
+
+    @property
+    def condition_number(self) -> float:
+        """s_max / s_min: inf with mass below the floor, nan where s_min is not resolved.
+
+        Over several inputs, the largest of theirs.
+        """
+        if self.below_floor > 0:
+            return math.inf
+        if self.extremes is None:
+            low, high = self.distribution.log_range
+            return math.exp(min(high - low, 709.0)) if not math.isnan(low) else math.nan
+        e = self.extremes
+        if not np.all(e.bottom_resolved):
+            return math.nan
+        return float((e.top[:, 0] / e.bottom).max())
+
+    # ---- showing it --------------------------------------------------------------------------------
+
+    def verdict(self, low: float = 0.5, high: float = 2.0) -> str:
+        """One sentence: is this dynamical isometry?"""
+        share = self.isometry(low, high)
+        median = float(self.log10_quantile(0.5))
+        reach = f"{100 * share:.3g} % of the singular values lie in [{low:g}, {high:g}]"
+        if share >= 0.95:
+            return f"isometric: {reach}"
+        if share >= 0.5:
+            return f"partly isometric: {reach}"
+        if median < math.log10(low) if low > 0 else False:
+            where = (
+                f"half of them are below 1e{median:.1f}" if math.isfinite(median) else "half of them are zero"
+            )
+            return f"not isometric, signals vanish in most directions: {reach}, {where}"
+        if median > math.log10(high):
+            return f"not isometric, signals grow in most directions: {reach}, half of them are above 1e{median:.1f}"
+        return f"not isometric: {reach}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The reported numbers as plain JSON values; None stands for what is unknown or below the floor.
+
+        Numbers that leave the range of floats are None and stand in the fields named ``log10_...``.
+        """
+        levels = [float(level) for level in REPORTED_QUANTILES]
+        seed, dtype, device = (self.provenance.get(key) for key in ("seed", "dtype", "device"))
+        zero = self.zero_mass
+        measured = self.kind == "measured"
+        quantiles, log_quantiles = {}, {}
+        for key, level, value, log10 in zip(
+            REPORTED_QUANTILES, levels, self.quantile(levels), self.log10_quantile(levels), strict=True
+        ):
+            inside_zero = zero > 0 and level <= zero
+            quantiles[key] = None if inside_zero and measured else _json(value, underflow=not inside_zero)
+            log_quantiles[key] = _json(log10)
+        low, high = self.mean_square_interval()
+        e = self.extremes
+        result: dict[str, Any] = {
+            "name": self.name,
+            "kind": self.kind,
+            "method": self.method,
+            "shape": list(self.shape) if self.shape else None,
+            "null_dimension": self.null_dimension,
+            "inputs": self.n_inputs,
+            "probes": self.n_probes,
+            "s_max": _json(self.s_max),
+            "s_max_residual": _json(self.s_max_residual),
+            "s_min": _json(self.s_min),
+            "s_min_residual": _json(self.s_min_residual),
+            "s_min_upper_bound": _json(self.s_min_bound),
+            "condition_number": _json(self.condition_number),
+            "mean_square": _json(self.mean_square),
+            "mean_square_stderr": _json(self.mean_square_stderr),
+            "mean_square_stderr_inputs": _json(self.moment_stderr(1, over="inputs")) if measured else None,
+            "mean_square_interval95": [_json(low), _json(high)],
+            "log10_mean_square": _json(self.log10_moment(1)),
+            "variance": _json(self.variance),
+            "quantiles": quantiles,
+            "log10_quantiles": log_quantiles,
+            "floor": _json(self.floor),
+            "below_floor": _json(self.below_floor),
+            "zero_mass": _json(zero),
+            "isometry": {
+                "low": 0.5,
+                "high": 2.0,
+                "fraction": self.isometry(),
+                "stderr": _json(self.isometry_stderr()),
+            },
+            "verdict": self.verdict(),
+            "products": self.products,
+            "seconds": self.seconds,
+            "seed": seed,
+            "dtype": dtype,
+            "device": device,
+        }
+        if e is not None and measured:
+            best = int(e.top[:, 0].argmax())
+            result["top"] = [
+                {"s": float(s), "residual": float(r)}
+                for s, r in zip(e.top[best, :10], e.top_residual[best, :10], strict=True)
+            ]
+        return result
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The short table as (label, value) pairs: what every rendering of a spectrum shows."""
+        shape = f"{self.shape[0]} x {self.shape[1]}" if self.shape else "infinite width"
+        rows = [("J", f"{shape}, {self.kind} ({self.method})")]
+        if self.null_dimension:
+            rows.append(("null dimension", f"{self.null_dimension} (forced by the shape, not counted below)"))
+        if self.n_inputs > 1 or self.n_probes > 1:
+            rows.append(("inputs x probes", f"{self.n_inputs} x {self.n_probes}"))
+        rows.append(("s_max", _with_error(self.s_max, self.s_max_residual, "residual")))
+        for key in REPORTED_QUANTILES[::-1]:
+            rows.append((f"quantile {key}", self.quantile_text(float(key))))
+        if math.isnan(self.s_min):
+            rows.append(("s_min", f"not resolved (at most {max(self.s_min_bound, self.floor):.3g})"))
+        else:
+            rows.append(("s_min", _with_error(self.s_min, self.s_min_residual, "residual")))
+        rows.append(("mean s^2", _with_error(self.mean_square, self.mean_square_stderr, "+-")))
+        if self.n_inputs > 1:
+            rows.append(("  over inputs", f"+- {self.moment_stderr(1, over='inputs'):.2g}"))
+        if math.isfinite(self.condition_number):
+            rows.append(("condition", f"{self.condition_number:.4g}"))
+        else:
+            bound = (
+                self.s_max / max(self.s_min_bound, self.floor)
+                if max(self.s_min_bound, self.floor)
+                else math.inf
+            )
+            rows.append(("condition", f"at least {bound:.3g}" if math.isfinite(bound) else "infinite"))
+        if self.below_floor > 0:
+            place = f"s <= {self.floor:.2g}" if self.floor > 0 else "s = 0"
+            rows.append(
+                (
+                    "below floor" if self.floor > 0 else "mass at zero",
+                    f"{100 * self.below_floor:.3g} % ({place})",
+                )
+            )
+        share, error = self.isometry(), self.isometry_stderr()
+        spread = f" +- {100 * error:.2g}" if error > 0 else ""
+        rows.append(("in [0.5, 2]", f"{100 * share:.3g}{spread} %"))
+        rows.append(("verdict", self.verdict()))
+        return rows
+
+    def quantile_text(self, p: float) -> str:
+        """A quantile as a person reads it: '< floor' below the floor, a power of ten outside the float range."""
+        if p <= self.zero_mass and self.zero_mass > 0:
+            return f"< {self.floor:.2g}" if self.floor > 0 else "0"
+        value = float(self.quantile(p))
+        if value == 0 or math.isinf(value):
+            return f"1e{float(self.log10_quantile(p)):.2f}"
+        return f"{value:.4g}"
+
+    def summary(self) -> str:
+        """The short table as text."""
+        rows = self.rows()
+        width = max(len(label) for label, _ in rows)
+        title = f"Spectrum {self.name}".rstrip()
+        return "\n".join([title] + [f"  {label:<{width}}  {value}" for label, value in rows])
+
+    __str__ = summary
+
+    def __repr__(self) -> str:
+        return f"<Spectrum {self.name or self.method}: {self.verdict()}>"
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{_escape(a)}</th><td style='text-align:left'>{_escape(b)}</td></tr>"
+            for a, b in self.rows()
+        )
+        return f"<table><caption>Spectrum {_escape(self.name)}</caption>{cells}</table>"
+
+    def plot(self, ax: Any = None, **options: Any) -> Any:
+        """Draw the density of log10 s into a Matplotlib ``ax`` (a new one if None) and return it."""
+        # Loaded here: a spectrum is numpy alone until somebody wants a picture.
+        from .report.plots import plot_density
+
+        return plot_density(self, ax=ax, **options)
+
+
+def _nonnegative(s: ArrayLike) -> Array:
+    values = np.asarray(s, float)
+    if np.any(~(values >= 0)):
+        raise InputError("singular values are not negative (and not NaN)")
+    return values
+
+
+def _json(value: float, *, underflow: bool = False) -> float | None:
+    """A float JSON can hold; None for nan and inf, and for a zero that is only an underflow."""
+    value = float(value)
+    return None if not math.isfinite(value) or (underflow and value == 0) else value
+
+
+def _with_error(value: float, error: float, word: str) -> str:
+    if not error > 0:
+        return f"{value:.5g}" if error == 0 else f"{value:.5g} (error unknown)"
+    return f"{value:.5g} {word} {error:.2g}" if word == "+-" else f"{value:.5g} ({word} {error:.2g})"
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _student_t(p: float, degrees: int) -> float:
+    """Quantile of Student's t by Cornish-Fisher expansion in 1/degrees (Abramowitz & Stegun 26.7.5).
+
+    Relative error below 1e-3 from 4 degrees on, for 0.9 <= p <= 0.995; numpy has no t distribution.
+    """
+    if degrees < 1:
+        return math.nan
+    z = NormalDist().inv_cdf(p)
+    v = float(degrees)
+    g1 = (z**3 + z) / 4
+    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
+    return z + g1 / v + g2 / v**2 + g3 / v**3 + g4 / v**4
