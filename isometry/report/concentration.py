@@ -1,0 +1,131 @@
+"""Where a distribution is too narrow for a histogram: point masses, and clusters within one cell.
+
+A delta-orthogonal network has all its singular values within a thousandth of each other. Drawn as a density,
+such a cluster is a needle whose height says nothing and which flattens everything beside it. It is shown as
+what it is: a mass at a place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isometry.distribution import Distribution
+
+Array = NDArray[np.float64]
+
+# Mass in a window of one cell from which on it is shown as a point mass.
+CONCENTRATED = 0.3
+# So many point masses at most are shown one by one.
+MOST = 8
+
+
+@dataclass(frozen=True)
+class Concentration:
+    """Mass within [low, high] of ln s; low = high for a point mass proper."""
+
+    low: float
+    high: float
+    mass: float
+
+    @property
+    def log_s(self) -> float:
+        """ln s of the middle."""
+        return 0.5 * (self.low + self.high)
+
+    def text(self) -> str:
+        """For a legend: '40 % at s = 1', '97 % within 0.3 % of s = 1.01'."""
+        log10 = self.log_s / math.log(10)
+        place = f"{math.exp(self.log_s):.4g}" if abs(log10) < 300 else f"1e{log10:.1f}"
+        spread = math.expm1(0.5 * (self.high - self.low))
+        where = f"at s = {place}" if spread < 1e-9 else f"within {100 * spread:.1g} % of s = {place}"
+        return f"{100 * self.mass:.3g} % {where}"
+
+
+def concentrations(distribution: Distribution, log_edges: Array) -> list[Concentration]:
+    """Point masses away from zero, and windows no wider than the narrowest cell that hold a large share.
+
+    Parameters
+    ----------
+    distribution : Distribution
+    log_edges : (b + 1,) array
+        The cells of the picture, in ln s.
+
+    Returns
+    -------
+    list of Concentration, largest first
+    """
+    places, masses = distribution.point_masses
+    finite = np.isfinite(places)
+    order = np.argsort(-masses[finite])[:MOST]
+    found = [
+        Concentration(float(place), float(place), float(mass))
+        for place, mass in zip(places[finite][order], masses[finite][order], strict=True)
+    ]
+    edges = log_edges[np.isfinite(log_edges)]
+    width = float(np.diff(edges).min()) if edges.size > 1 else 0.0
+    levels = np.linspace(0, 1, 257)
+    start = np.unique(np.asarray(distribution.quantile(levels)))
+    start = start[np.isfinite(start)]
+    # Each round takes at least CONCENTRATED of the mass, so there are at most three.
+    for _ in range(int(1 / CONCENTRATED)):
+        if start.size == 0:
+            break
+        inside = cell_mass(distribution, start, start + width, without=found)
+        best = int(np.argmax(inside))
+        if inside[best] < CONCENTRATED:
+            break
+        found.append(_tightened(distribution, float(start[best]), float(start[best] + width), inside[best]))
+    return found
+
+
+def _tightened(distribution: Distribution, low: float, high: float, mass: float) -> Concentration:
+    """The window, cut down to where its mass really lies."""
+    below = float(distribution.cdf(np.asarray(low), left=True))
+    upto = float(distribution.cdf(np.asarray(high)))
+    # Where the cdf first passes `below`, and where it reaches `upto`.
+    ends = np.asarray(distribution.quantile(np.clip([below + 1e-12, upto - 1e-12], 0, 1)))
+    return Concentration(float(max(ends[0], low)), float(min(ends[1], high)), float(mass))
+
+
+def cell_mass(
+    distribution: Distribution, low: Array, high: Array, *, without: Sequence[Concentration] = ()
+) -> Array:
+    """Mass of each [low, high] in ln s, less what the concentrations already account for."""
+    mass = np.asarray(distribution.cdf(high)) - np.asarray(distribution.cdf(low, left=True))
+    for one in without:
+        a, b = np.maximum(low, one.low), np.minimum(high, one.high)
+        if one.low == one.high:
+            mass = mass - one.mass * (a <= b)
+            continue
+        shared = np.asarray(distribution.cdf(np.maximum(b, a))) - np.asarray(distribution.cdf(a, left=True))
+        mass = mass - np.where(a <= b, shared, 0.0)
+    return np.maximum(mass, 0.0)
+
+
+def cell_masses(
+    distribution: Distribution, log_edges: Array, *, without: Sequence[Concentration] = ()
+) -> Array:
+    """Mass of every cell between neighbouring edges, each cell with its lower edge and without its upper.
+
+    The first cell never counts mass at zero; the last one has its upper edge.
+    """
+    edges = np.asarray(log_edges, float)
+    left = np.asarray(distribution.cdf(edges, left=True)).copy()
+    left[-1] = float(distribution.cdf(edges[-1]))
+    left = np.maximum(left, distribution.zero_mass)
+    for one in without:
+        if one.low == one.high:
+            left = left - one.mass * ((one.low < edges) | (edges == edges[-1]) & (one.low <= edges))
+            continue
+        a = np.clip(edges, one.low, one.high)
+        gone = np.asarray(distribution.cdf(a, left=True)) - float(
+            distribution.cdf(np.asarray(one.low), left=True)
+        )
+        gone = np.where(edges > one.high, one.mass, gone)
+        left = left - gone
+    return np.maximum(np.diff(left), 0.0)
