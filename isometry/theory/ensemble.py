@@ -1,0 +1,196 @@
+"""A random network as data: depth, widths, activation, weight law, variances, residual branch.
+
+An `Ensemble` answers two questions at once: "sample me a network" (`isometry.nn`) and "predict my spectrum"
+(`isometry.theory.predict`). It holds plain numbers and names only and computes nothing, so that it can be
+written into a file next to a spectrum and read back without torch or scipy.
+
+The network is
+
+    h_l = W_l x_{l-1} + b_l,    x_l = phi(h_l),    l = 1..L,    b_l ~ N(0, sigma_b^2),
+
+with as many D = diag phi'(h) as W in its Jacobian, J = D_L W_L ... D_1 W_1 (N_L x N_0). With a residual branch
+of strength a it is x_l = x_{l-1} + a phi(h_l), J = prod_l (1 + a D_l W_l); with a read-out one more linear layer
+W_{L+1} stands on the left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from isometry.errors import InputError
+
+if TYPE_CHECKING:
+    from isometry.theory.activations import Activation
+
+WEIGHT_LAWS = ("gaussian", "orthogonal")
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A network drawn at random, described by a handful of numbers.
+
+    Parameters
+    ----------
+    activation : str or Activation
+        Name of the activation phi (``"tanh"``, ``"relu"``, ``"leaky_relu(0.2)"``, ...) or an `Activation`.
+    depth : int
+        Number L of layers, each a weight matrix followed by the activation.
+    weights : str or tuple of str
+        ``"gaussian"`` (independent entries, variance sigma_w^2 / fan_in) or ``"orthogonal"`` (Haar, scaled so
+        that W^T W = sigma_w^2, or W W^T = sigma_w^2 where the layer shrinks); one for all or one per layer. A
+        read-out layer counts as a layer here.
+    sigma_w, sigma_b : float, optional
+        Standard deviations (not variances) of weights and biases. ``sigma_b`` alone says too little.
+    q_star : float, optional
+        Stationary variance of the pre-activations. Alone it means the critical point (chi_1 = 1) with this q*;
+        with ``sigma_w`` it fixes the bias variance.
+    widths : tuple of int, optional
+        N_0 .. N_L (with a read-out N_0 .. N_{L+1}); None means that all are equal.
+    residual : float, optional
+        Strength a of the branch in x_l = x_{l-1} + a phi(h_l); None means no skip connection. Networks that stay
+        of order one at any depth have a of order 1/sqrt(L).
+    q0 : float, optional
+        Variance of the first pre-activation h_1; None means that it is q* from the first layer on.
+    readout : bool
+        Whether one more linear layer, of the same sigma_w, follows the last activation.
+
+    Raises
+    ------
+    InputError
+        When a field is out of its range, or lengths do not fit the depth.
+    """
+
+    activation: str | Activation
+    depth: int
+    weights: str | tuple[str, ...] = "gaussian"
+    sigma_w: float | None = None
+    sigma_b: float | None = None
+    q_star: float | None = None
+    widths: tuple[int, ...] | None = None
+    residual: float | None = None
+    q0: float | None = None
+    readout: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.depth, bool) or not _is_integer(self.depth) or self.depth < 1:
+            raise InputError(f"depth must be a positive whole number of layers, got {self.depth!r}.")
+        object.__setattr__(self, "depth", int(self.depth))
+        object.__setattr__(self, "readout", bool(self.readout))
+        object.__setattr__(self, "weights", self._checked_weights())
+        if self.widths is not None:
+            object.__setattr__(self, "widths", self._checked_widths())
+        for name, allow_zero in (("sigma_w", False), ("sigma_b", True), ("q_star", True), ("q0", True)):
+            object.__setattr__(self, name, _checked_number(name, getattr(self, name), allow_zero=allow_zero))
+        if self.residual is not None:
+            strength = _checked_number("residual", abs(self.residual), allow_zero=False)
+            object.__setattr__(self, "residual", math.copysign(strength or 0.0, self.residual))
+            if not self.is_square:
+                raise InputError(
+                    "a residual network adds x to phi(W x), so all its widths must be equal; "
+                    f"got widths {self.widths}. Leave widths out, or residual."
+                )
+        if self.sigma_b is not None and self.sigma_w is None and self.q_star is None:
+            raise InputError(
+                "sigma_b alone does not fix the network: give sigma_w with it, or take both from "
+                "critical_point(activation, sigma_b=...)."
+            )
+
+    def _checked_weights(self) -> str | tuple[str, ...]:
+        if isinstance(self.weights, str):
+            laws: tuple[str, ...] = (self.weights,)
+        else:
+            laws = tuple(self.weights)
+            if len(laws) != self.matrix_count:
+                raise InputError(
+                    f"weights names {len(laws)} laws, but there are {self.matrix_count} weight matrices "
+                    f"(depth {self.depth}{' and a read-out' if self.readout else ''}): give one law for all, "
+                    "or one per matrix, first layer first."
+                )
+        unknown = [law for law in laws if law not in WEIGHT_LAWS]
+        if unknown:
+            raise InputError(f"weights must be one of {', '.join(WEIGHT_LAWS)}, got {unknown[0]!r}.")
+        return laws[0] if isinstance(self.weights, str) else laws
+
+    def _checked_widths(self) -> tuple[int, ...]:
+        widths = tuple(self.widths or ())
+        expected = self.matrix_count + 1
+        if len(widths) != expected:
+            raise InputError(
+                f"widths must hold N_0 .. N_L, {expected} numbers for depth {self.depth}"
+                f"{' and a read-out' if self.readout else ''}; got {len(widths)}."
+            )
+        if any(isinstance(width, bool) or not _is_integer(width) or width < 1 for width in widths):
+            raise InputError(f"widths must be positive whole numbers, got {widths}.")
+        return tuple(int(width) for width in widths)
+
+    @property
+    def matrix_count(self) -> int:
+        """Number of weight matrices in J: the depth, and one more with a read-out."""
+        return self.depth + int(self.readout)
+
+    @property
+    def is_square(self) -> bool:
+        """Whether all widths are equal."""
+        return self.widths is None or len(set(self.widths)) == 1
+
+    @property
+    def layer_weights(self) -> tuple[str, ...]:
+        """The weight law of every matrix, first layer first, length `matrix_count`."""
+        return (self.weights,) * self.matrix_count if isinstance(self.weights, str) else self.weights
+
+    @property
+    def activation_name(self) -> str:
+        """The activation's name, whether it was given by name or as an `Activation`."""
+        return self.activation if isinstance(self.activation, str) else self.activation.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as plain JSON types; an activation object is written by its name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["activation"] = self.activation_name
+        for name in ("weights", "widths"):
+            if isinstance(values[name], tuple):
+                values[name] = list(values[name])
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Ensemble:
+        """Ensemble from what `to_dict` gave, possibly after a trip through JSON.
+
+        Raises
+        ------
+        InputError
+            When a field is unknown (a file by a newer version) or one that is needed is missing.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise InputError(
+                f"an ensemble has no field {unknown[0]!r}; the fields are {', '.join(sorted(known))}. "
+                "If it comes from a file, a newer version of isometry may have written it."
+            )
+        missing = sorted({"activation", "depth"} - set(values))
+        if missing:
+            raise InputError(f"an ensemble needs the field {missing[0]!r}.")
+        arguments = dict(values)
+        for name in ("weights", "widths"):
+            if isinstance(arguments.get(name), list):
+                arguments[name] = tuple(arguments[name])
+        return cls(**arguments)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) or (hasattr(value, "__index__") and not isinstance(value, float))
+
+
+def _checked_number(name: str, value: float | None, *, allow_zero: bool) -> float | None:
+    if value is None:
+        return None
+    number = float(value)
+    if not math.isfinite(number) or number < 0 or (number == 0 and not allow_zero):
+        raise InputError(
+            f"{name} must be a finite number {'of zero or more' if allow_zero else 'above zero'}, got {value!r}."
+        )
+    return number
