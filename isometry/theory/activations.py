@@ -1,0 +1,296 @@
+"""Activation functions phi as theory sees them: function, derivative, kinks and, where linear by pieces, slopes.
+
+The named ones are written so that neither they nor their derivatives overflow or cancel for any float64.
+Any other function of arrays can be used through `get_activation`, with its derivative or without.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from isometry.errors import InputError, TheoryError
+from isometry.theory.derivatives import checked_values, derivative_disagrees, numerical_derivative
+from isometry.theory.gaussian import gaussian_average
+
+__all__ = ["ACTIVATION_NAMES", "Activation", "gaussian_average", "get_activation", "leaky_relu"]
+
+Array = NDArray[np.float64]
+ArrayFunction = Callable[[Array], Array]
+
+SELU_SCALE = 1.0507009873554804934193349852946
+SELU_ALPHA = 1.6732632423543772848170429916717
+DEFAULT_LEAK = 0.01
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function phi and what theory has to know of it.
+
+    Parameters
+    ----------
+    name : str
+        What messages, files and figures call it.
+    function, derivative : callable
+        phi and phi', each from an (n,) float64 array to an (n,) float64 array.
+    kinks : tuple of float
+        Points, increasing, where phi' or a higher derivative jumps (0 for ELU, whose phi'' does).
+    slopes : tuple of float or None
+        For activations linear by pieces only: the slope on each of the ``len(kinks) + 1`` pieces, so that
+        D^2 = phi'^2 takes finitely many values. None otherwise.
+    """
+
+    name: str
+    function: ArrayFunction
+    derivative: ArrayFunction
+    kinks: tuple[float, ...] = ()
+    slopes: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinks", tuple(float(kink) for kink in self.kinks))
+        if any(not math.isfinite(kink) for kink in self.kinks) or list(self.kinks) != sorted(set(self.kinks)):
+            raise InputError(f"kinks must be finite and increasing; got {self.kinks}.")
+        if self.slopes is not None:
+            object.__setattr__(self, "slopes", tuple(float(slope) for slope in self.slopes))
+            if len(self.slopes) != len(self.kinks) + 1:
+                raise InputError(
+                    f"slopes holds one number per piece, {len(self.kinks) + 1} for {len(self.kinks)} kinks; "
+                    f"got {len(self.slopes)}."
+                )
+
+    @property
+    def is_homogeneous(self) -> bool:
+        """Whether phi(a h) = a phi(h) for a > 0 (linear, ReLU, leaky ReLU): no variance is special to it."""
+        if self.slopes is None or self.kinks not in ((), (0.0,)):
+            return False
+        return float(self.function(np.zeros(1))[0]) == 0.0
+
+
+def _tanh_derivative(h: Array) -> Array:
+    # 1 - tanh^2 has no digits left at |h| = 18; this one has all of them until it underflows.
+    decay = np.exp(-2.0 * np.abs(h))
+    return 4.0 * decay / (1.0 + decay) ** 2
+
+
+def _erf_derivative(h: Array) -> Array:
+    return 2.0 / math.sqrt(math.pi) * np.exp(-h * h)
+
+
+def _scaled_erf(h: Array) -> Array:
+    return special.erf(math.sqrt(math.pi) / 2.0 * h)
+
+
+def _scaled_erf_derivative(h: Array) -> Array:
+    return np.exp(-math.pi / 4.0 * h * h)
+
+
+def _sigmoid_derivative(h: Array) -> Array:
+    return special.expit(h) * special.expit(-h)
+
+
+def _gelu(h: Array) -> Array:
+    return h * special.ndtr(h)
+
+
+def _gelu_derivative(h: Array) -> Array:
+    return special.ndtr(h) + h * np.exp(-0.5 * h * h) / math.sqrt(2.0 * math.pi)
+
+
+def _silu(h: Array) -> Array:
+    return h * special.expit(h)
+
+
+def _silu_derivative(h: Array) -> Array:
+    return special.expit(h) * (1.0 + h * special.expit(-h))
+
+
+def _elu(h: Array) -> Array:
+    return np.where(h > 0, h, np.expm1(np.minimum(h, 0.0)))
+
+
+def _elu_derivative(h: Array) -> Array:
+    return np.where(h > 0, 1.0, np.exp(np.minimum(h, 0.0)))
+
+
+def _selu(h: Array) -> Array:
+    return SELU_SCALE * np.where(h > 0, h, SELU_ALPHA * np.expm1(np.minimum(h, 0.0)))
+
+
+def _selu_derivative(h: Array) -> Array:
+    return SELU_SCALE * np.where(h > 0, 1.0, SELU_ALPHA * np.exp(np.minimum(h, 0.0)))
+
+
+def _softplus(h: Array) -> Array:
+    return np.logaddexp(0.0, h)
+
+
+def _linear(h: Array) -> Array:
+    return np.array(h, dtype=np.float64)
+
+
+def _relu(h: Array) -> Array:
+    return np.maximum(h, 0.0)
+
+
+def _hard_tanh(h: Array) -> Array:
+    return np.clip(h, -1.0, 1.0)
+
+
+def _hard_tanh_derivative(h: Array) -> Array:
+    return (np.abs(h) < 1.0).astype(np.float64)
+
+
+def _leaky(h: Array, *, slope: float) -> Array:
+    return np.where(h > 0, h, slope * h)
+
+
+def _step(h: Array, *, below: float) -> Array:
+    return np.where(h > 0, 1.0, below)
+
+
+@lru_cache(maxsize=128)
+def leaky_relu(slope: float = DEFAULT_LEAK) -> Activation:
+    """Leaky ReLU with the given slope on negative h.
+
+    Parameters
+    ----------
+    slope : float
+        phi' for h < 0; any finite number (0 is ReLU, 1 linear, -1 the absolute value).
+
+    Raises
+    ------
+    InputError
+        When the slope is not finite.
+    """
+    if not math.isfinite(slope):
+        raise InputError(f"the slope of a leaky ReLU must be finite; got {slope!r}.")
+    value = float(slope)
+    return Activation(
+        f"leaky_relu({value!r})",
+        partial(_leaky, slope=value),
+        partial(_step, below=value),
+        kinks=(0.0,),
+        slopes=(value, 1.0),
+    )
+
+
+_NAMED: dict[str, Activation] = {
+    activation.name: activation
+    for activation in (
+        Activation("linear", _linear, np.ones_like, slopes=(1.0,)),
+        Activation("relu", _relu, partial(_step, below=0.0), kinks=(0.0,), slopes=(0.0, 1.0)),
+        Activation("hard_tanh", _hard_tanh, _hard_tanh_derivative, kinks=(-1.0, 1.0), slopes=(0.0, 1.0, 0.0)),
+        Activation("tanh", np.tanh, _tanh_derivative),
+        Activation("erf", special.erf, _erf_derivative),
+        Activation("erf_scaled", _scaled_erf, _scaled_erf_derivative),
+        Activation("sigmoid", special.expit, _sigmoid_derivative),
+        Activation("gelu", _gelu, _gelu_derivative),
+        Activation("silu", _silu, _silu_derivative),
+        Activation("elu", _elu, _elu_derivative, kinks=(0.0,)),
+        Activation("selu", _selu, _selu_derivative, kinks=(0.0,)),
+        Activation("softplus", _softplus, special.expit),
+    )
+}
+ACTIVATION_NAMES: tuple[str, ...] = (*_NAMED, "leaky_relu")
+
+_LEAKY_PATTERN = re.compile(r"leaky_relu(?:\(\s*(?:slope\s*=\s*)?([^()\s]+)\s*\))?")
+
+
+def get_activation(
+    activation: str | Activation | Callable[..., object],
+    *,
+    derivative: ArrayFunction | None = None,
+    kinks: Sequence[float] = (),
+) -> Activation:
+    """The activation of a name, or of a function of arrays.
+
+    Parameters
+    ----------
+    activation : str, Activation or callable
+        One of `ACTIVATION_NAMES`: ``linear, relu, leaky_relu`` or ``leaky_relu(0.2)`` (slope 0.01 unless given),
+        ``hard_tanh, tanh, sigmoid, gelu`` (exact, with the error function), ``silu, elu`` (alpha = 1),
+        ``selu, softplus``, ``erf``, which is phi(h) = erf(h) with slope 2/sqrt(pi) at 0, and ``erf_scaled``, which
+        is phi(h) = erf(sqrt(pi) h / 2) with slope 1 at 0 (the convention of Pennington, Schoenholz, Ganguli 2018,
+        arXiv 1802.09979). Or a function from (n,) float64 arrays to (n,) arrays. An `Activation` comes back as it is.
+    derivative : callable, optional
+        phi' of a function. Without it phi' is taken numerically: by the complex step, exact to rounding, where
+        the function takes complex arrays and agrees there with its differences; otherwise by ninth-order
+        differences, with an error near 1e-12 max|phi| for functions that vary on the scale of one.
+    kinks : sequence of float
+        Where phi' (or a higher derivative) of a function jumps. Averages are exact without it, only slower;
+        a numerical derivative needs it to be right near the kink.
+
+    Raises
+    ------
+    TheoryError
+        When no activation has this name.
+    InputError
+        When the function does not map arrays elementwise to finite real numbers, or when ``derivative`` is not
+        its derivative.
+    """
+    if isinstance(activation, str):
+        if derivative is not None or len(tuple(kinks)):
+            raise InputError(
+                f"the named activation {activation!r} brings its own derivative and kinks; leave them out."
+            )
+        return _by_name(activation)
+    if isinstance(activation, Activation):
+        if derivative is not None or len(tuple(kinks)):
+            raise InputError("an Activation brings its own derivative and kinks; leave them out.")
+        return activation
+    if not callable(activation):
+        raise InputError(
+            f"an activation is a name, an Activation or a function of arrays; got {type(activation).__name__}."
+        )
+    points = tuple(sorted(float(kink) for kink in kinks))
+    function = _as_float(activation)
+    checked_values(function, points)
+    if derivative is None:
+        slope = numerical_derivative(activation, kinks=points)
+    else:
+        slope = _as_float(derivative)
+        checked_values(slope, points)
+        worst = derivative_disagrees(function, slope, points)
+        if worst is not None:
+            raise InputError(
+                f"derivative is not the derivative of the function: at h = {worst[0]:.4g} it gives {worst[1]:.6g}, "
+                f"differences of the function give {worst[2]:.6g}. Correct it, or leave it out to have it taken "
+                "numerically."
+            )
+    return Activation(
+        getattr(activation, "__name__", type(activation).__name__), function, slope, kinks=points
+    )
+
+
+def _as_float(function: Callable[..., object]) -> ArrayFunction:
+    """The function with its values as float64 arrays, whatever array-like type it returns."""
+
+    def evaluate(h: Array) -> Array:
+        return np.asarray(function(h), dtype=np.float64)
+
+    return evaluate
+
+
+def _by_name(name: str) -> Activation:
+    key = name.strip().lower()
+    if key in _NAMED:
+        return _NAMED[key]
+    match = _LEAKY_PATTERN.fullmatch(key)
+    if match:
+        try:
+            return leaky_relu(DEFAULT_LEAK if match[1] is None else float(match[1]))
+        except ValueError:
+            raise TheoryError(
+                f"the slope in {name!r} is not a finite number; write for instance leaky_relu(0.2)."
+            ) from None
+    raise TheoryError(
+        f"there is no activation named {name!r}. The names are {', '.join(ACTIVATION_NAMES)} "
+        "(leaky_relu(0.2) sets the slope); any function of numpy arrays can be passed instead of a name."
+    )
