@@ -1,0 +1,69 @@
+"""A progress bar with a time estimate on standard error; silent when that is not a terminal.
+
+Long work takes a callable ``progress(done, total, text)`` and calls it now and then. It need not know who
+listens: :func:`progress_bar` makes one that draws with rich, and rich is loaded only when there is a terminal
+to draw on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+
+class Progress(Protocol):
+    """What long work calls: how far it is.
+
+    ``done`` and ``total`` count the same thing, whatever it is (probes, steps, points of a grid); ``total`` is
+    0 while it is not known. ``text`` says in a few words what is going on.
+    """
+
+    def __call__(self, done: float, total: float, text: str = "") -> None: ...
+
+
+def silent(done: float, total: float, text: str = "") -> None:
+    """Listen and say nothing."""
+
+
+@contextmanager
+def progress_bar(text: str = "", *, stream: TextIO | None = None) -> Iterator[Progress]:
+    """A :class:`Progress` that draws a bar while the ``with`` block lasts.
+
+    Parameters
+    ----------
+    text : str
+        What is shown before the first call.
+    stream : text file, optional
+        Standard error if None. Where it is not a terminal, nothing is written at all.
+
+    Examples
+    --------
+    >>> with progress_bar("counting") as progress:
+    ...     for done in range(3):
+    ...         progress(done + 1, 3)
+    """
+    stream = sys.stderr if stream is None else stream
+    if not stream.isatty():
+        yield silent
+        return
+    # Loaded here: a library call in a batch job needs no terminal library.
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import TimeElapsedColumn as Elapsed
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), Elapsed(),
+        TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    # Transient: the bar is gone at the end, and what the command prints stands alone.
+    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+        task = bar.add_task(escape(text), total=None)
+
+        def draw(done: float, total: float, text: str = "") -> None:
+            description = {"description": escape(text)} if text else {}
+            bar.update(task, completed=done, total=total or None, **description)  # type: ignore[arg-type]
+
+        yield draw
