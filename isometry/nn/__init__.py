@@ -1,1 +1,7 @@
 """Initialisers, reference networks and training: how a network is brought to isometry."""
+
+from __future__ import annotations
+
+from isometry.nn.models import MLP, ResNet, VanillaCNN
+
+__all__ = ["MLP", "ResNet", "VanillaCNN"]

@@ -1,0 +1,128 @@
+"""Activations by name: from a name to a torch module, and back from a module to the name the theory knows.
+
+The names are those of `isometry.theory.activations` (``"tanh"``, ``"relu"``, ``"leaky_relu(0.2)"``, ...), so that
+one string builds the network and predicts its spectrum.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from isometry.errors import InputError
+
+_CALL = re.compile(r"^(?P<name>\w+)\((?P<argument>[^()]*)\)$")
+
+
+class Erf(nn.Module):
+    """phi(h) = erf(scale h); scale = 1 is ``"erf"``, scale = sqrt(pi)/2 (unit slope at zero) ``"erf_scaled"``."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = float(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """erf(scale x), elementwise."""
+        return torch.erf(x if self.scale == 1.0 else self.scale * x)
+
+    def extra_repr(self) -> str:
+        """The scale, for the printed module."""
+        return f"scale={self.scale:.6g}"
+
+
+_FACTORIES: dict[str, Callable[[], nn.Module]] = {
+    "linear": nn.Identity,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "hard_tanh": nn.Hardtanh,
+    "tanh": nn.Tanh,
+    "erf": Erf,
+    "erf_scaled": lambda: Erf(math.sqrt(math.pi) / 2),
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "softplus": nn.Softplus,
+}
+
+ACTIVATION_NAMES = tuple(_FACTORIES)
+
+# Modules that transform elementwise without parameters; one that is here but has no name above is an error
+# in `critical_init_`, not something to walk past.
+ACTIVATION_MODULES: tuple[type[nn.Module], ...] = (
+    Erf,
+    *(
+        nn.ReLU, nn.LeakyReLU, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.SELU, nn.Softplus,
+        nn.ReLU6, nn.RReLU, nn.PReLU, nn.CELU, nn.Mish, nn.Softsign, nn.Hardsigmoid, nn.Hardswish, nn.LogSigmoid,
+        nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.GLU,
+    ),
+)  # fmt: skip
+
+
+def make_activation(activation: str | nn.Module) -> Callable[[], nn.Module]:
+    """Factory of activation modules: each call gives a new one, so that every layer has its own to be named.
+
+    Parameters
+    ----------
+    activation : str or torch.nn.Module
+        A name of `ACTIVATION_NAMES`, ``"leaky_relu(slope)"``, or a module without parameters, which all layers
+        then share.
+
+    Raises
+    ------
+    InputError
+        When the name is not known, or the slope is not a number.
+    """
+    if isinstance(activation, nn.Module):
+        module = activation
+        return lambda: module
+    if not isinstance(activation, str):
+        raise InputError(
+            f"activation must be a name or a torch.nn.Module, got {type(activation).__name__}; "
+            f"the names are {', '.join(ACTIVATION_NAMES)}."
+        )
+    called = _CALL.match(activation.replace(" ", ""))
+    if called and called["name"] == "leaky_relu":
+        try:
+            slope = float(called["argument"])
+        except ValueError:
+            raise InputError(f"the slope in {activation!r} is not a number; write leaky_relu(0.2).") from None
+        return lambda: nn.LeakyReLU(slope)
+    if activation not in _FACTORIES:
+        raise InputError(
+            f"unknown activation {activation!r}: the names are {', '.join(ACTIVATION_NAMES)} "
+            "(and leaky_relu(slope)). For another function pass a torch.nn.Module, with sigma_w."
+        )
+    return _FACTORIES[activation]
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """Name of a module's function in `isometry.theory.activations`; None when the theory has no name for it."""
+    if isinstance(module, nn.LeakyReLU):
+        return f"leaky_relu({module.negative_slope!r})"
+    if isinstance(module, Erf):
+        if module.scale == 1.0:
+            return "erf"
+        return "erf_scaled" if math.isclose(module.scale, math.sqrt(math.pi) / 2) else None
+    if isinstance(module, nn.Hardtanh):  # ReLU6 derives from it, with limits of its own
+        return "hard_tanh" if (module.min_val, module.max_val) == (-1.0, 1.0) else None
+    if isinstance(module, nn.GELU):
+        return "gelu" if module.approximate == "none" else None
+    if isinstance(module, nn.ELU):
+        return "elu" if module.alpha == 1.0 else None
+    if isinstance(module, nn.Softplus):
+        return "softplus" if module.beta == 1.0 else None
+    plain: dict[type[nn.Module], str] = {
+        nn.Identity: "linear",
+        nn.ReLU: "relu",
+        nn.Tanh: "tanh",
+        nn.Sigmoid: "sigmoid",
+        nn.SiLU: "silu",
+        nn.SELU: "selu",
+    }
+    return plain.get(type(module))
