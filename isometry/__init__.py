@@ -1,0 +1,66 @@
+"""Jacobian singular-value spectra of deep networks: measured, predicted, and brought to isometry.
+
+>>> import torch, isometry
+>>> from isometry.nn import VanillaCNN
+>>> model = VanillaCNN(depth=100, channels=64, activation="tanh", init="delta_orthogonal", sigma_w=1.02)
+>>> spectrum = isometry.measure(model, torch.randn(64, 16, 16))  # doctest: +SKIP
+>>> print(spectrum)  # doctest: +SKIP
+
+Everything public stands here; names are loaded when they are first used, so that ``import isometry`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .compare import Comparison, compare
+    from .jacobian import JacobianOperator
+    from .measure import measure
+    from .nn import init
+    from .spectrum import Spectrum
+    from .store import open_store
+    from .theory.ensemble import Ensemble
+    from .theory.meanfield import critical_point
+    from .theory.predict import predict
+
+_HOMES = {
+    "Comparison": "isometry.compare",
+    "Ensemble": "isometry.theory.ensemble",
+    "JacobianOperator": "isometry.jacobian",
+    "Spectrum": "isometry.spectrum",
+    "compare": "isometry.compare",
+    "critical_point": "isometry.theory.meanfield",
+    "measure": "isometry.measure",
+    "open_store": "isometry.store",
+    "predict": "isometry.theory.predict",
+}
+
+__all__ = [
+    "Comparison",
+    "Ensemble",
+    "JacobianOperator",
+    "Spectrum",
+    "compare",
+    "critical_point",
+    "init",
+    "measure",
+    "open_store",
+    "predict",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "init":
+        value = import_module("isometry.nn.init")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'isometry' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

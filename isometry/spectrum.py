@@ -343,8 +343,16 @@ class Spectrum:
 
     @property
     def _deterministic(self) -> bool:
-        """Whether no probe was random: every mass is certain."""
-        return not isinstance(self.distribution, Quadrature) or bool(np.all(self.distribution.certain))
+        """Whether no probe was random: then every singular value of a row has the same mass.
+
+        Random masses agree with probability zero, but for a multiple of an isometry, where one node carries all
+        and the numbers are exact as well.
+        """
+        if not isinstance(self.distribution, Quadrature):
+            return True
+        w = self.distribution.weights
+        highest = w.max(axis=-1, keepdims=True)
+        return bool(np.all((w == 0) | (w == highest)))
 
     def moment_stderr(self, order: int = 1, *, over: str = "probes") -> float:
         """Standard error of :meth:`moment` over probes or over inputs; 0 for a prediction."""
@@ -450,10 +458,11 @@ class Spectrum:
             return f"isometric: {reach}"
         if share >= 0.5:
             return f"partly isometric: {reach}"
-        if median < math.log10(low) if low > 0 else False:
-            where = (
-                f"half of them are below 1e{median:.1f}" if math.isfinite(median) else "half of them are zero"
-            )
+        if low > 0 and median < math.log10(low):
+            if math.isfinite(median):
+                where = f"half of them are below 1e{median:.1f}"
+            else:
+                where = f"half of them are below {self.floor:.2g}" if self.floor > 0 else "half of them are zero"
             return f"not isometric, signals vanish in most directions: {reach}, {where}"
         if median > math.log10(high):
             return f"not isometric, signals grow in most directions: {reach}, half of them are above 1e{median:.1f}"

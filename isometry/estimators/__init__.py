@@ -1,0 +1,9 @@
+"""Operators -> spectra. Each takes anything with ``shape``, ``matmat`` and ``rmatmat``, and never sees a model."""
+
+from .exact import exact
+from .golub_kahan import golub_kahan
+from .lanczos import lanczos
+from .quadrature import gauss_rules
+from .randomized import randomized
+
+__all__ = ["exact", "gauss_rules", "golub_kahan", "lanczos", "randomized"]

@@ -1,0 +1,74 @@
+"""The named modules of a model with the shapes that enter and leave them: what source= and target= choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isometry.errors import InputError
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One named module as it was called: shapes are None where no single tensor enters or leaves."""
+
+    name: str
+    kind: str
+    input_shape: tuple[int, ...] | None
+    output_shape: tuple[int, ...] | None
+    parameters: int
+
+
+def named_layers(model: nn.Module, x: Tensor) -> list[LayerInfo]:
+    """Every named module that runs on ``x``, in the order of first call, containers before what they hold.
+
+    Parameters
+    ----------
+    model : nn.Module
+    x : Tensor
+        An input as the model takes it.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"layers are listed for an nn.Module; got {type(model).__name__}")
+    inputs: dict[str, tuple[int, ...] | None] = {}
+    outputs: dict[str, tuple[int, ...] | None] = {}
+    handles = []
+
+    def enter(name: str) -> Callable[..., None]:
+        def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+            inputs.setdefault(name, tuple(tensors[0].shape) if tensors else None)
+
+        return look
+
+    def leave(name: str) -> Callable[..., None]:
+        def look(_: nn.Module, __: Any, value: Any) -> None:
+            outputs.setdefault(name, tuple(value.shape) if isinstance(value, Tensor) else None)
+
+        return look
+
+    modules = {name: module for name, module in model.named_modules() if name}
+    for name, module in modules.items():
+        handles.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
+        handles.append(module.register_forward_hook(leave(name)))
+    state = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(model, state, (x,))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        LayerInfo(
+            name,
+            type(modules[name]).__name__,
+            inputs[name],
+            outputs.get(name),
+            sum(p.numel() for p in modules[name].parameters()),
+        )
+        for name in inputs
+    ]

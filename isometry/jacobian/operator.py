@@ -1,0 +1,401 @@
+"""`JacobianOperator`: the Jacobian of a network at a point, as a map on blocks of vectors.
+
+J v is a forward-mode product (``torch.func.jvp``), J^T u a reverse-mode product (``torch.func.vjp``, its graph
+kept between calls); ``vmap`` applies either to a whole block. J itself is never built.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import jvp, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from isometry.errors import (
+    AdjointError,
+    FallbackWarning,
+    InputError,
+    IsometryError,
+    ModelError,
+    NonFiniteError,
+)
+
+from .checks import refuse_coupled_samples, refuse_nonfinite_output, refuse_random, refuse_training_mode
+from .function import Output, point_function
+from .numerics import strict_numerics
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+DEFAULT_MEMORY_LIMIT = 2 * 1024**3
+# Tensors of the size of the largest intermediate that are alive at once for each probe, measured on deep conv nets.
+_LIVE_TENSORS = 6
+# Beyond this many probes at once a processor gains nothing more from batching.
+_MOST_AT_ONCE = {"cpu": 64, "cuda": 1024}
+
+Product = Callable[[Tensor], Tensor]
+
+
+class JacobianOperator:
+    """The matrix dy/dx of y = f(x) at one input x (or at each of a batch), flattened to m outputs by n inputs.
+
+    Parameters
+    ----------
+    model : nn.Module or callable
+        f. A module keeps its parameters, buffers, gradients and mode exactly as they are.
+    x : Tensor
+        The input: one, exactly as the model takes it; or B of them stacked first with ``batched=True``.
+    batched : bool
+        Whether ``x`` is (B, *input_shape) with a Jacobian for each sample. A model that couples its samples is
+        refused then. Without it, everything in ``x`` is one input, a leading batch axis included.
+    source, target : str, optional
+        Names of modules: J of what leaves ``target`` with respect to what enters ``source``.
+    output : str, int, callable, optional
+        Which tensor to take where the model returns a tuple, list, dict or object.
+    dtype : torch.dtype, optional
+        float32 or float64; the model's own if not given. The model is copied, not changed.
+    device : optional
+        Where to evaluate; the model's own if not given.
+    chunk : int, optional
+        Probes evaluated at once. By default from ``memory_limit``, which is a number and not what happens to be
+        free, so that results repeat bit for bit.
+    memory_limit : int
+        Bytes the intermediates of one chunk may take.
+    check : bool
+        Whether to test finiteness, determinism, coupling and <J v, u> = <v, J^T u> at once.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        (m, n) of one sample's Jacobian.
+    input_shape, output_shape : torch.Size
+        Of one sample.
+    batch : int or None
+        B, or None without a batch.
+    products : int
+        Jacobian products applied so far, each J v and each J^T u of each sample counting one.
+
+    Raises
+    ------
+    ModelError
+        Batch-norm or dropout in training mode, randomness, coupled samples, nothing differentiable.
+    InputError
+        An input, output, name or device that cannot be used.
+    NonFiniteError
+        NaN or inf in the output or in a product.
+    AdjointError
+        The forward and reverse products do not belong to one matrix.
+
+    Examples
+    --------
+    >>> operator = JacobianOperator(torch.nn.Linear(3, 2), torch.zeros(3))
+    >>> operator.shape, operator.matmat(torch.eye(3)).shape
+    ((2, 3), torch.Size([3, 2]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[Tensor], Any],
+        x: Tensor,
+        *,
+        batched: bool = False,
+        source: str | None = None,
+        target: str | None = None,
+        output: Output = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        chunk: int | None = None,
+        memory_limit: int = DEFAULT_MEMORY_LIMIT,
+        check: bool = True,
+    ) -> None:
+        if chunk is not None and chunk < 1:
+            raise InputError(f"chunk is at least 1; got {chunk}")
+        refuse_training_mode(model if isinstance(model, nn.Module) else None)
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        # Whatever the model draws while it is tried out, the caller's random state stays as it is.
+        with torch.random.fork_rng(devices=list(devices)):
+            part = point_function(
+                model, x, source=source, target=target, output=output, dtype=dtype, device=device
+            )
+            self._function = part.function
+            self.point = part.point
+            self.description = part.description
+            self._recurrent = part.recurrent
+            if batched and self.point.dim() < 1:
+                raise InputError("batched=True needs a leading batch axis; the input is a scalar")
+            self.batch: int | None = self.point.shape[0] if batched else None
+            value, self._largest = self._evaluate()
+            if batched and (value.dim() < 1 or value.shape[0] != self.batch):
+                raise InputError(
+                    f"batched=True: {self.batch} inputs gave an output of shape {tuple(value.shape)}, whose first axis "
+                    "is not the batch. Pass one input, or a model that keeps the batch first"
+                )
+            self.input_shape = self.point.shape[1:] if batched else self.point.shape
+            self.output_shape = value.shape[1:] if batched else value.shape
+            self.shape = (self.output_shape.numel(), self.input_shape.numel())
+            if 0 in self.shape:
+                raise InputError(f"J is empty: {self.shape[0]} x {self.shape[1]}")
+            self.dtype, self.device = self.point.dtype, self.point.device
+            self.chunk = chunk or self._chunk_within(memory_limit)
+            self.products = 0
+            with self._numerics():
+                refuse_nonfinite_output(value, part.module, lambda: self._function(self.point))
+                if check:
+                    refuse_random(value, self._evaluate()[0])
+            self._value = value.detach()
+            self._reverse = self._choose(self._reverse_ways(), value.detach())
+            self._forward = self._choose(self._forward_ways(), self.point)
+            if check:
+                self.adjoint_test()
+                if batched:
+                    refuse_coupled_samples(lambda v: self._apply(self._forward, v), self.point)
+                elif isinstance(model, nn.Module):
+                    self._warn_of_a_batch()
+            self.products = 0
+
+    # ---- products ----------------------------------------------------------------------------------
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        """J v for a block: (k, *input_shape) -> (k, *output_shape); with a batch (k, B, ...) on both sides."""
+        block = self._block(vectors, self.point.shape, "J v takes")
+        return self._apply(self._forward, block)
+
+    def rmatmat(self, vectors: Tensor) -> Tensor:
+        """J^T u for a block: (k, *output_shape) -> (k, *input_shape); with a batch (k, B, ...) on both sides."""
+        block = self._block(vectors, self._value.shape, "J^T u takes")
+        return self._apply(self._reverse, block)
+
+    def adjoint_test(self, seed: int = 0) -> float:
+        """|<J v, u> - <v, J^T u>| / (|J v| |u| + |v| |J^T u|) for one random pair; raises AdjointError if it is large.
+
+        The bound is 200 units of rounding: a wrong derivative formula, or a mask drawn twice, misses it by far.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        v = torch.randn(self.point.shape, generator=generator, dtype=torch.float64).to(self.point)
+        u = torch.randn(self._value.shape, generator=generator, dtype=torch.float64).to(self.point)
+        jv, jtu = self.matmat(v[None])[0].double(), self.rmatmat(u[None])[0].double()
+        v, u = v.double(), u.double()
+        # Each factor is scaled first: a deep network's products may be 1e-30 or 1e30.
+        scale_jv, scale_jtu = float(jv.abs().max()) or 1.0, float(jtu.abs().max()) or 1.0
+        scale = max(scale_jv, scale_jtu)
+        left, right = float((jv / scale * u).sum()), float((jtu / scale * v).sum())
+        size = float((jv / scale).norm() * u.norm() + (jtu / scale).norm() * v.norm())
+        error = abs(left - right) / size if size > 0 else 0.0
+        bound = 200 * torch.finfo(self.dtype).eps
+        if not error <= bound:
+            raise AdjointError(
+                f"<J v, u> and <v, J^T u> differ by {error:.1e} of their size (allowed {bound:.1e} in {self.dtype}): "
+                "the forward and the reverse product are not of one matrix. Likely causes: the model draws random "
+                "numbers (call model.eval()), a custom derivative is wrong, or the network amplifies rounding (try "
+                "dtype=torch.float64)"
+            )
+        return error
+
+    def to_scipy(self) -> LinearOperator:
+        """J as a ``scipy.sparse.linalg.LinearOperator`` of shape (m, n), columns as SciPy has them."""
+        import numpy as np
+        from scipy.sparse.linalg import LinearOperator
+
+        if self.batch is not None:
+            raise InputError("a batch holds several Jacobians; make the operator of one input for SciPy")
+        (m, n), kind = self.shape, np.dtype(str(self.dtype).removeprefix("torch."))
+
+        def product(apply: Product, shape: torch.Size) -> Callable[[Any], Any]:
+            def act(columns: Any) -> Any:
+                matrix = np.asarray(columns).reshape(shape.numel(), -1).T
+                block = torch.as_tensor(np.ascontiguousarray(matrix, dtype=kind)).to(self.device)
+                out = apply(block.reshape(-1, *shape)).reshape(block.shape[0], -1).cpu().numpy().T
+                return out.reshape(-1) if np.ndim(columns) == 1 else out
+
+            return act
+
+        forward, reverse = product(self.matmat, self.input_shape), product(self.rmatmat, self.output_shape)
+        return LinearOperator(
+            (m, n), matvec=forward, rmatvec=reverse, matmat=forward, rmatmat=reverse, dtype=kind
+        )
+
+    def __repr__(self) -> str:
+        batch = f", batch {self.batch}" if self.batch is not None else ""
+        m, n = self.shape
+        return f"<JacobianOperator {m} x {n}{batch} of {self.description}, {self.dtype}, {self.device}>"
+
+    # ---- how -----------------------------------------------------------------------------------------
+
+    def _numerics(self) -> Any:
+        return strict_numerics(self.point.device, recurrent=self._recurrent)
+
+    def _evaluate(self) -> tuple[Tensor, int]:
+        """f(x) and the bytes of the largest tensor made on the way (per batch, not per probe)."""
+        with torch.no_grad(), self._numerics(), _LargestTensor() as watch:
+            value = self._function(self.point)
+        return value, max(watch.largest, self.point.nbytes, value.nbytes)
+
+    def _chunk_within(self, memory_limit: int) -> int:
+        if memory_limit < 1:
+            raise InputError(f"memory_limit is a positive number of bytes; got {memory_limit}")
+        fitting = memory_limit // (_LIVE_TENSORS * self._largest)
+        return int(max(1, min(fitting, _MOST_AT_ONCE.get(self.point.device.type, 64))))
+
+    def _reverse_ways(self) -> list[tuple[str | None, Callable[[], Product]]]:
+        def graph() -> Product:
+            pull = vjp(self._function, self.point)[1]
+            return lambda u: pull(u)[0]
+
+        return [
+            (None, lambda: vmap(graph())),
+            (
+                "vmap has no rule for the reverse pass of this model: probes go one at a time",
+                lambda: _loop(graph()),
+            ),
+        ]
+
+    def _forward_ways(self) -> list[tuple[str | None, Callable[[], Product]]]:
+        def push() -> Product:
+            return lambda v: jvp(self._function, (self.point,), (v,))[1]
+
+        def double() -> Product:
+            # J^T u is linear in u, so its own reverse product is J v.
+            def transposed(u: Tensor) -> Tensor:
+                return vjp(self._function, self.point)[1](u)[0]
+
+            pull = vjp(transposed, torch.zeros_like(self._value))[1]
+            return lambda v: pull(v)[0]
+
+        reason = "batched forward mode fails on an operation of this model: J v comes from double backward"
+        single = "vmap has no rule for an operation of this model: probes go one at a time"
+        return [
+            (None, lambda: vmap(push())),
+            (reason, lambda: vmap(double())),
+            (single, lambda: _loop(push())),
+            (f"{reason}, one probe at a time", lambda: _loop(double())),
+        ]
+
+    def _choose(self, ways: list[tuple[str | None, Callable[[], Product]]], like: Tensor) -> Product:
+        """The first way that works on one vector; the way taken is said where it is not the usual one."""
+        first: Exception | None = None
+        for note, make in ways:
+            try:
+                with torch.no_grad(), self._numerics(), warnings.catch_warnings():
+                    # torch warns of its own slow paths; what matters is said below.
+                    warnings.simplefilter("ignore", UserWarning)
+                    product = make()
+                    product(torch.ones_like(like)[None])
+            except IsometryError:
+                raise
+            except (NotImplementedError, RuntimeError) as error:
+                if _is_out_of_memory(error):
+                    raise
+                first = first or error
+                continue
+            if note is not None:
+                warnings.warn(f"{note} ({_first_line(first)})", FallbackWarning, stacklevel=3)
+            return product
+        hint = (
+            "it changes a tensor in place that belongs to the model (a running statistic in training mode?): call "
+            "model.eval()"
+            if "in-place" in str(first)
+            else "an operation of it is not differentiable, or its result does not depend on the input"
+        )
+        raise ModelError(
+            f"no Jacobian product works for this model: {hint}. PyTorch says: {_first_line(first)}"
+        ) from first
+
+    def _apply(self, product: Product, block: Tensor) -> Tensor:
+        """Apply a product chunk by chunk; out of memory halves the chunk, and that is said."""
+        parts, start, count = [], 0, block.shape[0]
+        with torch.no_grad(), self._numerics(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            while start < count:
+                try:
+                    part = product(block[start : start + self.chunk])
+                except RuntimeError as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                    self._halve(error)
+                    continue
+                if not bool(torch.isfinite(part).all()):
+                    raise NonFiniteError(
+                        f"a Jacobian product holds NaN or inf although the output is finite: an intermediate left the "
+                        f"range of {self.dtype}, or a derivative is infinite at this input. Try "
+                        "dtype=torch.float64, or another input"
+                    )
+                parts.append(part)
+                start += self.chunk
+        self.products += count * (self.batch or 1)
+        return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def _halve(self, error: RuntimeError) -> None:
+        if self.chunk == 1:
+            raise IsometryError(
+                "out of memory with a single probe at a time. Take fewer inputs, a smaller part (source=, target=), or "
+                "a device with more memory"
+            ) from error
+        self.chunk = (self.chunk + 1) // 2
+        if self.point.device.type == "cuda":
+            torch.cuda.empty_cache()
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", FallbackWarning)
+            warnings.warn(
+                f"out of memory: going on with {self.chunk} probes at a time", FallbackWarning, stacklevel=5
+            )
+
+    def _block(self, vectors: Tensor, shape: torch.Size, what: str) -> Tensor:
+        if not isinstance(vectors, Tensor):
+            raise InputError(f"{what} a torch.Tensor; got {type(vectors).__name__}")
+        if vectors.dim() != len(shape) + 1 or vectors.shape[1:] != shape or vectors.shape[0] == 0:
+            expected = ", ".join(str(size) for size in shape)
+            raise InputError(
+                f"{what} blocks of shape (k, {expected}), probes first; got {tuple(vectors.shape)}"
+            )
+        return vectors.to(device=self.device, dtype=self.dtype)
+
+    def _warn_of_a_batch(self) -> None:
+        """Say so where what was passed as one input looks like a batch of independent ones."""
+        size = self.point.shape[0] if self.point.dim() > 1 else 0
+        if size < 2 or self._value.dim() < 1 or self._value.shape[0] != size:
+            return
+        try:
+            refuse_coupled_samples(lambda v: self._apply(self._forward, v), self.point)
+        except ModelError:
+            return
+        warnings.warn(
+            f"the input's first axis looks like a batch of {size} independent samples: this is the one block-diagonal "
+            "Jacobian of all of them. Pass batched=True for a Jacobian each",
+            FallbackWarning,
+            stacklevel=3,
+        )
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Watches the operations inside it for the largest tensor they make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.largest = max(self.largest, out.nbytes)
+        return out
+
+
+def _loop(product: Product) -> Product:
+    return lambda block: torch.stack([product(vector) for vector in block])
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "can't allocate memory" in text
+        or "out of memory" in text
+    )
+
+
+def _first_line(error: Exception | None) -> str:
+    return str(error).split("\n", 1)[0][:200]

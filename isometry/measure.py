@@ -1,0 +1,315 @@
+"""The front door: model, input -> Spectrum."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from isometry.distribution import Quadrature
+from isometry.errors import ConvergenceWarning, InputError
+from isometry.estimators import exact, lanczos, randomized
+from isometry.jacobian import JacobianOperator
+from isometry.jacobian.function import Output
+from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
+from isometry.progress import Progress, progress_bar
+from isometry.spectrum import Extremes, Spectrum
+
+METHODS = ("auto", "exact", "lanczos", "randomized")
+DEFAULT_PROBES, DEFAULT_STEPS, DEFAULT_RANK = 16, 50, 20
+# A dense SVD of a longer short side takes minutes on a processor, whatever the products cost.
+_LARGEST_DENSE_SIDE = 6000
+
+
+def measure(
+    model: nn.Module | Callable[[Tensor], Any],
+    x: Tensor,
+    method: str = "auto",
+    *,
+    probes: int | None = None,
+    steps: int | None = None,
+    top: int | None = None,
+    rank: int | None = None,
+    tol: float | None = None,
+    batched: bool = False,
+    source: str | None = None,
+    target: str | None = None,
+    output: Output = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    progress: Progress | Callable[[int, int], None] | bool | None = None,
+    name: str = "",
+    provenance: Mapping[str, Any] | None = None,
+) -> Spectrum:
+    """The singular-value distribution of the Jacobian of ``model`` at ``x``.
+
+    Parameters
+    ----------
+    model : nn.Module or callable
+        What maps the input to the output. It is left exactly as it was: parameters, buffers, gradients, mode.
+    x : Tensor
+        One input, exactly as the model takes it; with ``batched``, B of them stacked first, each with its own
+        Jacobian, whose distributions are averaged.
+    method : {"auto", "exact", "lanczos", "randomized"}
+        "exact" builds J from its shorter side and takes its SVD in float64; "lanczos" is stochastic Lanczos
+        quadrature on the Golub-Kahan bidiagonalisation; "randomized" finds the leading ``rank`` triplets
+        and samples the rest. "auto" takes exact where min(m, n) products are no more than the 2 * probes * steps
+        of lanczos, the matrix fits into ``memory_limit`` and its short side is at most 6000; lanczos otherwise.
+    probes, steps : int, optional
+        Random probes of each input and Golub-Kahan steps of each probe; 16 and 50 for lanczos, 8 and 30 for
+        randomized.
+    top : int, optional
+        How many of the largest singular values to report with residual bounds.
+    rank : int, optional
+        Leading triplets of "randomized"; 20, or ``top``.
+    tol : float, optional
+        Relative residual the reported top values must reach; a ConvergenceWarning says where they do not.
+    batched, source, target, output, dtype, device :
+        As for :class:`isometry.JacobianOperator`.
+    seed : int
+        Every probe has its own stream, from (seed, input, probe): the answer depends neither on chunking nor
+        on how inputs are split, and repeats bit for bit on one device with the same number of threads.
+    memory_limit : int
+        Bytes for the intermediates of the products, and for the dense matrix of "auto".
+    progress : callable or bool, optional
+        Called with (done, total, text). By default a progress bar where standard error is a terminal; False for none.
+    name : str
+        What reports and files call the result.
+    provenance : mapping, optional
+        Further plain values to record with it.
+
+    Returns
+    -------
+    Spectrum
+        With its errors: over probes, over inputs, residuals of the extremes, bounds on the cdf.
+
+    Raises
+    ------
+    IsometryError
+        See :class:`isometry.JacobianOperator`; ConvergenceError where a dense SVD fails.
+
+    Examples
+    --------
+    >>> layer = torch.nn.Linear(4, 4, bias=False)
+    >>> _ = torch.nn.init.orthogonal_(layer.weight)
+    >>> round(measure(layer, torch.ones(4)).s_max, 6)
+    1.0
+    """
+    if method not in METHODS:
+        raise InputError(f"method is one of {', '.join(METHODS)}; got {method!r}")
+    for option, value in {"probes": probes, "steps": steps, "top": top, "rank": rank}.items():
+        if value is not None and value < 1:
+            raise InputError(f"{option} is at least 1; got {value}")
+    if tol is not None and not tol > 0:
+        raise InputError(f"tol is a positive relative residual; got {tol}")
+    if seed < 0:
+        raise InputError(f"seed is a non-negative integer; got {seed}")
+    if batched and isinstance(x, Tensor) and (x.dim() < 1 or x.shape[0] == 0):
+        raise InputError(f"batched=True needs at least one input; got shape {tuple(x.shape)}")
+    began = time.perf_counter()
+    make = partial(
+        JacobianOperator, model, batched=batched, source=source, target=target, output=output,
+        dtype=dtype, device=device, memory_limit=memory_limit,
+    )  # fmt: skip
+    with _listener(progress, name) as tell:
+        operator = make(x)
+        estimate, method = _choose(method, operator, probes, steps, top, rank, seed, memory_limit)
+        count = x.shape[0] if batched else 1
+        group = _inputs_at_once(operator, method, probes, steps, memory_limit) if batched else 1
+        parts = []
+        for first in range(0, count, group):
+            if group < count:
+                operator = make(x[first : first + group])
+
+            def tick(done: int, total: int, first: int = first) -> None:
+                share = min(group, count - first)
+                tell(first * total + done * share, count * total, f"{name or 'spectrum'} ({method})")
+
+            parts.append(estimate(operator, first_input=first, progress=tick))
+    spectrum = _joined(parts)
+    record = {
+        "model": operator.description,
+        "input": f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}",
+        "dtype": str(operator.dtype).removeprefix("torch."),
+        "device": _device_name(operator.device),
+        "seed": seed,
+        "options": {
+            key: value
+            for key, value in {
+                "batched": batched, "source": source, "target": target,
+                "output": output if isinstance(output, str | int) else None if output is None else repr(output),
+                "top": top, "rank": rank, "tol": tol, "memory_limit": memory_limit,
+            }.items()
+            if value is not None
+        },
+        "torch_version": torch.__version__,
+        "numpy_version": np.__version__,
+        "isometry_version": _own_version(),
+        "git_commit": _git_commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    ensemble = getattr(model, "ensemble", None)
+    if ensemble is not None and source is None and target is None:
+        record["ensemble"] = ensemble.to_dict()
+    spectrum = replace(
+        spectrum,
+        name=name,
+        seconds=time.perf_counter() - began,
+        provenance={**spectrum.provenance, **record, **(provenance or {})},
+    )
+    if tol is not None:
+        _warn_unconverged(spectrum, tol)
+    return spectrum
+
+
+def converged(spectrum: Spectrum, tol: float) -> bool:
+    """Whether every reported top value of the spectrum has a relative residual of at most ``tol``."""
+    e = spectrum.extremes
+    if e is None:
+        return True
+    known = np.isfinite(e.top) & (e.top > 0)
+    return bool(np.all(e.top_residual[known] <= tol * e.top[known]))
+
+
+def _warn_unconverged(spectrum: Spectrum, tol: float) -> None:
+    e = spectrum.extremes
+    if e is None or converged(spectrum, tol):
+        return
+    known = np.isfinite(e.top) & (e.top > 0)
+    worst = float(np.max(e.top_residual[known] / e.top[known]))
+    warnings.warn(
+        f"the worst relative residual of the top values is {worst:.1e}, above tol={tol:g}: take more steps, or "
+        "method='randomized' with a larger rank",
+        ConvergenceWarning,
+        stacklevel=3,
+    )
+
+
+def _choose(
+    method: str,
+    operator: JacobianOperator,
+    probes: int | None,
+    steps: int | None,
+    top: int | None,
+    rank: int | None,
+    seed: int,
+    memory_limit: int,
+) -> tuple[Callable[..., Spectrum], str]:
+    """The estimator with its options, and its name."""
+    m, n = operator.shape
+    if method == "auto":
+        stochastic = 2 * (probes or DEFAULT_PROBES) * min(steps or DEFAULT_STEPS, min(m, n))
+        cheap = min(m, n) <= stochastic and min(m, n) <= _LARGEST_DENSE_SIDE
+        method = "exact" if cheap and 3 * 8 * m * n <= memory_limit else "lanczos"
+    if method == "exact":
+        if 3 * 8 * m * n > memory_limit:
+            raise InputError(
+                f"the dense {m} x {n} Jacobian and its SVD take about {3 * 8 * m * n / 1e9:.1f} GB, more than "
+                f"memory_limit ({memory_limit / 1e9:.1f} GB): take method='lanczos', or raise memory_limit"
+            )
+
+        def dense(operator: JacobianOperator, *, first_input: int, progress: Any) -> Spectrum:
+            return exact(operator, block=max(operator.chunk, 1), progress=progress)
+
+        return dense, method
+    if method == "lanczos":
+        options = {"probes": probes or DEFAULT_PROBES, "steps": steps or DEFAULT_STEPS, "top": top or 6}
+        return partial(lanczos, seed=seed, **options), method
+    leading = {"rank": rank or top or DEFAULT_RANK, "probes": probes or 8, "steps": steps or 30}
+    return partial(randomized, seed=seed, **leading), method
+
+
+def _inputs_at_once(
+    operator: JacobianOperator, method: str, probes: int | None, steps: int | None, memory_limit: int
+) -> int:
+    """How many inputs to measure together: what the estimator keeps for each of them must fit into the limit."""
+    m, n = operator.shape
+    if method == "exact":
+        kept = 3 * 8 * m * n
+    else:
+        kept = (probes or DEFAULT_PROBES) * (steps or DEFAULT_STEPS) * (m + n) * operator.point.element_size()
+    count = operator.batch or 1
+    fitting = max(1, memory_limit // max(kept, 1))
+    # A chunk of one probe of all inputs at once is the least the products need.
+    return int(max(1, min(count, fitting, 64)))
+
+
+def _joined(parts: list[Spectrum]) -> Spectrum:
+    """The spectra of groups of inputs as one, inputs in order."""
+    if len(parts) == 1:
+        return parts[0]
+    quadratures = [part.distribution for part in parts if isinstance(part.distribution, Quadrature)]
+    extremes = [part.extremes for part in parts if part.extremes is not None]
+    width = max(q.nodes.shape[-1] for q in quadratures)
+    ranks = max(e.top.shape[-1] for e in extremes)
+
+    def wide(array: np.ndarray, size: int, fill: float | bool) -> np.ndarray:
+        gap = [(0, 0)] * (array.ndim - 1) + [(0, size - array.shape[-1])]
+        return np.pad(array, gap, constant_values=fill)
+
+    return replace(
+        parts[0],
+        distribution=Quadrature(
+            np.concatenate([wide(q.nodes, width, 0.0) for q in quadratures]),
+            np.concatenate([wide(q.weights, width, 0.0) for q in quadratures]),
+            np.concatenate([q.floor for q in quadratures]),
+            np.concatenate([wide(q.certain, width, True) for q in quadratures]),
+        ),
+        extremes=Extremes(
+            np.concatenate([wide(e.top, ranks, np.nan) for e in extremes]),
+            np.concatenate([wide(e.top_residual, ranks, np.nan) for e in extremes]),
+            np.concatenate([e.bottom for e in extremes]),
+            np.concatenate([e.bottom_residual for e in extremes]),
+            np.concatenate([e.bottom_resolved for e in extremes]),
+        ),
+        products=sum(part.products for part in parts),
+    )
+
+
+@contextmanager
+def _listener(progress: Any, name: str) -> Iterator[Callable[[float, float, str], None]]:
+    if progress is None or progress is True:
+        with progress_bar(name or "measuring") as bar:
+            yield bar
+    elif progress is False:
+        yield lambda done, total, text="": None
+    else:
+        yield progress
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _own_version() -> str:
+    try:
+        return version("isometry")
+    except PackageNotFoundError:
+        # Run from a source tree that is on the path but not installed.
+        return "unknown"
+
+
+@lru_cache(maxsize=1)
+def _git_commit() -> str | None:
+    """Commit of the repository the process works in, if it is one: which code made this number."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
