@@ -23,7 +23,7 @@ from isometry.estimators import exact, lanczos, randomized
 from isometry.jacobian import JacobianOperator
 from isometry.jacobian.function import Output
 from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
-from isometry.progress import Progress, progress_bar
+from isometry.progress import Progress, progress_bar, silent
 from isometry.spectrum import Extremes, Spectrum
 
 METHODS = ("auto", "exact", "lanczos", "randomized")
@@ -227,10 +227,10 @@ def _choose(
 
         return dense, method
     if method == "lanczos":
-        options = {"probes": probes or DEFAULT_PROBES, "steps": steps or DEFAULT_STEPS, "top": top or 6}
-        return partial(lanczos, seed=seed, **options), method
-    leading = {"rank": rank or top or DEFAULT_RANK, "probes": probes or 8, "steps": steps or 30}
-    return partial(randomized, seed=seed, **leading), method
+        count, length = probes or DEFAULT_PROBES, steps or DEFAULT_STEPS
+        return partial(lanczos, seed=seed, probes=count, steps=length, top=top or 6), method
+    leading = rank or top or DEFAULT_RANK
+    return partial(randomized, seed=seed, rank=leading, probes=probes or 8, steps=steps or 30), method
 
 
 def _inputs_at_once(
@@ -286,7 +286,7 @@ def _listener(progress: Any, name: str) -> Iterator[Callable[[float, float, str]
         with progress_bar(name or "measuring") as bar:
             yield bar
     elif progress is False:
-        yield lambda done, total, text="": None
+        yield silent
     else:
         yield progress
 

@@ -92,9 +92,8 @@ def golub_kahan(
         raise InputError(f"at least one step is needed; got {steps}")
     steps = min(steps, side.short)
     k, batch, _ = start.shape
-    make = {"dtype": side.dtype, "device": side.device}
-    left = torch.zeros(k, batch, steps, side.long, **make)  # type: ignore[arg-type]
-    right = torch.zeros(k, batch, steps, side.short, **make)  # type: ignore[arg-type]
+    left = start.new_zeros(k, batch, steps, side.long)
+    right = start.new_zeros(k, batch, steps, side.short)
     alpha, beta = np.zeros((k, batch, steps)), np.zeros((k, batch, steps))
     taken = np.zeros((k, batch), dtype=np.int64)
     finished = np.zeros((k, batch), dtype=bool)

@@ -8,6 +8,7 @@ Golub-Kahan on the deflated operator, so that the result is a distribution of al
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -142,7 +143,7 @@ def _leading_space(
     krylov: bool,
     seed: int,
     first_input: int,
-    tick: Progress | object,
+    tick: Callable[[], None],
 ) -> Tensor:
     """An orthonormal basis (width or more, B, short) near the leading right singular vectors."""
     sketch = random_block(width, side, seed, first_input=first_input, stream=2)
@@ -150,7 +151,7 @@ def _leading_space(
     for _ in range(iterations + 1):
         sketch = _orthonormal(side.adjoint(_orthonormal(side.apply(sketch))))
         kept.append(sketch)
-        tick()  # type: ignore[operator]
+        tick()
     if not krylov:
         return sketch
     return _orthonormal(torch.cat(kept)[-side.short :])

@@ -156,7 +156,7 @@ def _working_place(
         raise InputError("the input holds NaN or inf; J is taken at a finite point")
     tensors: Sequence[Tensor] = [] if module is None else [*module.parameters(), *module.buffers()]
     for tensor in tensors:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if nn.parameter.is_lazy(tensor):
             raise ModelError(
                 "the model has lazy parameters that are not yet made; call it once on an input first"
             )
