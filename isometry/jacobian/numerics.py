@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -28,23 +29,31 @@ def strict_numerics(device: torch.device, *, recurrent: bool = False) -> Iterato
     recurrent : bool
         Whether the model holds a fused recurrent layer.
     """
+    backends = torch.backends
     with warnings.catch_warnings(), ExitStack() as stack:
         # Switching oneDNN off and on again warns about a setting that is not touched here.
-        warnings.filterwarnings("ignore", message=".*TF32 behavior.*")
-        precision = torch.get_float32_matmul_precision()
-        fast_path = torch.backends.mha.get_fastpath_enabled()
-        stack.callback(torch.set_float32_matmul_precision, precision)
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.mha.set_fastpath_enabled(False)
+        warnings.filterwarnings("ignore", message=".*TF32 behavior.*|.*TF32 acceleration.*")
+        # Per backend, not by the one old switch: reading that raises where a user has set a single backend.
+        for backend in (
+            backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn,
+            backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn,
+        ):  # fmt: skip
+            _set(stack, backend, "fp32_precision", "ieee")
+        stack.callback(backends.mha.set_fastpath_enabled, backends.mha.get_fastpath_enabled())
+        backends.mha.set_fastpath_enabled(False)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda":
-            stack.enter_context(
-                torch.backends.cudnn.flags(
-                    enabled=not recurrent, benchmark=False, deterministic=True, allow_tf32=False
-                )
-            )
+            _set(stack, backends.cudnn, "benchmark", False)
+            _set(stack, backends.cudnn, "deterministic", True)
+            if recurrent:
+                _set(stack, backends.cudnn, "enabled", False)
         elif recurrent:
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(backends.mkldnn.flags(enabled=False))
         yield
+
+
+def _set(stack: ExitStack, owner: Any, name: str, value: object) -> None:
+    """Set an attribute until the stack unwinds."""
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
