@@ -1,0 +1,7 @@
+"""The `isometry` command: thin commands that parse, call, print, and leave with an exit code."""
+
+from __future__ import annotations
+
+from isometry.cli.entry import main
+
+__all__ = ["main"]

@@ -216,24 +216,25 @@ def figure_of_spectra(
     return figure
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure to a .png, .svg or .pdf file, the same bytes each time; returns the path.
+def save_figure(figure: Figure, path: str | os.PathLike[str], *, kind: str | None = None) -> Path:
+    """Write a figure to a PNG, SVG or PDF file, the same bytes each time; returns the path.
 
+    ``kind`` is "png", "svg" or "pdf"; by default the ending of the path says it.
     Written under another name and renamed, so that an interrupted run leaves the old picture.
     """
     target = Path(path)
     metadata: dict[str, dict[str, Any]] = {
-        ".png": {"Software": None},
-        ".svg": {"Date": None, "Creator": None},
-        ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     }
-    suffix = target.suffix.lower()
-    if suffix not in metadata:
+    kind = kind or target.suffix.lower().removeprefix(".")
+    if kind not in metadata:
         raise InputError(f"a picture is written as .png, .svg or .pdf; got {target.name!r}")
     partial = target.with_name(f".{target.name}.partial")
     try:
         with house_style():
-            figure.savefig(partial, format=suffix[1:], metadata=metadata[suffix])
+            figure.savefig(partial, format=kind, metadata=metadata[kind])
         partial.replace(target)
     except OSError as error:
         partial.unlink(missing_ok=True)

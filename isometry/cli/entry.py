@@ -1,0 +1,168 @@
+"""The command group, and what becomes of an exception: one paragraph on standard error and an exit code.
+
+Exit codes: 0 fine, 1 failed, 2 usage, 3 a stated threshold missed, 4 file unreadable or newer, 5 not converged,
+130 interrupted. No traceback is shown unless ISOMETRY_DEBUG is set.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from isometry.cli.codes import FAILED, INTERRUPTED, NOT_CONVERGED, UNREADABLE
+from isometry.cli.streams import note, silence_closed_output
+from isometry.errors import ConvergenceError, IsometryError, StoreError
+
+# Command name -> "module:attribute". A command's module is loaded when it is called or its help is asked for, and
+# loads torch only when it runs: `isometry --help` answers at once.
+COMMANDS = {
+    "measure": "isometry.cli.measure:measure_command",
+    "report": "isometry.cli.report:report_command",
+    "list": "isometry.cli.files:list_command",
+    "show": "isometry.cli.files:show_command",
+    "validate": "isometry.cli.files:validate_command",
+    "layers": "isometry.cli.layers:layers_command",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of work, not of the alphabet."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("isometry")
+    except PackageNotFoundError:
+        number = "unknown (the package is on the path but not installed)"
+    click.echo(f"isometry {number}")
+    ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 fine, 1 failed, 2 usage, 3 a stated threshold missed, 4 file unreadable or newer, "
+    "5 not converged, 130 interrupted. Data go to standard output, all else to standard error.",
+)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version."
+)
+def group() -> None:
+    """Jacobian singular-value spectra of deep networks: measured, predicted, compared.
+
+    All singular values of the input-output Jacobian near 1 is dynamical isometry: signals and gradients survive
+    the depth of the network.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code (the entry point of the `isometry` command)."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        What follows `isometry`; ``sys.argv[1:]`` if None.
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = group.main(
+                args=None if arguments is None else list(arguments),
+                prog_name="isometry",
+                standalone_mode=False,
+            )
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader has what it wanted (`isometry list FILE | head -1`).
+            silence_closed_output()
+            return 0
+        except (KeyboardInterrupt, click.exceptions.Abort):
+            note("interrupted: results that were stored before are safe")
+            return INTERRUPTED
+        except SystemExit as error:
+            return error.code if isinstance(error.code, int) else FAILED
+        except BaseException as error:
+            return report_failure(error)
+    return code if isinstance(code, int) else 0
+
+
+def report_failure(error: BaseException) -> int:
+    """Say on standard error what went wrong; returns the exit code that stands for it."""
+    if os.environ.get("ISOMETRY_DEBUG"):
+        traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        note(f"error: {error.format_message()}")
+        if isinstance(error, click.UsageError) and context is not None:
+            note(f"See `{context.command_path} --help`.")
+        return error.exit_code
+    if isinstance(error, IsometryError):
+        note(f"error: {error}")
+        return exit_code(error)
+    if _out_of_memory(error):
+        note(
+            "error: out of memory. Lower --memory-limit, --probes or --inputs, measure in float32, "
+            "or take --method lanczos instead of exact"
+        )
+        return FAILED
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        note(f"error: {error.strerror or error}{where}")
+        return FAILED
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    note(f"error: unexpected {type(error).__name__}: {first_line}")
+    note("This is a fault of the program. Run again with ISOMETRY_DEBUG=1 for the traceback.")
+    return FAILED
+
+
+def exit_code(error: IsometryError) -> int:
+    """The exit code of an error of this package."""
+    if isinstance(error, ConvergenceError):
+        return NOT_CONVERGED
+    if isinstance(error, StoreError):
+        return UNREADABLE
+    return FAILED
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any
+) -> None:
+    note(f"warning: {message}")
+
+
+__all__ = ["exit_code", "group", "main", "report_failure", "run"]

@@ -1,0 +1,189 @@
+"""`--input`: a shape (standard normal), the bundled digits, or an array file; `--inputs B` for several at once."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+
+from isometry.cli.models import LoadedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INPUT_HELP = (
+    "A shape of one input without batch axis such as 3x32x32 (standard normal, drawn with --seed), 'digits' "
+    "(scikit-learn's handwritten digits, 1x8x8, standardised), or a .npy, .npz or .pt file: with --inputs B its "
+    "first axis counts the inputs, otherwise the whole array is one input as the model takes it. Built-ins have an "
+    "input shape of their own."
+)
+# The last images are the ones no training here sees.
+_FIRST_TEST_DIGIT = 1437
+
+
+@dataclass(frozen=True)
+class LoadedInput:
+    """What the model is measured at.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        (B, *input_shape) if ``batched``, otherwise one input exactly as the model takes it.
+    batched : bool
+        Whether the first axis counts inputs, each with its own Jacobian.
+    description : str
+        For the record.
+    """
+
+    tensor: Tensor
+    batched: bool
+    description: str
+
+
+def load_input(
+    spec: str | None, model: LoadedModel, *, count: int | None, seed: int, batch_axis: bool = True
+) -> LoadedInput:
+    """The input that `--input`, `--inputs` and `--seed` name, for this model.
+
+    Parameters
+    ----------
+    spec : str, optional
+        See ``INPUT_HELP``.
+    model : LoadedModel
+        Its own shape stands in for a missing spec.
+    count : int, optional
+        Number of inputs; one if None.
+    seed : int
+        Of the standard normal draw.
+    batch_axis : bool
+        Whether the model takes inputs stacked along a first axis.
+
+    Raises
+    ------
+    click.UsageError
+        A spec that is none of the three, a file that is not there, more inputs than there are.
+    """
+    if count is not None and not batch_axis:
+        raise click.UsageError(
+            "--inputs stacks inputs along a batch axis, so --no-batch-axis does not go with it"
+        )
+    if spec is None:
+        if model.input_shape is None:
+            raise click.UsageError(
+                f"the model {model.spec} does not say what goes into it: give --input, a shape such as 3x32x32, "
+                "'digits', or a .npy, .npz or .pt file"
+            )
+        return _normal(model.input_shape, count or 1, seed, batch_axis)
+    if re.fullmatch(r"\d+(x\d+)*", spec):
+        shape = tuple(int(part) for part in spec.split("x"))
+        if 0 in shape:
+            raise click.UsageError(f"--input {spec} is empty: every extent is at least 1")
+        return _normal(shape, count or 1, seed, batch_axis)
+    if spec == "digits":
+        return _digits(model, count or 1, batch_axis)
+    return _from_file(Path(spec), count)
+
+
+def _normal(shape: tuple[int, ...], count: int, seed: int, batch_axis: bool) -> LoadedInput:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    # Drawn in float64, so that both precisions measure at the same point.
+    tensor = torch.randn(count, *shape, generator=generator, dtype=torch.float64).float()
+    text = f"standard normal {'x'.join(map(str, shape))}, seed {seed}"
+    return LoadedInput(tensor if batch_axis else tensor[0], batch_axis, text)
+
+
+def _digits(model: LoadedModel, count: int, batch_axis: bool) -> LoadedInput:
+    """Test digits, standardised by the mean and deviation of all pixels of the other images."""
+    import torch
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise click.ClickException(
+            "'digits' needs scikit-learn, which bundles the images: pip install 'isometry[data]'"
+        ) from error
+    images = load_digits().images
+    train, test = images[:_FIRST_TEST_DIGIT], images[_FIRST_TEST_DIGIT:]
+    if count > len(test):
+        raise click.UsageError(f"there are {len(test)} test digits; --inputs asks for {count}")
+    pixels = torch.as_tensor((test[:count] - train.mean()) / train.std()).float()[:, None]
+    text = f"digits {_FIRST_TEST_DIGIT}..{_FIRST_TEST_DIGIT + count - 1}"
+    if model.repeats_channels is not None:
+        pixels = pixels.repeat(1, model.repeats_channels, 1, 1)
+        text += f", repeated over {model.repeats_channels} channels"
+    elif model.input_shape is not None and len(model.input_shape) == 1:
+        if model.input_shape[0] != 64:
+            raise click.UsageError(
+                f"a digit has 64 pixels and the network takes {model.input_shape[0]} numbers: "
+                "write width=64, or in_features=64"
+            )
+        pixels = pixels.flatten(1)
+    elif model.input_shape is not None and model.input_shape != (1, 8, 8):
+        raise click.UsageError(
+            f"digits are 1x8x8 images and the network takes {'x'.join(map(str, model.input_shape))}: "
+            "write in_channels=1,size=8"
+        )
+    return LoadedInput(pixels if batch_axis else pixels[0], batch_axis, text)
+
+
+def _from_file(path: Path, count: int | None) -> LoadedInput:
+    if path.suffix not in (".npy", ".npz", ".pt", ".pth"):
+        raise click.UsageError(
+            f"--input {str(path)!r} is neither a shape (3x32x32), nor 'digits', nor a .npy, .npz or .pt file"
+        )
+    if not path.is_file():
+        raise click.UsageError(f"there is no input file {str(path)!r}")
+    tensor = _tensor_file(path) if path.suffix in (".pt", ".pth") else _array_file(path)
+    if count is None:
+        return LoadedInput(tensor, False, path.name)
+    if tensor.dim() < 1 or tensor.shape[0] < count:
+        raise click.UsageError(
+            f"--inputs {count}: {path} has shape {tuple(tensor.shape)}, and its first axis counts the inputs"
+        )
+    return LoadedInput(tensor[:count], True, f"{path.name}, first {count}")
+
+
+def _array_file(path: Path) -> Tensor:
+    import torch
+
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.lib.npyio.NpzFile):
+            with found:
+                if len(found.files) != 1:
+                    raise click.UsageError(
+                        f"{path} holds {len(found.files)} arrays ({', '.join(found.files[:8])}); "
+                        "save the input alone: numpy.savez(path, x=x)"
+                    )
+                found = found[found.files[0]]
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise click.ClickException(f"{path} cannot be read as a NumPy file of numbers: {error}") from error
+    if found.dtype.kind not in "biufc":
+        raise click.ClickException(f"{path} holds {found.dtype}, not numbers")
+    # Byte order and strides as torch wants them.
+    return torch.from_numpy(np.ascontiguousarray(found.astype(found.dtype.newbyteorder("="))))
+
+
+def _tensor_file(path: Path) -> Tensor:
+    import pickle
+
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise click.ClickException(
+            f"{path} cannot be read as a tensor (weights_only): save it with torch.save(x, path)"
+        ) from error
+    if not isinstance(found, torch.Tensor):
+        raise click.ClickException(
+            f"{path} holds a {type(found).__name__}; save the tensor alone: torch.save(x, path)"
+        )
+    return found

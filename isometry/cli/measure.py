@@ -1,0 +1,186 @@
+"""`isometry measure MODEL`: model and input -> spectrum -> file and standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isometry.cli.models import MODEL_HELP
+from isometry.cli.options import ByteCount, json_option, model_options, require_isometry_option
+from isometry.cli.results import finish, refuse_taken_name, show_spectrum, store_spectrum
+
+if TYPE_CHECKING:
+    from isometry.spectrum import Spectrum
+
+
+@click.command("measure", help=f"Measure the singular values of a model's Jacobian.\n\n{MODEL_HELP}")
+@click.argument("model_spec", metavar="MODEL")
+@model_options
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "exact", "lanczos", "randomized"]),
+    default="auto",
+    show_default=True,
+    help="exact builds J; lanczos samples it with random probes; randomized finds the leading values; auto takes "
+    "exact where that is no dearer.",
+)
+@click.option(
+    "--probes", type=click.IntRange(1), metavar="N", help="Random probes of each input (16; randomized 8)."
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Golub-Kahan steps of each probe (50; randomized 30).",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    metavar="N",
+    help="How many of the largest values to report with residual bounds.",
+)
+@click.option(
+    "--rank", type=click.IntRange(1), metavar="N", help="Leading triplets of the randomized method."
+)
+@click.option(
+    "--tol",
+    type=click.FloatRange(0, min_open=True),
+    metavar="TOL",
+    help="Relative residual the top values must reach; exit code 5 if they do not.",
+)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float64"]), help="Precision (default: the model's own)."
+)
+@click.option(
+    "--device", metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1 (default: where the model is)."
+)
+@click.option(
+    "--memory-limit",
+    type=ByteCount(),
+    metavar="BYTES",
+    help="For intermediates, such as 500MB or 2GiB [2GiB].",
+)
+@click.option(
+    "--source", metavar="NAME", help="Measure from what enters this module (see `isometry layers`)."
+)
+@click.option("--target", metavar="NAME", help="Measure to what leaves this module.")
+@click.option(
+    "--output", "chosen", metavar="NAME_OR_INDEX", help="Which tensor, where the model returns several."
+)
+@click.option(
+    "-o", "--out", "file", type=click.Path(path_type=Path), metavar="FILE.h5", help="Store the spectrum here."
+)
+@click.option("--name", metavar="NAME", help="Its name in reports and in the file.")
+@click.option("--overwrite", is_flag=True, help="Replace a stored spectrum of that name.")
+@require_isometry_option
+@json_option
+@click.pass_context
+def measure_command(
+    context: click.Context,
+    /,
+    model_spec: str,
+    input_spec: str | None,
+    inputs: int | None,
+    seed: int,
+    weights: Path | None,
+    evaluation: bool,
+    no_batch_axis: bool,
+    file: Path | None,
+    name: str | None,
+    overwrite: bool,
+    require_isometry: float | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Parse, measure, store, print, leave with a code."""
+    from isometry.cli.inputs import load_input
+    from isometry.cli.models import load_model
+    from isometry.cli.weights import load_weights
+
+    if overwrite and file is None:
+        raise click.UsageError("--overwrite replaces a spectrum in a file: give -o FILE.h5 with it")
+    model = load_model(model_spec, seed=seed, evaluation=evaluation)
+    name = name or model.name
+    if file is not None:
+        # Before the work, not after it.
+        refuse_taken_name(file, name, overwrite=overwrite)
+    if weights is not None:
+        load_weights(model.module, weights)
+    point = load_input(input_spec, model, count=inputs, seed=seed, batch_axis=not no_batch_axis)
+    provenance = {
+        "model_spec": model.spec,
+        "input_spec": point.description,
+        "weights_file": str(weights) if weights is not None else None,
+        "command": "isometry measure",
+    }
+    if weights is not None:
+        # Loaded weights are no draw from the ensemble that the reference network was built from.
+        provenance["ensemble"] = None
+    spectrum = _measure(
+        model.module, point.tensor, batched=point.batched, seed=seed, name=name,
+        provenance={key: value for key, value in provenance.items() if value is not None or key == "ensemble"},
+        **options,
+    )  # fmt: skip
+    failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
+    show_spectrum(spectrum, as_json=as_json)
+    finish(context, [spectrum], failure=failure, require_isometry=require_isometry, tol=options["tol"])
+
+
+def _measure(
+    module: Any,
+    x: Any,
+    *,
+    chosen: str | None,
+    dtype: str | None,
+    memory_limit: int | None,
+    **options: Any,
+) -> Spectrum:
+    """`isometry.measure`, with what the model itself raises told apart from what the measurement does."""
+    import torch
+
+    from isometry.errors import IsometryError
+    from isometry.measure import measure
+
+    if chosen is not None:
+        options["output"] = int(chosen) if chosen.lstrip("-").isdigit() else chosen
+    if dtype is not None:
+        options["dtype"] = getattr(torch, dtype)
+    if memory_limit is not None:
+        options["memory_limit"] = memory_limit
+    try:
+        # A model that prints while it runs must not print into the data.
+        with contextlib.redirect_stdout(sys.stderr):
+            spectrum = measure(module, x, options.pop("method"), **options)
+    except IsometryError:
+        raise
+    except Exception as error:
+        raised_by_model = explain_model_error(error, tuple(x.shape))
+        if raised_by_model is None:
+            raise
+        raise raised_by_model from error
+    return replace(
+        spectrum, provenance={key: value for key, value in spectrum.provenance.items() if value is not None}
+    )
+
+
+def explain_model_error(error: Exception, shape: tuple[int, ...]) -> click.ClickException | None:
+    """The message for what a model raised in its own forward; None where it was not the model that raised."""
+    # Out of memory is told by the entry point, which knows the cure; a bad device by torch.
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return None
+    step, frames = error.__traceback__, []
+    while step is not None:
+        frames.append(step.tb_frame.f_code)
+        step = step.tb_next
+    if not any(code.co_name == "_call_impl" and "torch" in code.co_filename for code in frames):
+        return None
+    first = (str(error).strip().splitlines() or ["(no message)"])[0]
+    return click.ClickException(
+        f"the model raised {type(error).__name__} on an input of shape {shape}: {first}. If the shape is wrong, see "
+        "--input; the first axis counts inputs unless --no-batch-axis is given"
+    )

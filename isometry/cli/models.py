@@ -1,0 +1,229 @@
+"""From a MODEL spec to an nn.Module: a file, an importable name, a built-in, torchvision or timm.
+
+Code in a file or package that the user names is run, as `python FILE` would run it; nothing else is: weights are
+loaded as tensors only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isometry.cli.builtin_models import BUILT_IN, build, parse_settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# \b keeps click from re-wrapping the block.
+MODEL_HELP = """\b
+MODEL is one of
+  path/to/file.py:callable   a function without arguments that returns an
+  package.module:callable    nn.Module, a class, or a module
+  vanilla-cnn:SETTINGS       circular 3x3 convolutions, no stem, no head
+  mlp:SETTINGS  resnet:SETTINGS
+  torchvision:NAME  timm:NAME   where those are installed
+with SETTINGS such as
+  depth=32,channels=16,size=8,activation=tanh,init=gaussian,
+  sigma_w=1.02,sigma_b=0.0045,seed=0   (written without the line break)
+"""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and what its spec says about it.
+
+    Parameters
+    ----------
+    module : nn.Module
+    spec : str
+        The spec as it was typed.
+    name : str
+        A short name for reports and files.
+    input_shape : tuple of int, optional
+        Shape of one input, where the spec settles it (built-ins).
+    repeats_channels : int, optional
+        Channels of a bare convolutional trunk, over which a one-channel image may be repeated.
+    """
+
+    module: nn.Module
+    spec: str
+    name: str
+    input_shape: tuple[int, ...] | None = None
+    repeats_channels: int | None = None
+
+
+def load_model(spec: str, *, seed: int = 0, evaluation: bool = False) -> LoadedModel:
+    """The model a spec names.
+
+    Parameters
+    ----------
+    spec : str
+        See ``MODEL_HELP``.
+    seed : int
+        Seeds torch before foreign code runs, so that its random initialisation repeats.
+    evaluation : bool
+        Put the model in evaluation mode; otherwise its mode is its author's choice.
+
+    Raises
+    ------
+    click.UsageError
+        No such file, module, name or setting.
+    click.ClickException
+        The code that makes the model raised.
+    """
+    kind, colon, rest = spec.partition(":")
+    if kind in BUILT_IN:
+        settings = parse_settings(kind, rest)
+        module, shape = build(kind, settings)
+        bare = "channels" in settings and settings.get("in_channels") is None
+        loaded = LoadedModel(module, spec, kind, shape, settings["channels"] if bare else None)
+    elif not colon or not rest:
+        raise click.UsageError(
+            f"{spec!r} is not a MODEL: write path/to/file.py:callable, package.module:callable, torchvision:NAME, "
+            f"timm:NAME, or a built-in ({', '.join(f'{name}:...' for name in BUILT_IN)})"
+        )
+    else:
+        import torch
+
+        torch.manual_seed(seed)
+        if kind in ("torchvision", "timm"):
+            loaded = LoadedModel(_from_library(kind, rest), spec, rest)
+        else:
+            # The last colon: a path may hold one itself.
+            place, _, attribute = spec.rpartition(":")
+            loaded = LoadedModel(_make(_find(place, attribute), spec), spec, attribute)
+    if evaluation:
+        loaded.module.eval()
+    return loaded
+
+
+def _find(place: str, attribute: str) -> Any:
+    """The object called ``attribute`` in a file or a module."""
+    is_file = place.endswith(".py") or "/" in place or "\\" in place
+    module = _module_from_file(Path(place)) if is_file else _module_by_name(place)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            names = [
+                name
+                for name, value in vars(module).items()
+                if not name.startswith("_")
+                and callable(value)
+                and getattr(value, "__module__", "") == module.__name__
+            ]
+            known = f"it defines {', '.join(sorted(names)[:12])}" if names else "it defines no callable"
+            raise click.UsageError(f"{place} has no {attribute!r}; {known}")
+        found = getattr(found, part)
+    return found
+
+
+def _module_from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise click.UsageError(f"there is no file {str(path)!r} to load a model from")
+    name = f"_isometry_model_{path.stem}"
+    specification = importlib.util.spec_from_file_location(name, path)
+    if specification is None or specification.loader is None:
+        raise click.UsageError(f"{str(path)!r} is not a Python file; it needs the ending .py")
+    module = importlib.util.module_from_spec(specification)
+    # As for `python FILE`: what lies beside the file can be imported, and classes find their module.
+    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[name] = module
+    with _foreign_code(str(path)):
+        specification.loader.exec_module(module)
+    return module
+
+
+def _module_by_name(name: str) -> Any:
+    # As for `python -m`: the working directory is where modules are looked for first.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        with _foreign_code(name):
+            return importlib.import_module(name)
+    except click.ClickException as error:
+        missing = error.__cause__
+        if isinstance(missing, ModuleNotFoundError) and missing.name and name.startswith(missing.name):
+            raise click.UsageError(
+                f"there is no module {name!r} to import; a file is written with its ending, path/to/file.py:callable"
+            ) from missing
+        raise
+
+
+def _make(found: Any, spec: str) -> nn.Module:
+    """The nn.Module behind what was found: itself, or what it returns when called."""
+    from torch import nn
+
+    if isinstance(found, nn.Module):
+        return found
+    if not callable(found):
+        raise click.UsageError(
+            f"{spec} is a {type(found).__name__}; it must be an nn.Module or a callable that returns one"
+        )
+    needed = _needed_arguments(found)
+    if needed:
+        raise click.UsageError(
+            f"{spec} needs the arguments {', '.join(needed)}; name a function without arguments that calls it"
+        )
+    with _foreign_code(spec):
+        made = found()
+    if not isinstance(made, nn.Module):
+        raise click.UsageError(f"{spec} returned a {type(made).__name__}; it must return an nn.Module")
+    return made
+
+
+def _needed_arguments(function: Any) -> list[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [
+        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+
+
+def _from_library(library: str, name: str) -> nn.Module:
+    """A network of torchvision or timm, with random weights; nothing is downloaded."""
+    try:
+        package = importlib.import_module("torchvision.models" if library == "torchvision" else "timm")
+    except Exception as error:
+        # Not only ImportError: a build that does not fit this torch fails with RuntimeError while it is imported.
+        raise click.ClickException(
+            f"{library} cannot be imported here ({type(error).__name__}: {_first_line(error)}). Install it for this "
+            f"torch, or name the model by a file, path/to/file.py:callable"
+        ) from error
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            made = (
+                package.get_model(name, weights=None)
+                if library == "torchvision"
+                else package.create_model(name)
+            )
+    except Exception as error:
+        raise click.UsageError(f"{library} makes no model {name!r}: {_first_line(error)}") from error
+    return made
+
+
+@contextlib.contextmanager
+def _foreign_code(where: str) -> Any:
+    """Code of the user's own: what it prints goes to standard error, what it raises names its origin."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except click.ClickException:
+        raise
+    except (Exception, SystemExit) as error:
+        raise click.ClickException(
+            f"loading the model from {where} raised {type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["(no message)"])[0]

@@ -1,0 +1,79 @@
+"""Options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object on standard output, and nothing else there.",
+)
+require_isometry_option = click.option(
+    "--require-isometry", type=click.FloatRange(0, 1), metavar="FRACTION",
+    help="Leave with exit code 3 if fewer than this fraction of the singular values lie in [0.5, 2].",
+)  # fmt: skip
+file_argument = click.argument(
+    "file", metavar="FILE.h5", type=click.Path(path_type=Path, dir_okay=True, exists=False)
+)
+
+
+class ByteCount(click.ParamType):
+    """A number of bytes: 500MB, 2GiB, 1000000."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes a text such as '2GiB' stands for."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", str(value).lower())
+        try:
+            count = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+        except (ValueError, KeyError):
+            count = 0
+        if count < 1:
+            self.fail(f"{value!r} is not a number of bytes; write 500MB or 2GiB", param, ctx)
+        return count
+
+
+def model_options(command: Command) -> Command:
+    """The options that say which model, with which weights, at which input."""
+    from isometry.cli.inputs import INPUT_HELP
+
+    for option in (
+        click.option(
+            "--no-batch-axis", is_flag=True,
+            help="The model takes one input without a leading batch axis (default: inputs are stacked along one).",
+        ),
+        click.option("--eval", "evaluation", is_flag=True, help="Put the model in evaluation mode (model.eval())."),
+        click.option(
+            "--weights", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+            help="A state dictionary for the model: .pt or .pth (tensors only; nothing unpickles) or .safetensors.",
+        ),
+        click.option("--seed", type=click.IntRange(0), default=0, metavar="N", show_default=True, help="Seed of all randomness."),
+        click.option("--inputs", type=click.IntRange(1), metavar="B", help="Measure at B inputs, each with its own J."),
+        click.option("--input", "input_spec", metavar="INPUT", help=INPUT_HELP),
+    ):  # fmt: skip
+        command = option(command)
+    return command

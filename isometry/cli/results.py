@@ -1,0 +1,92 @@
+"""What commands do with a spectrum: store it, print it, and choose the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from isometry.cli import codes
+from isometry.cli.streams import note, print_json, quiet_when_closed
+from isometry.errors import IsometryError
+
+if TYPE_CHECKING:
+    from isometry.spectrum import Spectrum
+
+
+def refuse_taken_name(file: Path, name: str, *, overwrite: bool) -> None:
+    """Raise before any work is done where the result could not be stored under that name.
+
+    Raises
+    ------
+    click.ClickException
+        The name is taken, or there is no such folder.
+    StoreError
+        The file is there and is not one of ours.
+    """
+    from isometry.store import open_store
+
+    if not file.parent.is_dir():
+        raise click.UsageError(f"there is no folder {str(file.parent)!r} to write {file.name} into")
+    if not file.exists():
+        return
+    if not overwrite and name in open_store(file, "r").names():
+        raise click.ClickException(
+            f"{file} already holds a spectrum named {name!r}, so nothing was measured: choose another --name, "
+            "or replace it with --overwrite"
+        )
+
+
+def store_spectrum(file: Path, spectrum: Spectrum, *, overwrite: bool) -> Exception | None:
+    """Store it; a failure is returned, not raised, so that the result is printed before it is reported."""
+    from isometry.store import open_store
+
+    try:
+        open_store(file, "a").add(spectrum, name=spectrum.name, overwrite=overwrite)
+    except (IsometryError, OSError) as error:
+        return error
+    note(f"stored as {spectrum.name!r} in {file}")
+    return None
+
+
+def show_spectrum(spectrum: Spectrum, *, as_json: bool) -> None:
+    """One spectrum on standard output: its fields as JSON, or the report."""
+    if as_json:
+        print_json(spectrum.to_dict())
+        return
+    from isometry.report.terminal import print_report
+
+    with quiet_when_closed():
+        print_report([spectrum])
+
+
+def finish(
+    context: click.Context,
+    spectra: Sequence[Spectrum],
+    *,
+    failure: Exception | None = None,
+    require_isometry: float | None = None,
+    tol: float | None = None,
+) -> None:
+    """Leave with the code that the results deserve; the gravest first: not stored, not converged, threshold."""
+    if failure is not None:
+        note(f"error: the result above could not be stored: {failure}")
+        context.exit(codes.FAILED)
+    if tol is not None:
+        from isometry.measure import converged
+
+        if not all(converged(spectrum, tol) for spectrum in spectra):
+            note(f"not converged: a residual of the top values is above --tol {tol:g}")
+            context.exit(codes.NOT_CONVERGED)
+    if require_isometry is not None:
+        missed = [s for s in spectra if s.isometry() < require_isometry]
+        for spectrum in missed:
+            share = 100 * spectrum.isometry()
+            note(
+                f"threshold missed: {share:.4g} % of the singular values of {spectrum.name!r} lie in [0.5, 2], "
+                f"less than the {100 * require_isometry:.4g} % that --require-isometry asks for"
+            )
+        if missed:
+            context.exit(codes.THRESHOLD_MISSED)

@@ -1,0 +1,70 @@
+"""What goes where: data on standard output, everything said about them on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from isometry.report.numbers import plain
+
+
+def note(text: str) -> None:
+    """A line on standard error. Control characters, which a file's names may hold, are replaced."""
+    lines = [plain(line) for line in text.splitlines()] or [""]
+    # Nobody reads standard error: nothing to say it to.
+    with contextlib.suppress(BrokenPipeError):
+        click.echo("\n".join(lines), err=True)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on standard output; what JSON cannot hold (nan, inf) becomes null."""
+    print_text(json.dumps(json_ready(value), indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def print_text(text: str) -> None:
+    """Text and a line end on standard output; quiet when the reader has gone (`| head`)."""
+    try:
+        click.echo(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence_closed_output()
+    except UnicodeEncodeError:
+        click.echo(text.encode("ascii", "backslashreplace").decode("ascii"))
+
+
+@contextlib.contextmanager
+def quiet_when_closed() -> Iterator[None]:
+    """For printing by other hands (rich): a reader that has gone is no error."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence_closed_output()
+
+
+def silence_closed_output() -> None:
+    """Point standard output at nothing, so that the interpreter's last flush does not complain."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def json_ready(value: Any) -> Any:
+    """The value in plain JSON types: arrays as lists, nan and inf as None, anything else as text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [json_ready(item) for item in value]
+    if hasattr(value, "tolist"):
+        return json_ready(value.tolist())
+    return str(value)

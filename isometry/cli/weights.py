@@ -1,0 +1,99 @@
+"""`--weights FILE`: a state dictionary of tensors, from .pt/.pth (weights only) or .safetensors. Nothing unpickles."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Where training scripts commonly put the state dictionary inside a checkpoint.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_SHOWN = 5
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a file of weights into the module, every key and shape matching.
+
+    Raises
+    ------
+    click.ClickException
+        The file is absent, damaged, holds more than tensors, or does not fit the model.
+    """
+    state = _state_dict(path)
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    wrong = [
+        f"{key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the model"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if missing or unexpected or wrong:
+        parts = [
+            f"missing from the file: {_some(missing)}" if missing else "",
+            f"unknown to the model: {_some(unexpected)}" if unexpected else "",
+            _some(wrong) if wrong else "",
+        ]
+        raise click.ClickException(
+            f"the weights in {path} do not fit the model: {'; '.join(part for part in parts if part)}"
+        )
+    module.load_state_dict(dict(state))
+
+
+def _state_dict(path: Path) -> Mapping[str, Tensor]:
+    import torch
+
+    if not path.is_file():
+        raise click.UsageError(f"there is no file of weights {str(path)!r}")
+    if path.suffix == ".safetensors":
+        found: Any = _safetensors(path)
+    else:
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise click.ClickException(
+                f"{path} holds more than tensors, or is no file of torch.save; it was not loaded, because loading "
+                "it could run code. Save the state dictionary alone: torch.save(model.state_dict(), path)"
+            ) from error
+        except (RuntimeError, EOFError, ValueError, KeyError) as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise click.ClickException(
+                f"{path} cannot be read as weights (damaged, or another format): {first}"
+            ) from error
+    if isinstance(found, Mapping):
+        for key in _WRAPPERS:
+            if isinstance(found.get(key), Mapping):
+                found = found[key]
+                break
+    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise click.ClickException(
+            f"{path} holds no state dictionary (names -> tensors) but a {type(found).__name__}; "
+            "save it with torch.save(model.state_dict(), path)"
+        )
+    return found
+
+
+def _safetensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise click.ClickException(
+            "reading .safetensors needs the safetensors package: pip install 'isometry[weights]'"
+        ) from error
+    try:
+        state: Mapping[str, Tensor] = load_file(path)
+    except Exception as error:
+        # The library's own error type is not public.
+        raise click.ClickException(f"{path} cannot be read as safetensors: {error}") from error
+    return state
+
+
+def _some(items: list[str]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
