@@ -37,12 +37,15 @@ class Bidiagonals:
         Steps each probe took.
     finished : (k, B) bool array
         Whether its Krylov space closed: its nodes and masses are then exact, not quadrature.
+    closing : (k, B) array
+        The alpha or beta at which a space closed, taken as zero; 0 where it filled the short side.
     """
 
     alpha: Array
     beta: Array
     steps: NDArray[np.int64]
     finished: NDArray[np.bool_]
+    closing: Array
 
     def matrices(self) -> Array:
         """(k, B, steps, steps) upper bidiagonal matrices."""
@@ -57,6 +60,11 @@ class Bidiagonals:
         """(k, B) last beta of each probe: the norm by which A^T U = V B^T fails; 0 where it finished."""
         last = np.take_along_axis(self.beta, np.maximum(self.steps - 1, 0)[..., None], axis=-1)[..., 0]
         return np.where(self.finished, 0.0, last)
+
+
+def closing_tolerance(side: ShortSide) -> float:
+    """How small, beside the largest entry seen, an alpha or beta closes a Krylov space: it is rounding."""
+    return 10 * side.eps * math.sqrt(side.short)
 
 
 def golub_kahan(
@@ -98,7 +106,8 @@ def golub_kahan(
     taken = np.zeros((k, batch), dtype=np.int64)
     finished = np.zeros((k, batch), dtype=bool)
     largest = np.zeros((k, batch))
-    tolerance = 10 * side.eps * math.sqrt(side.short)
+    closing = np.zeros((k, batch))
+    tolerance = closing_tolerance(side)
     v = start
     for j in range(steps):
         right[:, :, j] = v
@@ -108,7 +117,8 @@ def golub_kahan(
         taken += ~finished
         largest = np.maximum(largest, alpha[..., j])
         # A v inside the span already built: B gets a zero on its diagonal and the space is complete.
-        closed = alpha[..., j] <= tolerance * largest
+        closed = ~finished & (alpha[..., j] <= tolerance * largest)
+        closing[closed] = alpha[..., j][closed]
         alpha[..., j][closed] = 0.0
         finished |= closed
         u = _keep(u, ~finished)
@@ -122,7 +132,8 @@ def golub_kahan(
             v, length = _orthogonal_unit(w, right[:, :, : j + 1])
             beta[..., j] = np.where(finished, 0.0, length)
             largest = np.maximum(largest, beta[..., j])
-            closed = beta[..., j] <= tolerance * largest
+            closed = ~finished & (beta[..., j] <= tolerance * largest)
+            closing[closed] = beta[..., j][closed]
             beta[..., j][closed] = 0.0
             finished |= closed
             v = _keep(v, ~finished)
@@ -131,7 +142,7 @@ def golub_kahan(
         if finished.all():
             alpha, beta = alpha[..., : j + 1], beta[..., : j + 1]
             break
-    return Bidiagonals(alpha, beta, taken, finished)
+    return Bidiagonals(alpha, beta, taken, finished, closing)
 
 
 def _orthogonal_unit(vector: Tensor, basis: Tensor) -> tuple[Tensor, Array]:

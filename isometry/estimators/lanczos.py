@@ -76,7 +76,8 @@ def lanczos(
         progress(total, total)
     rules = gauss_rules(bidiagonals)
     s_max = rules.nodes.max(axis=(1, 2))
-    floor = side.noise_floor(s_max)
+    # A space that closed early leaves unseen what is below the entry it closed at.
+    floor = np.maximum(side.noise_floor(s_max), bidiagonals.closing.max(axis=0))
     if not bidiagonals.finished.all():
         open_inputs = ~bidiagonals.finished.all(axis=0)
         floor = np.where(open_inputs, np.maximum(floor, s_max / total), floor)

@@ -39,7 +39,8 @@ def gauss_rules(bidiagonals: Bidiagonals) -> GaussRules:
     """Gauss nodes and weights of every probe.
 
     The residual of node s_i is beta |last component of its left singular vector|: A v = s u holds exactly and
-    A^T u - s v has that norm (Golub & Van Loan 2013, section 10.4).
+    A^T u - s v has that norm (Golub & Van Loan 2013, section 10.4). Where the space closed it is at most the entry
+    that was taken as zero.
     """
     matrices = bidiagonals.matrices()
     k, batch, size, _ = matrices.shape
@@ -53,6 +54,7 @@ def gauss_rules(bidiagonals: Bidiagonals) -> GaussRules:
             mass = right[:, 0] ** 2
             nodes[index, probe, :count] = values
             weights[index, probe, :count] = mass / mass.sum()
-            residuals[index, probe, :count] = bidiagonals.remainder()[probe, index] * np.abs(left[-1])
+            ends = bidiagonals.remainder()[probe, index] * np.abs(left[-1])
+            residuals[index, probe, :count] = ends + bidiagonals.closing[probe, index]
     present = np.arange(size) < bidiagonals.steps.T[..., None]
     return GaussRules(nodes, weights, residuals, bidiagonals.finished.T[..., None] | ~present)

@@ -116,10 +116,10 @@ def randomized(
     nodes = np.concatenate([leading, rules.nodes], axis=-1)
     weights = np.concatenate([np.full(leading.shape, 1.0 / side.short), (1 - share) * rules.weights], axis=-1)
     certain = np.concatenate([np.ones(leading.shape, bool), rules.certain], axis=-1)
-    floor = noise
+    floor = np.maximum(noise, rest.closing.max(axis=0))
     if not rest.finished.all():
         rest_max = rules.nodes.max(axis=(1, 2))
-        floor = np.maximum(noise, np.where(rest.finished.all(axis=0), 0.0, rest_max / rest.alpha.shape[-1]))
+        floor = np.maximum(floor, np.where(rest.finished.all(axis=0), 0.0, rest_max / rest.alpha.shape[-1]))
     bottom, bottom_residual = _bottom(rules.nodes, rules.residuals)
     bottom_residual = bottom_residual + noise
     return Spectrum(
