@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from isometry.nn.layers import ConvolutionLayer, DenseLayer, Trunk
 from isometry.nn.models import MLP, ResNet, VanillaCNN
 
-__all__ = ["MLP", "ResNet", "VanillaCNN"]
+__all__ = ["MLP", "ConvolutionLayer", "DenseLayer", "ResNet", "Trunk", "VanillaCNN"]

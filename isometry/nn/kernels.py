@@ -171,6 +171,43 @@ def _append_two_taps(kernels: Tensor, projection: Tensor, axis: int) -> Tensor:
     return torch.cat((stays, edge), dim=axis) + torch.cat((edge, moves), dim=axis)
 
 
+def strided_kernels(coarse: Tensor, stride: Sequence[int], kernel_size: Sequence[int]) -> Tensor:
+    """Kernels of a strided convolution from kernels that act on patches.
+
+    A map cut into patches of s positions along each axis is a coarser map with s^d times the channels, and cutting is
+    orthogonal. A convolution of stride 1 on the patches is a convolution of stride s on the map; this writes its taps.
+
+    Parameters
+    ----------
+    coarse : Tensor
+        (count, c_out, c_in s^d, *m), kernels over patches.
+    stride, kernel_size : sequence of int
+        s and k per axis, m s <= k; taps that are left over are zero.
+
+    Returns
+    -------
+    Tensor
+        (count, c_out, c_in, *k). The taps in use start at min((k-1)//2, k - m s), so that a single patch begins at the
+        centre: with zero padding (k-1)//2 the patches then tile the map from its first position.
+    """
+    count, channels_out, patch_channels = coarse.shape[:3]
+    dimensions = len(kernel_size)
+    channels_in = patch_channels // math.prod(stride)
+    taps = coarse.shape[3:]
+    split = coarse.reshape(count, channels_out, channels_in, *stride, *taps)
+    within, across = range(3, 3 + dimensions), range(3 + dimensions, 3 + 2 * dimensions)
+    order = [axis for pair in zip(across, within, strict=True) for axis in pair]
+    extent = [m * s for m, s in zip(taps, stride, strict=True)]
+    fine = split.permute(0, 1, 2, *order).reshape(count, channels_out, channels_in, *extent)
+    kernels = fine.new_zeros((count, channels_out, channels_in, *kernel_size))
+    window: tuple[Any, ...] = tuple(
+        slice(min((k - 1) // 2, k - used), min((k - 1) // 2, k - used) + used)
+        for k, used in zip(kernel_size, extent, strict=True)
+    )
+    kernels[(..., *window)] = fine
+    return kernels
+
+
 def gaussian_kernels(
     count: int,
     channels_out: int,

@@ -1,0 +1,168 @@
+"""`MLP`: the dense reference network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from isometry.errors import InputError
+from isometry.nn import kernels as laws
+from isometry.nn.layers import DenseLayer, Trunk
+from isometry.nn.network import (
+    Network,
+    arguments_of_ensemble,
+    draw_kernels,
+    feature_scale,
+    first_variance,
+    linear_head,
+    named_activation,
+    network_variances,
+    require_positive,
+    residual_feature_scale,
+    residual_strength,
+    seeded_generator,
+    trunk_ensemble,
+)
+from isometry.theory.ensemble import Ensemble
+
+DENSE_INITS = ("orthogonal", "gaussian", "mirrored")
+
+
+class MLP(Network):
+    """Dense network x_l = phi(W_l x_{l-1} + b_l), on vectors (N_0,) or (B, N_0).
+
+    Parameters
+    ----------
+    depth : int
+        Number L of layers in the trunk.
+    width : int or sequence of int
+        N, or N_0 .. N_L (depth + 1 numbers) for a network that changes its width.
+    activation : str or torch.nn.Module
+        phi.
+    init : {"orthogonal", "gaussian", "mirrored"}
+        Haar (W^T W = sigma_w^2, or W W^T where a layer shrinks), independent entries of variance sigma_w^2 / N_{l-1},
+        or looks-linear (for ReLU and leaky ReLU, even widths).
+    sigma_w, sigma_b, q_star : float, optional
+        As for `VanillaCNN`.
+    residual : float, optional
+        Strength a of a residual branch x_l = x_{l-1} + a phi(h_l); None is no branch.
+    in_features : int, optional
+        Gives the network a stem: a Gaussian layer to N_0 with the activation, scaled to pre-activations of variance
+        q* for inputs of mean square 1.
+    num_classes : int, optional
+        Gives the network a linear head.
+    checkpoint_segments, generator, seed, dtype, device :
+        As for `VanillaCNN`.
+
+    Raises
+    ------
+    InputError, TheoryError
+        As `VanillaCNN`.
+
+    Examples
+    --------
+    >>> model = MLP(depth=3, width=(8, 16, 16, 4), activation="relu", init="gaussian", sigma_w=2**0.5, seed=0)
+    >>> model(torch.zeros(5, 8)).shape
+    torch.Size([5, 4])
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        width: int | Sequence[int],
+        activation: str | nn.Module = "tanh",
+        init: str = "orthogonal",
+        *,
+        sigma_w: float | None = None,
+        sigma_b: float | None = None,
+        q_star: float | None = None,
+        residual: float | None = None,
+        in_features: int | None = None,
+        num_classes: int | None = None,
+        checkpoint_segments: int | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        require_positive("depth", depth)
+        widths = _widths(width, depth)
+        if residual is not None:
+            residual = residual_strength(residual, depth)
+            if len(set(widths)) > 1:
+                raise InputError(f"a residual network has one width only, got {widths}.")
+        factory, name = named_activation(activation)
+        variances = network_variances(init, DENSE_INITS, name, sigma_w, sigma_b, q_star, depth)
+        generator = seeded_generator(generator, seed)
+        options: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
+        layers: list[nn.Module] = []
+        for first, last in _equal_runs(widths):
+            weights = draw_kernels(
+                init, last - first, widths[first + 1], widths[first], (), generator=generator
+            )
+            biases = laws.normal((last - first, widths[first + 1]), generator=generator) * variances.sigma_b
+            weights = (weights * variances.sigma_w).to(**options)
+            layers += [
+                DenseLayer(weight.clone(), bias.clone(), activation=factory(), residual=residual)
+                for weight, bias in zip(weights.unbind(0), biases.to(**options).unbind(0), strict=True)
+            ]
+        q_first = first_variance(name, variances, depth)
+        stem: nn.Module | None = None
+        if in_features is not None:
+            require_positive("in_features", in_features)
+            weight = (
+                laws.gaussian_kernels(1, widths[0], in_features, (), generator=generator)[0] * q_first**0.5
+            )
+            stem = DenseLayer(
+                weight.to(**options), torch.zeros(widths[0], **options), activation=factory(), residual=None
+            )
+        scale = feature_scale(name, variances, q_first)
+        if residual is not None:
+            scale = residual_feature_scale(factory(), variances, q_first, residual, depth)
+        super().__init__(
+            stem,
+            Trunk(*layers, checkpoint_segments=checkpoint_segments),
+            None if num_classes is None else linear_head(widths[-1], num_classes, generator, options),
+            ensemble=trunk_ensemble(
+                name, init, depth, variances, residual, None if len(set(widths)) == 1 else widths
+            ),
+            variances=variances,
+            feature_scale=scale,
+            head_kind="flatten",
+            feature_axes=1,
+        )
+
+    @classmethod
+    def from_ensemble(cls, ensemble: Ensemble, width: int | None = None, **options: Any) -> MLP:
+        """Network drawn from an `Ensemble`; `width` is needed where the ensemble does not say its widths."""
+        if width is None and ensemble.widths is None:
+            raise InputError("this ensemble is square of any width: give the width of the network to draw.")
+        arguments = arguments_of_ensemble(
+            ensemble, {"orthogonal": "orthogonal"}, options, widths_allowed=True
+        )
+        chosen = ensemble.widths if ensemble.widths is not None else width
+        return cls(**arguments, width=chosen, residual=ensemble.residual)  # type: ignore[arg-type]
+
+
+def _widths(width: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    widths = (width,) * (depth + 1) if isinstance(width, int) else tuple(width)
+    if len(widths) != depth + 1:
+        raise InputError(f"width must be one number or depth + 1 = {depth + 1} numbers, got {len(widths)}.")
+    for entry in widths:
+        require_positive("width", entry)
+    return widths
+
+
+def _equal_runs(widths: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(first, last) layer ranges of equal shape, split so that one batch of matrices stays within memory."""
+    runs: list[tuple[int, int]] = []
+    start = 0
+    for layer in range(1, len(widths)):
+        if layer == len(widths) - 1 or widths[layer : layer + 2] != widths[start : start + 2]:
+            parts = laws.chunks(layer - start, widths[start] * widths[start + 1])
+            runs += [(start + part.start, start + part.stop) for part in parts]
+            start = layer
+    return runs

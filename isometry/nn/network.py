@@ -1,0 +1,255 @@
+"""What the reference networks share: stem, trunk and head; variances, laws and the `Ensemble` that describes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from isometry.errors import InputError
+from isometry.nn import kernels as laws
+from isometry.nn.activations import activation_name, make_activation
+from isometry.nn.layers import Trunk
+from isometry.nn.variances import Variances, choose_variances, is_homogeneous, mirrored_gain
+from isometry.theory.ensemble import Ensemble
+
+
+class Network(nn.Module):
+    """Stem, trunk and head of a reference network; what `VanillaCNN`, `ResNet` and `MLP` share."""
+
+    def __init__(
+        self,
+        stem: nn.Module | None,
+        trunk: Trunk,
+        head: nn.Module | None,
+        *,
+        ensemble: Ensemble | None,
+        variances: Variances,
+        feature_scale: float,
+        head_kind: str,
+        feature_axes: int,
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.trunk = trunk
+        self.head = head
+        self.ensemble = ensemble
+        self.sigma_w = variances.sigma_w
+        self.sigma_b = variances.sigma_b
+        self.q_star = variances.q_star
+        self.feature_scale = feature_scale
+        self.head_kind = head_kind
+        self._feature_axes = feature_axes
+
+    @property
+    def depth(self) -> int:
+        """Number of layers in the trunk."""
+        return len(self.trunk)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Output of the trunk, before the head."""
+        if self.stem is not None:
+            x = self.stem(x)
+        return self.trunk(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (num_classes,) with a head, the trunk's output without; a batch axis in front passes through."""
+        x = self.features(x)
+        if self.head is None:
+            return x
+        x = x / self.feature_scale
+        if self._feature_axes == 3:
+            x = x.mean(dim=(-2, -1)) if self.head_kind == "pool" else x.flatten(start_dim=-3)
+        return self.head(x)
+
+    def extra_repr(self) -> str:
+        """The variances, for the printed module."""
+        q_star = "any" if self.q_star is None else f"{self.q_star:.4g}"
+        return f"depth={self.depth}, sigma_w={self.sigma_w:.6g}, sigma_b={self.sigma_b:.4g}, q_star={q_star}"
+
+
+def linear_head(
+    features: int, num_classes: int, generator: torch.Generator | None, options: dict[str, Any]
+) -> nn.Linear:
+    """Linear layer of variance 1/fan_in and zero bias, as in the authors' demonstration of arXiv 1806.05393."""
+    require_positive("num_classes", num_classes)
+    head = nn.Linear(features, num_classes, device="meta")
+    weight = laws.gaussian_kernels(1, num_classes, features, (), generator=generator)[0]
+    head.weight = nn.Parameter(weight.to(**options))
+    head.bias = nn.Parameter(torch.zeros(num_classes, **options))
+    return head
+
+
+def draw_kernels(
+    init: str,
+    count: int,
+    outputs: int,
+    inputs: int,
+    taps: tuple[int, ...],
+    *,
+    profile: Tensor | Sequence[float] | None = None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """(count, outputs, inputs, *taps) kernels of unit sigma_w, float64."""
+    if init == "gaussian":
+        return laws.gaussian_kernels(count, outputs, inputs, taps, profile=profile, generator=generator)
+    law = {
+        "orthogonal": laws.delta_orthogonal_kernels,
+        "delta_orthogonal": laws.delta_orthogonal_kernels,
+        "orthogonal_conv": laws.orthogonal_convolution_kernels,
+        "mirrored": laws.mirrored_kernels,
+    }[init]
+    return law(count, outputs, inputs, taps, generator=generator)
+
+
+def network_variances(
+    init: str,
+    known: tuple[str, ...],
+    name: str | None,
+    sigma_w: float | None,
+    sigma_b: float | None,
+    q_star: float | None,
+    depth: int,
+) -> Variances:
+    """Variances of a network by its law: mirrored layers have a gain of their own, others their critical point."""
+    if init not in known:
+        raise InputError(f"init must be one of {', '.join(known)}, got {init!r}.")
+    if init != "mirrored":
+        return choose_variances(name, sigma_w=sigma_w, sigma_b=sigma_b, q_star=q_star, depth=depth)
+    if q_star is not None:
+        raise InputError(
+            "a mirrored network is linear at any variance, so q_star does not apply; leave it out."
+        )
+    if name is None:
+        raise InputError("mirrored kernels are for ReLU and leaky ReLU; this activation has no name.")
+    gain = mirrored_gain(name)  # raises for other activations, whatever sigma_w is
+    sigma_w = gain if sigma_w is None else sigma_w
+    return choose_variances(name, sigma_w=sigma_w, sigma_b=sigma_b, q_star=None, depth=depth)
+
+
+def named_activation(activation: str | nn.Module) -> tuple[Callable[[], nn.Module], str | None]:
+    """Factory of activation modules, and the name of the function (None where the theory has none)."""
+    factory = make_activation(activation)
+    return factory, activation_name(factory())
+
+
+def first_variance(name: str | None, variances: Variances, depth: int) -> float:
+    """Variance that a stem gives to its pre-activations: q* where there is one."""
+    if variances.q_star is not None:
+        return variances.q_star
+    return 1.0 if name is not None and is_homogeneous(name) else 1.0 / depth
+
+
+def feature_scale(name: str | None, variances: Variances, q: float) -> float:
+    """Root mean square of phi(h), from the fixed point q = sigma_w^2 E phi^2 + sigma_b^2 where it holds."""
+    stationary = variances.q_star is not None or (name is not None and is_homogeneous(name))
+    signal = q - variances.sigma_b**2
+    return math.sqrt(signal) / variances.sigma_w if stationary and signal > 0 else math.sqrt(q)
+
+
+def residual_feature_scale(
+    activation: nn.Module, variances: Variances, q: float, residual: float, depth: int
+) -> float:
+    """Root mean square of x_L in a residual trunk whose input is phi(h), h of variance q.
+
+    E x_l^2 = E x_{l-1}^2 + a^2 E phi(h_l)^2, Var h_l = sigma_w^2 E x_{l-1}^2 + sigma_b^2 (Yang and Schoenholz 2017,
+    arXiv 1712.08969, theorem 1, without the correlation of x and phi(W x), which a random W makes small).
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    z, mass = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+
+    def mean_square(variance: float) -> float:
+        return float(mass @ activation(math.sqrt(variance) * z).double() ** 2)
+
+    with torch.no_grad():
+        signal = mean_square(q)
+        for _ in range(depth):
+            signal += residual**2 * mean_square(variances.sigma_w**2 * signal + variances.sigma_b**2)
+            if not 0 < signal < 1e300:
+                raise InputError(
+                    f"the signal of this residual network leaves the range of numbers (mean square {signal:.3g}): take "
+                    f"a smaller residual than {residual:.3g}, such as 1/sqrt(depth)."
+                )
+    return math.sqrt(signal)
+
+
+def trunk_ensemble(
+    name: str | None,
+    init: str,
+    depth: int,
+    variances: Variances,
+    residual: float | None,
+    widths: tuple[int, ...] | None,
+) -> Ensemble | None:
+    """The trunk as the theory sees it; None where it has no name for the law or the activation."""
+    if name is None or init == "mirrored" or variances.sigma_w == 0:
+        return None
+    return Ensemble(
+        name,
+        depth,
+        weights="gaussian" if init == "gaussian" else "orthogonal",
+        sigma_w=variances.sigma_w,
+        sigma_b=variances.sigma_b,
+        q_star=None if residual is not None else variances.q_star,
+        residual=residual,
+        widths=widths,
+    )
+
+
+def arguments_of_ensemble(
+    ensemble: Ensemble, names: dict[str, str], options: dict[str, Any], *, widths_allowed: bool = False
+) -> dict[str, Any]:
+    """Constructor arguments that draw a network from an ensemble; `names` translates its weight laws."""
+    if not isinstance(ensemble.weights, str):
+        raise InputError(
+            "a reference network has one weight law for all layers; this ensemble names one per layer."
+        )
+    if ensemble.readout:
+        raise InputError("a read-out is the head of a network: drop readout and give num_classes.")
+    if ensemble.widths is not None and not widths_allowed:
+        raise InputError(
+            f"a convolutional trunk has one width, this ensemble has {ensemble.widths}; use MLP."
+        )
+    sigma_w, sigma_b, q_star = ensemble.sigma_w, ensemble.sigma_b, ensemble.q_star
+    if q_star is not None and sigma_w is not None:
+        if sigma_b is None:
+            raise InputError(
+                "this ensemble gives sigma_w and q_star, and leaves sigma_b to be solved for: give sigma_b too."
+            )
+        q_star = None
+    init = options.pop("init", names.get(ensemble.weights, ensemble.weights))
+    if (init == "gaussian") != (ensemble.weights == "gaussian"):
+        raise InputError(f"init {init!r} does not draw the {ensemble.weights} law of this ensemble.")
+    return {
+        "depth": ensemble.depth, "activation": ensemble.activation_name, "init": init,
+        "sigma_w": sigma_w, "sigma_b": sigma_b, "q_star": q_star, **options,
+    }  # fmt: skip
+
+
+def residual_strength(residual: float | None, depth: int) -> float:
+    """The given strength, or 1/sqrt(depth)."""
+    if residual is None:
+        require_positive("depth", depth)
+        return 1.0 / math.sqrt(depth)
+    if not math.isfinite(residual) or residual == 0:
+        raise InputError(f"residual must be a finite number other than zero, got {residual!r}.")
+    return float(residual)
+
+
+def seeded_generator(generator: torch.Generator | None, seed: int | None) -> torch.Generator | None:
+    """The given generator, or a new CPU one with the given seed."""
+    if seed is None:
+        return generator
+    if generator is not None:
+        raise InputError("give a seed or a generator, not both.")
+    return torch.Generator().manual_seed(seed)
+
+
+def require_positive(name: str, value: object) -> None:
+    """Raise InputError unless `value` is a whole number of one or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a whole number of one or more, got {value!r}.")
