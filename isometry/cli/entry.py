@@ -32,6 +32,19 @@ COMMANDS = {
 }
 
 
+# The library's messages name its arguments; here is what they are called on the command line.
+CURES = {
+    "model.eval()": "add --eval",
+    "named_layers": "`isometry layers MODEL` lists the names",
+    "output=": "choose with --output NAME_OR_INDEX",
+    "source=": "that is --source NAME; `isometry layers MODEL` lists the names",
+    "target=": "that is --target NAME; `isometry layers MODEL` lists the names",
+    "whose first axis is not the batch": "add --no-batch-axis if the model takes one input without one",
+    "memory_limit": "that is --memory-limit, and --method lanczos",
+    "dtype=torch.float64": "that is --dtype float64",
+}
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are needed."""
 
@@ -126,6 +139,9 @@ def report_failure(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, IsometryError):
         note(f"error: {error}")
+        for words, option in CURES.items():
+            if words in str(error):
+                note(f"On the command line: {option}")
         return exit_code(error)
     if _out_of_memory(error):
         note(

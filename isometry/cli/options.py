@@ -71,7 +71,9 @@ def model_options(command: Command) -> Command:
             "--weights", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
             help="A state dictionary for the model: .pt or .pth (tensors only; nothing unpickles) or .safetensors.",
         ),
-        click.option("--seed", type=click.IntRange(0), default=0, metavar="N", show_default=True, help="Seed of all randomness."),
+        click.option(
+            "--seed", type=click.IntRange(0), default=0, metavar="N", show_default=True, help="Seed of all randomness."
+        ),
         click.option("--inputs", type=click.IntRange(1), metavar="B", help="Measure at B inputs, each with its own J."),
         click.option("--input", "input_spec", metavar="INPUT", help=INPUT_HELP),
     ):  # fmt: skip

@@ -20,6 +20,18 @@ def plain(text: str) -> str:
     )
 
 
+_PLAIN_FORMS = str.maketrans({"±": "+-", "²": "^2", "≤": "<=", "≥": ">="})
+
+
+def encodable(text: str, encoding: str) -> str:
+    """The text in what an output stream's encoding can hold: '+-' for '±', escapes for the rest."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_PLAIN_FORMS).encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
 def headline_rows(spectrum: Spectrum) -> dict[str, str]:
     """Label -> value for the table of a report. Every spectrum has the same labels in the same order."""
     rows = {

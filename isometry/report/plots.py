@@ -30,6 +30,7 @@ from isometry.spectrum import Spectrum
 
 from .concentration import cell_masses, concentrations
 from .log_axis import label_log_axis
+from .numbers import plain
 
 Array = NDArray[np.float64]
 
@@ -411,7 +412,7 @@ def _legend(ax: Axes, *, outside: bool = False) -> None:
 def _label(spectrum: Spectrum, label: str | None) -> str:
     if label is not None:
         return label
-    return spectrum.name or f"{spectrum.kind} ({spectrum.method})"
+    return plain(spectrum.name) or f"{spectrum.kind} ({spectrum.method})"
 
 
 def _zero_place(spectrum: Spectrum) -> str:
@@ -433,9 +434,9 @@ def _color(index: int, count: int) -> str:
 
 def _next_color(ax: Axes) -> str:
     (line,) = ax.plot([], [])
-    color = str(line.get_color())
+    color = mpl.colors.to_hex(line.get_color())
     line.remove()
-    return color
+    return str(color)
 
 
 def _safe_log(x: Any) -> Array:

@@ -18,8 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from isometry.errors import InputError
 from isometry.report.concentration import cell_masses
 from isometry.report.numbers import headline_rows, plain
+from isometry.report.tables import encoded_output
 from isometry.spectrum import Spectrum
 
 Array = NDArray[np.float64]
@@ -45,12 +47,16 @@ def print_report(
     width : int, optional
         Columns; the terminal's own, or 80 where there is none.
     """
-    console = Console(file=file, width=width, highlight=False, soft_wrap=False)
-    per_row = max(1, (console.width - LABEL_COLUMN) // NARROWEST_COLUMN)
-    for start in range(0, len(spectra), per_row):
-        if start:
-            console.print()
-        _print_block(console, spectra[start : start + per_row])
+    if not spectra:
+        raise InputError("there is no spectrum to report: the list is empty")
+    console = Console(file=file, width=width, highlight=False)
+    console.width = max(console.width, LABEL_COLUMN + NARROWEST_COLUMN)
+    per_row = (console.width - LABEL_COLUMN) // NARROWEST_COLUMN
+    with encoded_output(console):
+        for start in range(0, len(spectra), per_row):
+            if start:
+                console.print()
+            _print_block(console, spectra[start : start + per_row])
 
 
 def _print_block(console: Console, spectra: Sequence[Spectrum]) -> None:

@@ -1,0 +1,63 @@
+"""A plain table on the terminal: no lines, nothing cut off, the same columns whether or not anybody watches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from isometry.report.numbers import encodable, plain
+
+
+def print_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    file: TextIO | None = None,
+) -> None:
+    """Print rows under headings.
+
+    Parameters
+    ----------
+    headings : sequence of str
+    rows : sequence of sequences of str
+        One text per heading.
+    right : sequence of str
+        The headings of columns that are set flush right.
+    file : text file, optional
+        Standard output if None.
+    """
+    console = Console(file=file, highlight=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(
+            Text(heading), justify="right" if heading in right else "left", overflow="fold", no_wrap=False
+        )
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    if not console.is_terminal:
+        # Into a pipe or a file: one line for each row, however long, so that other programs can read it.
+        console.width = max(console.width, _natural_width(headings, rows))
+    with encoded_output(console):
+        console.print(table)
+
+
+@contextmanager
+def encoded_output(console: Console) -> Iterator[None]:
+    """Collect what the block prints and write it in what the stream's encoding can hold."""
+    with console.capture() as captured:
+        yield
+    console.file.write(encodable(captured.get(), console.encoding))
+    console.file.flush()
+
+
+def _natural_width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    from rich.cells import cell_len
+
+    columns = zip(headings, *rows, strict=True)
+    return sum(max(cell_len(plain(cell)) for cell in column) + 2 for column in columns)
