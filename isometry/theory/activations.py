@@ -19,6 +19,7 @@ from scipy import special
 from isometry.errors import InputError, TheoryError
 from isometry.theory.derivatives import checked_values, derivative_disagrees, numerical_derivative
 from isometry.theory.gaussian import gaussian_average
+from isometry.theory.kinks import find_kinks, linear_slopes
 
 __all__ = ["ACTIVATION_NAMES", "Activation", "gaussian_average", "get_activation", "leaky_relu"]
 
@@ -207,7 +208,7 @@ def get_activation(
     activation: str | Activation | Callable[..., object],
     *,
     derivative: ArrayFunction | None = None,
-    kinks: Sequence[float] = (),
+    kinks: Sequence[float] | None = None,
 ) -> Activation:
     """The activation of a name, or of a function of arrays.
 
@@ -223,9 +224,9 @@ def get_activation(
         phi' of a function. Without it phi' is taken numerically: by the complex step, exact to rounding, where
         the function takes complex arrays and agrees there with its differences; otherwise by ninth-order
         differences, with an error near 1e-12 max|phi| for functions that vary on the scale of one.
-    kinks : sequence of float
-        Where phi' (or a higher derivative) of a function jumps. Averages are exact without it, only slower;
-        a numerical derivative needs it to be right near the kink.
+    kinks : sequence of float, optional
+        Where phi' (or a higher derivative) of a function jumps. Unless given, jumps of phi' of more than 1e-3 are
+        looked for in |h| < 64, and a function that proves linear between them is treated as exactly that.
 
     Raises
     ------
@@ -236,22 +237,23 @@ def get_activation(
         its derivative.
     """
     if isinstance(activation, str):
-        if derivative is not None or len(tuple(kinks)):
+        if derivative is not None or kinks is not None:
             raise InputError(
                 f"the named activation {activation!r} brings its own derivative and kinks; leave them out."
             )
         return _by_name(activation)
     if isinstance(activation, Activation):
-        if derivative is not None or len(tuple(kinks)):
+        if derivative is not None or kinks is not None:
             raise InputError("an Activation brings its own derivative and kinks; leave them out.")
         return activation
     if not callable(activation):
         raise InputError(
             f"an activation is a name, an Activation or a function of arrays; got {type(activation).__name__}."
         )
-    points = tuple(sorted(float(kink) for kink in kinks))
     function = _as_float(activation)
-    checked_values(function, points)
+    checked_values(function)
+    points = find_kinks(function) if kinks is None else tuple(sorted({float(kink) for kink in kinks}))
+    slopes = linear_slopes(function, points)
     if derivative is None:
         slope = numerical_derivative(activation, kinks=points)
     else:
@@ -264,9 +266,8 @@ def get_activation(
                 f"differences of the function give {worst[2]:.6g}. Correct it, or leave it out to have it taken "
                 "numerically."
             )
-    return Activation(
-        getattr(activation, "__name__", type(activation).__name__), function, slope, kinks=points
-    )
+    name = getattr(activation, "__name__", type(activation).__name__)
+    return Activation(name, function, slope, kinks=points, slopes=slopes)
 
 
 def _as_float(function: Callable[..., object]) -> ArrayFunction:

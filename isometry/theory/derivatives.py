@@ -93,8 +93,11 @@ def numerical_derivative(function: Callable[..., object], *, kinks: Sequence[flo
     except Exception:
         return difference
     rough = difference(points)
-    agrees = np.shape(exact) == points.shape and np.all(np.abs(exact - rough) <= 1e-7 * (1.0 + np.abs(rough)))
-    return complex_step if agrees else difference
+    if np.shape(exact) != points.shape:
+        return difference
+    # Beside a kink that was not declared the differences are the wrong ones; a lost imaginary part is wrong all over.
+    wrong = np.abs(exact - rough) > 1e-7 * (1.0 + np.abs(rough))
+    return difference if np.count_nonzero(wrong) > points.size // 16 else complex_step
 
 
 def difference_derivative(function: Callable[..., object], *, kinks: Sequence[float] = ()) -> ArrayFunction:

@@ -128,8 +128,9 @@ def gaussian_average(function: ArrayFunction, q: float, *, kinks: Sequence[float
 
 
 def _panel_edges(sigma: float, kinks: Sequence[float]) -> Array:
-    """Edges in z: unit panels, every kink, and points at h = +-2^k around zero and around each kink."""
-    pieces = [np.linspace(-TAIL, TAIL, 77)]
+    """Edges in z: unit panels where the mass is, every kink, points at h = +-2^k around zero and around each kink."""
+    outwards = np.array([*range(13), 14, 16, 19, 22, 26, 30, TAIL], dtype=np.float64)
+    pieces = [np.concatenate([-outwards, outwards])]
     centres = sorted({0.0, *(float(kink) for kink in kinks)})
     # From 1/64 in h outwards. Where sigma is small the whole Gaussian lies within, and nothing is added.
     exponents = np.arange(-6, math.ceil(math.log2(max(sigma, 1e-3) * TAIL)) + 1)

@@ -1,0 +1,110 @@
+"""Where a function that came without its kinks has them, and whether it is linear between them.
+
+A kink shows in second differences: over a width w they fall like w where phi' jumps, and like w^2 elsewhere. Each
+place where they stand out is narrowed down until the two can be told apart, and located where the two sides,
+continued as parabolas, meet.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isometry.errors import InputError
+
+Array = NDArray[np.float64]
+ArrayFunction = Callable[[Array], Array]
+
+REACH = 64.0
+SPACING = 2.0**-10
+FINAL_WIDTH = 2.0**-20
+SMALLEST_JUMP = 1e-3
+CANDIDATES = 64
+
+
+def find_kinks(function: ArrayFunction) -> tuple[float, ...]:
+    """Points between -64 and 64, increasing, where phi' jumps by more than 1e-3.
+
+    Parameters
+    ----------
+    function : callable
+        phi, elementwise on (n,) arrays.
+
+    Raises
+    ------
+    InputError
+        When phi itself jumps: it has no derivative for mean-field theory to average.
+    """
+    # Off the round numbers by an irrational shift, so that a kink at zero lies between two points.
+    grid = np.arange(-REACH, REACH, SPACING) + SPACING * math.pi / 10.0
+    bend = np.abs(_second_difference(function, grid, SPACING)) / SPACING
+    peaks = (
+        np.flatnonzero((bend[1:-1] >= bend[:-2]) & (bend[1:-1] > bend[2:]) & (bend[1:-1] > SMALLEST_JUMP)) + 1
+    )
+    peaks = peaks[np.argsort(bend[peaks])[::-1][:CANDIDATES]]
+    found: list[float] = []
+    for start in grid[peaks]:
+        kink = _narrowed(function, float(start))
+        if kink is not None and all(abs(kink - other) > 1e-6 for other in found):
+            found.append(kink)
+    return tuple(sorted(found))
+
+
+def linear_slopes(function: ArrayFunction, kinks: Sequence[float]) -> tuple[float, ...] | None:
+    """The slope on each piece between the kinks, or None where phi is not linear by pieces."""
+    # Far beyond where kinks are looked for, so that a wave with more of them is not taken for a line.
+    edges = [-4.0 * REACH, *kinks, 4.0 * REACH]
+    slopes = []
+    for lower, upper in itertools.pairwise(edges):
+        points = np.linspace(lower, upper, 65)
+        values = function(points)
+        slope = (values[-1] - values[0]) / (points[-1] - points[0])
+        line = values[0] + slope * (points - points[0])
+        if np.max(np.abs(values - line)) > 1e-13 * (1.0 + np.max(np.abs(values))):
+            return None
+        # Slopes are mostly round numbers; the end points are not exact enough to say more than this.
+        rounded = round(float(slope), 12)
+        slopes.append(rounded + 0.0)
+    return tuple(slopes)
+
+
+def _second_difference(function: ArrayFunction, points: Array, width: float) -> Array:
+    values = np.asarray(function(np.concatenate([points - width, points, points + width])), dtype=np.float64)
+    before, at, after = values.reshape(3, -1)
+    return before - 2.0 * at + after
+
+
+def _narrowed(function: ArrayFunction, centre: float) -> float | None:
+    """The kink near a peak of the second differences, or None when the peak was only a sharp bend."""
+    width = SPACING
+    jumps: list[float] = []
+    while width > FINAL_WIDTH:
+        width /= 4.0
+        points = centre + width * np.arange(-4.0, 5.0)
+        bend = np.abs(_second_difference(function, points, width))
+        centre = float(points[int(np.argmax(bend))])
+        jumps.append(float(bend.max()) / width)
+    # Over the last factor of sixteen in width: a bend falls sixteen-fold, a kink stays (a factor of two is luck in
+    # where it lies between the points), a jump of phi grows sixteen-fold.
+    change = jumps[-1] / jumps[-3] if jumps[-3] > 0 else 0.0
+    if change > 5.0:
+        raise InputError(
+            f"the activation jumps near h = {centre:.6g}. Mean-field theory averages its derivative, which does not "
+            "exist there; use a continuous function."
+        )
+    if change < 0.3 or jumps[-1] < SMALLEST_JUMP:
+        return None
+    offsets = width * np.array([64.0, 128.0, 192.0, 256.0])
+    left = np.polynomial.Polynomial.fit(-offsets, function(centre - offsets), 2, domain=[-1, 1])
+    right = np.polynomial.Polynomial.fit(offsets, function(centre + offsets), 2, domain=[-1, 1])
+    gap = left - right
+    step = -gap(0.0) / gap.deriv()(0.0)
+    if not math.isfinite(step) or abs(step) > 16.0 * width:
+        return centre
+    location = centre + float(step)
+    rounded = round(location, 6)
+    return rounded + 0.0 if abs(location - rounded) < 1e-9 else location
