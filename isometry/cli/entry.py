@@ -18,7 +18,7 @@ import click
 
 from isometry.cli.codes import FAILED, INTERRUPTED, NOT_CONVERGED, UNREADABLE
 from isometry.cli.streams import note, silence_closed_output
-from isometry.errors import ConvergenceError, IsometryError, StoreError
+from isometry.errors import ConvergenceError, IsometryError, IsometryWarning, StoreError
 
 # Command name -> "module:attribute". A command's module is loaded when it is called or its help is asked for, and
 # loads torch only when it runs: `isometry --help` answers at once.
@@ -40,6 +40,7 @@ CURES = {
     "source=": "that is --source NAME; `isometry layers MODEL` lists the names",
     "target=": "that is --target NAME; `isometry layers MODEL` lists the names",
     "whose first axis is not the batch": "add --no-batch-axis if the model takes one input without one",
+    "Pass batched=True": "--inputs B measures the first B of them, each with its own J",
     "memory_limit": "that is --memory-limit, and --method lanczos",
     "dtype=torch.float64": "that is --dtype float64",
 }
@@ -106,6 +107,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
+        # Ours are about this very result: shown each time, whatever filters are set for libraries.
+        warnings.simplefilter("always", IsometryWarning)
         try:
             code = group.main(
                 args=None if arguments is None else list(arguments),
@@ -138,10 +141,7 @@ def report_failure(error: BaseException) -> int:
             note(f"See `{context.command_path} --help`.")
         return error.exit_code
     if isinstance(error, IsometryError):
-        note(f"error: {error}")
-        for words, option in CURES.items():
-            if words in str(error):
-                note(f"On the command line: {option}")
+        _note_with_cures(f"error: {error}")
         return exit_code(error)
     if _out_of_memory(error):
         note(
@@ -178,7 +178,14 @@ def _out_of_memory(error: BaseException) -> bool:
 def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any
 ) -> None:
-    note(f"warning: {message}")
+    _note_with_cures(f"warning: {message}")
+
+
+def _note_with_cures(text: str) -> None:
+    note(text)
+    for words, option in CURES.items():
+        if words in text:
+            note(f"On the command line: {option}")
 
 
 __all__ = ["exit_code", "group", "main", "report_failure", "run"]

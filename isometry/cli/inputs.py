@@ -22,8 +22,6 @@ INPUT_HELP = (
     "first axis counts the inputs, otherwise the whole array is one input as the model takes it. Built-ins have an "
     "input shape of their own."
 )
-# The last images are the ones no training here sees.
-_FIRST_TEST_DIGIT = 1437
 
 
 @dataclass(frozen=True)
@@ -100,21 +98,14 @@ def _normal(shape: tuple[int, ...], count: int, seed: int, batch_axis: bool) -> 
 
 
 def _digits(model: LoadedModel, count: int, batch_axis: bool) -> LoadedInput:
-    """Test digits, standardised by the mean and deviation of all pixels of the other images."""
-    import torch
+    """Test digits: those that `isometry.nn` and `isometry train` never train on, standardised like the others."""
+    from isometry.nn.data import load_dataset
 
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise click.ClickException(
-            "'digits' needs scikit-learn, which bundles the images: pip install 'isometry[data]'"
-        ) from error
-    images = load_digits().images
-    train, test = images[:_FIRST_TEST_DIGIT], images[_FIRST_TEST_DIGIT:]
+    test = load_dataset("digits").test_images
     if count > len(test):
         raise click.UsageError(f"there are {len(test)} test digits; --inputs asks for {count}")
-    pixels = torch.as_tensor((test[:count] - train.mean()) / train.std()).float()[:, None]
-    text = f"digits {_FIRST_TEST_DIGIT}..{_FIRST_TEST_DIGIT + count - 1}"
+    pixels = test[:count]
+    text = f"first {count} of {len(test)} test digits" if count > 1 else "a test digit"
     if model.repeats_channels is not None:
         pixels = pixels.repeat(1, model.repeats_channels, 1, 1)
         text += f", repeated over {model.repeats_channels} channels"

@@ -1,0 +1,133 @@
+"""The command as a process: exit codes, streams, a closed pipe, an interrupt, a quick help."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-c", "from isometry.cli import main; main()"]
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(Path(__file__).parents[2]),
+    "COLUMNS": "100",
+}
+
+
+def command(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *(str(argument) for argument in arguments)],
+        capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False, **options,
+    )  # fmt: skip
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    code = (
+        "import sys; from isometry.cli.entry import run; code = run(['--help'])\n"
+        "heavy = {'torch', 'matplotlib', 'h5py', 'scipy', 'jinja2'} & set(sys.modules)\n"
+        "assert code == 0 and not heavy, (code, heavy)"
+    )
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True
+    )
+    # 0.1 s on an idle machine; the bound leaves room for a busy one.
+    assert time.perf_counter() - began < 3.0
+    assert "measure" in done.stdout
+
+
+def test_json_alone_on_standard_output_and_everything_else_on_standard_error(tmp_path) -> None:
+    done = command("measure", "mlp:depth=2,width=6,sigma_w=1", "-o", tmp_path / "a.h5", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["shape"] == [6, 6]
+    assert "stored" in done.stderr
+    again = command("measure", "mlp:depth=2,width=6,sigma_w=1", "-o", tmp_path / "a.h5", "--json")
+    assert again.returncode == 1
+    assert again.stdout == ""
+    assert "--overwrite" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize("arguments", [["measure"], ["meassure", "x"], ["measure", "nothing"], ["list"]])
+def test_usage_errors_are_code_2(arguments: list[str]) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "error:" in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "measure", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 0
+
+
+def test_an_interrupt_is_code_130_without_a_traceback(tmp_path) -> None:
+    started = tmp_path / "started"
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\nfrom torch import nn\n"
+        "class Slow(nn.Module):\n"
+        "    def forward(self, x):\n"
+        f"        pathlib.Path({str(started)!r}).touch()\n"
+        "        time.sleep(60)\n        return x\n"
+    )
+    process = subprocess.Popen(
+        [*COMMAND, "measure", f"{tmp_path / 'slow.py'}:Slow", "--input", "3"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while not started.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert "interrupted" in err
+    assert "Traceback" not in err
+
+
+def test_an_unexpected_fault_is_one_line_and_a_way_to_learn_more(monkeypatch, capsys) -> None:
+    from isometry.cli import entry
+
+    def fault(*_: object, **__: object) -> None:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(entry.group, "main", fault)
+    assert entry.run(["list"]) == 1
+    quiet = capsys.readouterr().err
+    assert "KeyError" in quiet
+    assert "ISOMETRY_DEBUG=1" in quiet
+    assert "Traceback" not in quiet
+    monkeypatch.setenv("ISOMETRY_DEBUG", "1")
+    assert entry.run(["list"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")]
+)
+def test_out_of_memory_names_the_cures(error: Exception, capsys) -> None:
+    from isometry.cli.entry import report_failure
+
+    assert report_failure(error) == 1
+    assert "--memory-limit" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_named(capsys) -> None:
+    from isometry.cli.entry import report_failure
+
+    assert report_failure(OSError(28, "No space left on device", "results.h5")) == 1
+    assert "No space left on device (results.h5)" in capsys.readouterr().err
