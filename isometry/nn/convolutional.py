@@ -100,7 +100,7 @@ def build_convolutional(
         "ensemble": trunk_ensemble(name, init, depth, variances, residual, None),
         "variances": variances,
         "feature_scale": feature_scale(name, variances, q_first)
-        if residual is None
+        if residual is None or num_classes is None
         else residual_feature_scale(factory(), variances, q_first, residual, depth),
         "head_kind": head,
         "feature_axes": 3,

@@ -105,10 +105,10 @@ def critical_init_(
 
     Notes
     -----
-    Every *row* of a layer has norm sigma_w, which is what keeps the variance. A square layer or one that shrinks is
-    then sigma_w times an isometry or co-isometry; one that widens from N to M is sigma_w sqrt(M/N) times an isometry. A
-    strided convolution uses a patch of as many taps as it has (`delta_orthogonal_`). Normalisation layers undo all
-    of this; a model that has them is initialised with a warning.
+    The *rows* of a layer have norm sigma_w (in mean square), which is what keeps the variance. A square layer or one
+    that shrinks is then sigma_w times an isometry or co-isometry; one that widens from N to M is sigma_w sqrt(M/N)
+    times an isometry. A strided convolution uses a patch of as many taps as it has (`delta_orthogonal_`).
+    Normalisation layers undo all of this; a model that has them is initialised with a warning.
 
     References
     ----------

@@ -94,6 +94,10 @@ class MLP(Network):
             residual = residual_strength(residual, depth)
             if len(set(widths)) > 1:
                 raise InputError(f"a residual network has one width only, got {widths}.")
+        if init == "mirrored" and any(width % 2 for width in widths):
+            raise InputError(
+                f"mirrored layers come in pairs of units: all widths must be even, got {widths}."
+            )
         factory, name = named_activation(activation)
         variances = network_variances(init, DENSE_INITS, name, sigma_w, sigma_b, q_star, depth)
         generator = seeded_generator(generator, seed)
@@ -120,7 +124,7 @@ class MLP(Network):
                 weight.to(**options), torch.zeros(widths[0], **options), activation=factory(), residual=None
             )
         scale = feature_scale(name, variances, q_first)
-        if residual is not None:
+        if residual is not None and num_classes is not None:
             scale = residual_feature_scale(factory(), variances, q_first, residual, depth)
         super().__init__(
             stem,

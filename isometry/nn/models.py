@@ -154,7 +154,9 @@ class ResNet(Network):
     """Residual CNN without normalisation, x_l = x_{l-1} + a phi(K_l * x_{l-1} + b_l).
 
     The network of Tarnowski et al. 2019 (arXiv 1809.08848) with convolutions. Its spectrum depends at large depth on
-    c = sum_l a^2 sigma_w^2 E phi'^2 alone; the default a = 1/sqrt(depth) keeps c at 1 for a critical sigma_w.
+    c = sum_l a^2 sigma_w^2 E phi'^2 alone; the default a = 1/sqrt(depth) keeps c at 1 for a critical sigma_w. (Not so
+    the signal of an activation with a mean: that of ReLU grows like exp(const sqrt(depth)), Yang and Schoenholz 2017,
+    arXiv 1712.08969; the head divides it out.)
 
     Parameters
     ----------
@@ -174,7 +176,7 @@ class ResNet(Network):
         self,
         depth: int,
         channels: int,
-        activation: str | nn.Module = "relu",
+        activation: str | nn.Module = "tanh",
         init: str = "delta_orthogonal",
         *,
         residual: float | None = None,

@@ -156,25 +156,29 @@ def residual_feature_scale(
 ) -> float:
     """Root mean square of x_L in a residual trunk whose input is phi(h), h of variance q.
 
-    E x_l^2 = E x_{l-1}^2 + a^2 E phi(h_l)^2, Var h_l = sigma_w^2 E x_{l-1}^2 + sigma_b^2 (Yang and Schoenholz 2017,
-    arXiv 1712.08969, theorem 1, without the correlation of x and phi(W x), which a random W makes small).
+    E x_l^2 = E x_{l-1}^2 + 2 a E x_{l-1} E phi(h_l) + a^2 E phi(h_l)^2, Var h_l = sigma_w^2 E x_{l-1}^2 + sigma_b^2
+    (Yang and Schoenholz 2017, arXiv 1712.08969). A phi with a mean, such as ReLU, adds it up coherently: the signal
+    then grows like exp(const sqrt(depth)) even for a = 1/sqrt(depth).
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(64)
     z, mass = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
 
-    def mean_square(variance: float) -> float:
-        return float(mass @ activation(math.sqrt(variance) * z).double() ** 2)
+    def moments(variance: float) -> tuple[float, float]:
+        values = activation(math.sqrt(variance) * z).double()
+        return float(mass @ values), float(mass @ values**2)
 
     with torch.no_grad():
-        signal = mean_square(q)
+        mean, square = moments(q)
         for _ in range(depth):
-            signal += residual**2 * mean_square(variances.sigma_w**2 * signal + variances.sigma_b**2)
-            if not 0 < signal < 1e300:
+            branch, branch_square = moments(variances.sigma_w**2 * square + variances.sigma_b**2)
+            square += 2 * residual * mean * branch + residual**2 * branch_square
+            mean += residual * branch
+            if not 0 < square < 1e70:  # float32 holds numbers up to 3e38
                 raise InputError(
-                    f"the signal of this residual network leaves the range of numbers (mean square {signal:.3g}): take "
-                    f"a smaller residual than {residual:.3g}, such as 1/sqrt(depth)."
+                    f"the signal of this residual network grows to a mean square of {square:.3g}: take a smaller "
+                    f"residual than {residual:.3g}, such as 1/sqrt(depth), or an odd activation such as tanh."
                 )
-    return math.sqrt(signal)
+    return math.sqrt(square)
 
 
 def trunk_ensemble(

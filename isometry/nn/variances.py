@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isometry.errors import InputError, TheoryError
+from isometry.errors import InputError, IsometryWarning, TheoryError
 from isometry.nn.activations import make_activation
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ def choose_variances(
         When q* comes with sigma_w or sigma_b, or a function unknown to the theory comes without sigma_w.
     TheoryError
         When the activation has no critical point there.
+
+    Warns
+    -----
+    IsometryWarning
+        When the critical point is an unstable fixed point (GELU, SiLU) from which a signal drifts within that depth.
     """
     for name, value in (("sigma_w", sigma_w), ("sigma_b", sigma_b), ("q_star", q_star)):
         if value is not None and not (math.isfinite(value) and value >= 0):
@@ -89,6 +95,14 @@ def choose_variances(
         raise TheoryError(
             f"{error} To build the network anyway give sigma_w (and sigma_b), or another q_star."
         ) from error
+    if (point.q_slope - 1.0) * depth > 1.0:
+        warnings.warn(
+            f"the critical point of {point.activation} at q* = {point.q_star:.4g} is an unstable fixed point of the "
+            f"variance (slope {point.q_slope:.4g}): over {depth} layers the signal drifts away from it. Give sigma_w "
+            "and sigma_b to choose another point, or a smaller q_star.",
+            IsometryWarning,
+            stacklevel=3,
+        )
     stationary = None if is_homogeneous(activation) or point.q_star == 0 else float(point.q_star)
     return Variances(float(point.sigma_w), float(point.sigma_b), stationary)
 
@@ -115,7 +129,7 @@ def _stationary_variance(activation: str | Activation | None, sigma_w: float, si
     from isometry.theory.meanfield import fixed_point
 
     try:
-        q_star = float(fixed_point(activation, sigma_w, sigma_b).q)
+        q_star = fixed_point(activation, sigma_w, sigma_b)
     except TheoryError:
         return None
     return q_star if q_star > 0 else None
