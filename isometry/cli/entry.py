@@ -110,12 +110,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # Ours are about this very result: shown each time, whatever filters are set for libraries.
         warnings.simplefilter("always", IsometryWarning)
         try:
-            code = group.main(
-                args=None if arguments is None else list(arguments),
-                prog_name="isometry",
-                standalone_mode=False,
-            )
+            _invoke(sys.argv[1:] if arguments is None else list(arguments))
             sys.stdout.flush()
+        except click.exceptions.Exit as error:
+            return error.exit_code
         except BrokenPipeError:
             # The reader has what it wanted (`isometry list FILE | head -1`).
             silence_closed_output()
@@ -127,7 +125,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return error.code if isinstance(error.code, int) else FAILED
         except BaseException as error:
             return report_failure(error)
-    return code if isinstance(code, int) else 0
+    return 0
+
+
+def _invoke(arguments: list[str]) -> None:
+    """Parse and call; every exception comes through, where `click.Group.main` turns some into its own codes."""
+    if "_ISOMETRY_COMPLETE" in os.environ:
+        # A shell that asks for completions.
+        group.main(arguments, prog_name="isometry")
+    with group.make_context("isometry", arguments) as context:
+        group.invoke(context)
 
 
 def report_failure(error: BaseException) -> int:
@@ -136,6 +143,10 @@ def report_failure(error: BaseException) -> int:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            # `isometry` alone; the class is there from click 8.2 on.
+            note(error.format_message())
+            return error.exit_code
         note(f"error: {error.format_message()}")
         if isinstance(error, click.UsageError) and context is not None:
             note(f"See `{context.command_path} --help`.")

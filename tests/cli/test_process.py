@@ -105,7 +105,7 @@ def test_an_unexpected_fault_is_one_line_and_a_way_to_learn_more(monkeypatch, ca
     def fault(*_: object, **__: object) -> None:
         raise KeyError("a fault")
 
-    monkeypatch.setattr(entry.group, "main", fault)
+    monkeypatch.setattr(entry.group, "invoke", fault)
     assert entry.run(["list"]) == 1
     quiet = capsys.readouterr().err
     assert "KeyError" in quiet
