@@ -55,6 +55,25 @@ class Distribution(Protocol):
         ...
 
 
+def times_exp(values: Array, shift: float) -> Array:
+    """``values * exp(shift)`` where the product is a float although exp(shift) may not be one."""
+    half = float(np.exp(np.clip(shift / 2, -700.0, 700.0)))
+    with np.errstate(over="ignore"):
+        shifted = np.asarray(values, float) * half * half
+    if not np.array_equal(np.isfinite(shifted), np.isfinite(values)):
+        raise InputError(f"singular values times exp({shift:g}) leave the range of floats")
+    return shifted
+
+
+def _same_place(t: Array) -> Array:
+    """How far apart two values of ln s may be and still mean the same s.
+
+    ln and exp do not undo one another to the last bit. Without this a point mass would lie beyond the very s
+    that :meth:`Distribution.quantile` names, and its mass would be missing from the cdf there.
+    """
+    return 4 * np.finfo(float).eps * np.maximum(1.0, np.abs(np.where(np.isfinite(t), t, 0.0)))
+
+
 def _checked_probability(p: ArrayLike) -> Array:
     p = np.asarray(p, dtype=float)
     if np.any(~(p >= 0) | ~(p <= 1)):
@@ -137,7 +156,11 @@ class Quadrature:
 
     def cdf(self, log_s: ArrayLike, *, left: bool = False) -> Array:
         t, cumulative = self._pooled
-        index = np.searchsorted(t, np.asarray(log_s, float), side="left" if left else "right")
+        points = np.asarray(log_s, float)
+        slack = _same_place(points)
+        index = np.searchsorted(
+            t, points - slack if left else points + slack, side="left" if left else "right"
+        )
         return np.concatenate([[0.0], cumulative])[index]
 
     def quantile(self, p: ArrayLike) -> Array:
@@ -161,47 +184,61 @@ class Quadrature:
 
     def row_moments(self, power: float) -> tuple[float, Array]:
         """(scale, (inputs, probes) array a): E[s^power] of each row is exp(scale) * a."""
-        s = self.nodes if power > 0 else np.where(self.weights > 0, self.nodes, 1.0)
-        top = float(s.max()) or 1.0
+        present = self.weights > 0
+        # Scaled by the node that dominates, the largest or for a negative power the smallest: no power overflows.
+        dominant = self.nodes[present].max() if power >= 0 else self.nodes[present].min()
+        dominant = float(dominant) or 1.0
         with np.errstate(divide="ignore"):
-            return power * float(np.log(top)), np.sum(self.weights * (s / top) ** power, axis=-1)
+            terms = (np.where(present, self.nodes, dominant) / dominant) ** power
+            return power * float(np.log(dominant)), np.sum(self.weights * terms, axis=-1)
 
     def row_cdf(self, log_s: float, *, left: bool = False) -> Array:
         """Mass of {ln s <= log_s} for every row, (inputs, probes)."""
-        s = np.exp(log_s)
-        inside = self.resolved_nodes < s if left else self.resolved_nodes <= s
+        slack = float(_same_place(np.asarray(log_s, float)))
+        t = self._log(self.resolved_nodes)
+        inside = t < log_s - slack if left else t <= log_s + slack
         return np.sum(self.weights * inside, axis=-1)
+
+    @staticmethod
+    def _log(values: Array) -> Array:
+        with np.errstate(divide="ignore"):
+            return np.log(values)
 
     def cdf_bounds(self, log_s: ArrayLike) -> tuple[Array, Array]:
         """Lower and upper bound on the cdf of the measures the probes see.
 
         The Chebyshev-Markov-Stieltjes inequalities (Szego, Orthogonal Polynomials, 1939, section 3.41): for a
         Gauss rule with nodes x_1 < x_2 < ... and partial sums S_j, S_{j-1} <= F(x_j -) <= F(x_j) <= S_j.
-        Between nodes the bound loses one further weight on either side. Masses that are certain are exact.
+        Between nodes the bound loses one further weight on either side. Masses that are certain are exact down to
+        the floor; below it they may lie anywhere from zero to the floor.
         This is the truncation error alone; the statistical error of the probes comes on top.
         """
-        points = np.exp(np.asarray(log_s, float))
-        flat_points = np.atleast_1d(points).ravel()
-        lower, upper = np.zeros(flat_points.size), np.zeros(flat_points.size)
-        rows = self.nodes.shape[0] * self.nodes.shape[1]
-        for s, w, sure in zip(
-            self.nodes.reshape(rows, -1), self.weights.reshape(rows, -1), self.certain.reshape(rows, -1),
+        points = np.asarray(log_s, float)
+        reach = np.atleast_1d(points + _same_place(points)).ravel()
+        lower, upper = np.zeros(reach.size), np.zeros(reach.size)
+        inputs, probes, size = self.nodes.shape
+        floor = np.broadcast_to(self.floor[:, None, None], self.nodes.shape)
+        lowest, highest = self._log(self.resolved_nodes), self._log(np.maximum(self.nodes, floor))
+        for t, low, high, w, sure in zip(
+            *(a.reshape(inputs * probes, size)
+              for a in (self._log(self.nodes), lowest, highest, self.weights, self.certain)),
             strict=True,
         ):  # fmt: skip
-            exact = np.array([w[sure & (s <= point)].sum() for point in flat_points])
-            order = np.argsort(s[~sure])
-            gauss, mass = s[~sure][order], w[~sure][order]
+            lower += w[sure] @ (high[sure, None] <= reach)
+            upper += w[sure] @ (low[sure, None] <= reach)
+            order = np.argsort(t[~sure])
+            gauss, mass = t[~sure][order], w[~sure][order]
             partial = np.concatenate([[0.0], np.cumsum(mass)])
-            below = np.searchsorted(gauss, flat_points, side="right")
-            lower += exact + partial[np.maximum(below - 1, 0)]
-            upper += exact + partial[np.minimum(below + 1, mass.size)]
-        # Above the largest singular value there is nothing: Gauss nodes lie inside, so keep the upper bound.
-        shape = points.shape
-        return (lower / rows).reshape(shape), np.minimum(upper / rows, 1.0).reshape(shape)
+            below = np.searchsorted(gauss, reach, side="right")
+            lower += partial[np.maximum(below - 1, 0)]
+            upper += partial[np.minimum(below + 1, mass.size)]
+        rows = inputs * probes
+        return (lower / rows).reshape(points.shape), np.minimum(upper / rows, 1.0).reshape(points.shape)
 
     def shifted(self, shift: float) -> Quadrature:
-        factor = float(np.exp(shift))
-        return Quadrature(self.nodes * factor, self.weights, self.floor * factor, self.certain)
+        return Quadrature(
+            times_exp(self.nodes, shift), self.weights, times_exp(self.floor, shift), self.certain
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,9 +314,10 @@ class Curve:
 
     def cdf(self, log_s: ArrayLike, *, left: bool = False) -> Array:
         t = np.asarray(log_s, float)
+        slack = _same_place(t)
         value = self._continuous(t)
         for place, mass in zip(self.atom_log_s, self.atom_mass, strict=True):
-            value = value + mass * ((place < t) if left else (place <= t))
+            value = value + mass * ((place < t - slack) if left else (place <= t + slack))
         return np.clip(value, 0.0, 1.0)
 
     def quantile(self, p: ArrayLike) -> Array:
@@ -303,6 +341,8 @@ class Curve:
         half = power / 2
         if half == int(half) and 1 <= half <= len(self.log_even_moments):
             return float(self.log_even_moments[int(half) - 1])
+        if power == 0:
+            return 0.0
         if power < 0 and self.zero_mass > 0:
             return float(np.inf)
         logs = []
