@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .distribution import Curve, Quadrature
+from .distribution import Curve, Quadrature, times_exp
 from .errors import InputError
 
 Array = NDArray[np.float64]
@@ -51,10 +51,9 @@ class Extremes:
 
     def shifted(self, shift: float) -> Extremes:
         """The extremes of exp(shift) J."""
-        factor = math.exp(shift)
         return Extremes(
-            self.top * factor, self.top_residual * factor,
-            self.bottom * factor, self.bottom_residual * factor, self.bottom_resolved,
+            times_exp(self.top, shift), times_exp(self.top_residual, shift),
+            times_exp(self.bottom, shift), times_exp(self.bottom_residual, shift), self.bottom_resolved,
         )  # fmt: skip
 
 
@@ -126,6 +125,11 @@ class Spectrum:
             raise InputError(f"singular values are a (d,) or (inputs, d) array; got {values.shape}")
         values = -np.sort(-values, axis=1)
         inputs, count = values.shape
+        if shape is not None and min(shape) != count:
+            raise InputError(
+                f"a {shape[0]} x {shape[1]} Jacobian has {min(shape)} singular values; got {count}. Leave the "
+                f"{abs(shape[0] - shape[1])} zeros that the shape forces out"
+            )
         nodes = values[:, None, :]
         noise = 8 * np.finfo(float).eps * values[:, :1]
         return cls(
@@ -210,7 +214,7 @@ class Spectrum:
         """Rigorous bounds on the cdf of the measures the probes see (truncation error only).
 
         Chebyshev-Markov-Stieltjes; see :meth:`isometry.distribution.Quadrature.cdf_bounds`. Equal to the cdf for
-        a prediction and for an exact measurement.
+        a prediction, and for an exact measurement from the floor upwards.
         """
         if isinstance(self.distribution, Quadrature):
             with np.errstate(divide="ignore"):
@@ -242,6 +246,7 @@ class Spectrum:
                 raise InputError(
                     "all singular values lie at zero or below the floor: there is no density to show"
                 )
+            low, high = (min(end, np.finfo(float).max / 4) for end in (low, high))
             if log:
                 low = max(low, np.finfo(float).tiny)
                 edges = np.geomspace(low * (1 - 1e-9), high * (1 + 1e-9), bins + 1)
@@ -276,11 +281,12 @@ class Spectrum:
 
     @property
     def support(self) -> tuple[float, float]:
-        """Smallest and largest s apart from zero, (0, 0) when everything is zero."""
+        """Smallest and largest s apart from zero, (0, 0) when everything is zero.
+
+        Either may be 0 or inf where it leaves the range of floats; see :meth:`log10_quantile`.
+        """
         low, high = self.distribution.log_range
-        if math.isnan(low):
-            return 0.0, 0.0
-        return math.exp(min(low, 709.0)), math.exp(min(high, 709.0))
+        return (0.0, 0.0) if math.isnan(low) else (_exp(low), _exp(high))
 
     @property
     def atoms(self) -> list[tuple[float, float]]:
@@ -306,8 +312,7 @@ class Spectrum:
         The trace is normalised by min(m, n). May be 0 or inf where it leaves the range of floats; see
         :meth:`log10_moment`.
         """
-        log = self.distribution.log_moment(2 * order)
-        return math.exp(log) if log < 709.7 else math.inf
+        return _exp(self.distribution.log_moment(2 * order))
 
     def log10_moment(self, order: int = 1) -> float:
         """log10 of :meth:`moment`."""
@@ -343,23 +348,24 @@ class Spectrum:
 
     @property
     def _deterministic(self) -> bool:
-        """Whether no probe was random: then every singular value of a row has the same mass.
+        """Whether no probe was random: then every singular value of a row has the same mass, and is certain.
 
         Random masses agree with probability zero, but for a multiple of an isometry, where one node carries all
-        and the numbers are exact as well.
+        and the numbers are exact as well. A Gauss node after a single step carries all and is not exact.
         """
         if not isinstance(self.distribution, Quadrature):
             return True
         w = self.distribution.weights
         highest = w.max(axis=-1, keepdims=True)
-        return bool(np.all((w == 0) | (w == highest)))
+        return bool(np.all((w == 0) | ((w == highest) & self.distribution.certain)))
 
     def moment_stderr(self, order: int = 1, *, over: str = "probes") -> float:
         """Standard error of :meth:`moment` over probes or over inputs; 0 for a prediction."""
         if not isinstance(self.distribution, Quadrature):
             return 0.0
         scale, values = self.distribution.row_moments(2 * order)
-        return self.standard_error(values, over=over) * math.exp(min(scale, 709.0))
+        error = self.standard_error(values, over=over)
+        return error * _exp(scale) if error > 0 else error
 
     @property
     def mean_square_stderr(self) -> float:
@@ -433,15 +439,21 @@ class Spectrum:
 
     @property
     def condition_number(self) -> float:
-        """s_max / s_min: inf with mass below the floor, nan where s_min is not resolved.
+        """s_max / s_min: inf where J is singular to rounding, nan where s_min is not resolved.
 
-        Over several inputs, the largest of theirs.
+        Singular values below the floor of an exact measurement are zero to rounding. Mass below the floor of a
+        Krylov method is only too small for its steps, so the condition number is not known. Over several inputs,
+        the largest of theirs.
         """
+        d = self.distribution
         if self.below_floor > 0:
+            if isinstance(d, Quadrature):
+                below = (d.weights > 0) & (d.nodes <= d.floor[:, None, None])
+                return math.inf if np.any(below & d.certain) else math.nan
             return math.inf
         if self.extremes is None:
-            low, high = self.distribution.log_range
-            return math.exp(min(high - low, 709.0)) if not math.isnan(low) else math.nan
+            low, high = d.log_range
+            return _exp(high - low) if not math.isnan(low) else math.nan
         e = self.extremes
         if not np.all(e.bottom_resolved):
             return math.nan
@@ -462,7 +474,9 @@ class Spectrum:
             if math.isfinite(median):
                 where = f"half of them are below 1e{median:.1f}"
             else:
-                where = f"half of them are below {self.floor:.2g}" if self.floor > 0 else "half of them are zero"
+                where = (
+                    f"half of them are below {self.floor:.2g}" if self.floor > 0 else "half of them are zero"
+                )
             return f"not isometric, signals vanish in most directions: {reach}, {where}"
         if median > math.log10(high):
             return f"not isometric, signals grow in most directions: {reach}, half of them are above 1e{median:.1f}"
@@ -496,11 +510,11 @@ class Spectrum:
             "probes": self.n_probes,
             "s_max": _json(self.s_max),
             "s_max_residual": _json(self.s_max_residual),
-            "s_min": _json(self.s_min),
+            "s_min": _json(self.s_min, underflow=zero == 0),
             "s_min_residual": _json(self.s_min_residual),
-            "s_min_upper_bound": _json(self.s_min_bound),
+            "s_min_upper_bound": _json(self.s_min_bound, underflow=zero == 0),
             "condition_number": _json(self.condition_number),
-            "mean_square": _json(self.mean_square),
+            "mean_square": _json(self.mean_square, underflow=math.isfinite(self.log10_moment(1))),
             "mean_square_stderr": _json(self.mean_square_stderr),
             "mean_square_stderr_inputs": _json(self.moment_stderr(1, over="inputs")) if measured else None,
             "mean_square_interval95": [_json(low), _json(high)],
@@ -529,6 +543,7 @@ class Spectrum:
             result["top"] = [
                 {"s": float(s), "residual": float(r)}
                 for s, r in zip(e.top[best, :10], e.top_residual[best, :10], strict=True)
+                if math.isfinite(s)  # fewer were found than asked for
             ]
         return result
 
@@ -632,13 +647,25 @@ def _escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _student_t(p: float, degrees: int) -> float:
-    """Quantile of Student's t by Cornish-Fisher expansion in 1/degrees (Abramowitz & Stegun 26.7.5).
+def _exp(log: float) -> float:
+    """exp, 0 below the range of floats and inf above it."""
+    return math.exp(log) if log < 709.78 else math.inf
 
-    Relative error below 1e-3 from 4 degrees on, for 0.9 <= p <= 0.995; numpy has no t distribution.
+
+def _student_t(p: float, degrees: int) -> float:
+    """Quantile of Student's t for p > 1/2, to 1e-8: numpy has no t distribution.
+
+    From 100 degrees on by Cornish-Fisher expansion in 1/degrees (Abramowitz & Stegun 26.7.5), below by bisection
+    of the finite sums that the cdf is for whole degrees (26.7.3 and 26.7.4).
     """
     if degrees < 1:
         return math.nan
+    if degrees < 100:
+        low, high = 0.0, math.pi / 2
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            low, high = (low, middle) if _student_cdf(middle, degrees) >= p else (middle, high)
+        return math.sqrt(degrees) * math.tan(high)
     z = NormalDist().inv_cdf(p)
     v = float(degrees)
     g1 = (z**3 + z) / 4
@@ -646,3 +673,14 @@ def _student_t(p: float, degrees: int) -> float:
     g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
     return z + g1 / v + g2 / v**2 + g3 / v**3 + g4 / v**4
+
+
+def _student_cdf(angle: float, degrees: int) -> float:
+    """P[T <= sqrt(degrees) tan(angle)] for an angle in [0, pi/2]."""
+    cosine, sine = math.cos(angle), math.sin(angle)
+    term, total = (cosine, 0.0) if degrees % 2 else (1.0, 0.0)
+    for k in range(2 + degrees % 2, degrees + 1, 2):
+        total += term
+        term *= cosine * cosine * (k - 1) / k
+    inside = 2 / math.pi * (angle + sine * total) if degrees % 2 else sine * total
+    return 0.5 * (1 + inside)
