@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -234,6 +236,14 @@ def test_mirrored_kernels_and_their_zeros():
     values = conv_values(weight, 4)
     expected = torch.cat((torch.ones(64), torch.zeros(64))).double()
     torch.testing.assert_close(values, expected, atol=FLOAT32, rtol=0)
+
+
+def test_the_guide_says_what_is_so():
+    """Every example in docs/initialisers.md, the spread of the flattened orthogonal kernel among them."""
+    guide = Path(__file__).parents[2] / "docs" / "initialisers.md"
+    result = doctest.testfile(str(guide), module_relative=False)
+    assert result.attempted > 15
+    assert result.failed == 0
 
 
 # ---- what is refused ---------------------------------------------------------------------------------
