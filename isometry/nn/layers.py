@@ -175,6 +175,17 @@ class Trunk(nn.Sequential):
             x = checkpoint(_run, layers[first:last], x, use_reentrant=False, preserve_rng_state=False)
         return x
 
+    def __repr__(self) -> str:
+        """Runs of equal layers in one line each: ten thousand lines tell nobody anything."""
+        lines: list[str] = []
+        position = 0
+        for text, run in itertools.groupby(" ".join(repr(layer).split()) for layer in self):
+            count = sum(1 for _ in run)
+            where = str(position) if count == 1 else f"{position}-{position + count - 1}"
+            lines.append(f"\n  ({where}): {text}")
+            position += count
+        return f"{type(self).__name__}({''.join(lines)}\n)"
+
     def _segments(self, x: Tensor, depth: int) -> int:
         if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             return 0

@@ -215,6 +215,12 @@ def test_ten_thousand_layers_build_and_run():
     assert len(model.trunk) == model.depth == 10_000
 
 
+def test_printing_folds_equal_layers():
+    text = repr(MLP(1000, (3, *[4] * 999, 2), seed=0))
+    assert "(1-998): DenseLayer( 4 -> 4 (activation): Tanh() )" in text
+    assert len(text.splitlines()) < 10
+
+
 # ---- signals and variances ---------------------------------------------------------------------------
 
 
