@@ -155,7 +155,7 @@ def critical_point(
     Returns
     -------
     CriticalPoint
-        With relative errors of 1e-12 in sigma_w2 and 1e-10 in sigma_b2 at any q* given. A point asked for by
+        With relative errors of 1e-15 in sigma_w2 and 1e-12 in sigma_b2 at any q* given, down to 1e-12. A point asked for by
         sigma_w is as good as sigma_w allows: near q* = 0 of tanh, sigma_w2 = 1 + 2 q*.
 
     Raises

@@ -199,6 +199,8 @@ def covariance_matrix(matrix: Array, activation: Activation) -> Array:
     distinct, index = np.unique(variances, return_inverse=True)
     phi, kinks = activation.function, activation.kinks
     table = np.array([hermite_coefficients(phi, float(q), kinks=kinks) for q in distinct])[index]
+    # Coefficients that are zero for all of them stand at the end.
+    table = table[:, : max(1, int(np.flatnonzero(np.any(table != 0.0, axis=0)).max(initial=0)) + 1)]
     second = np.array([gaussian_average(lambda h: phi(h) ** 2, float(q), kinks=kinks) for q in distinct])[
         index
     ]
