@@ -7,7 +7,7 @@ module to the tensor that leaves another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import InputError, ModelError
+from isometry.errors import InputError, IsometryError, ModelError
 
 Output = str | int | Callable[[Any], Tensor] | None
 
@@ -48,6 +48,34 @@ class PointFunction:
 class _TargetReached(Exception):
     def __init__(self, value: Any) -> None:
         self.value = value
+
+
+def failed_call(error: Exception, x: Tensor) -> Exception:
+    """What to raise where the model itself fails on the input: the error as it is if it is one of ours."""
+    if isinstance(error, IsometryError):
+        return error
+    if is_out_of_memory(error):
+        return IsometryError(
+            "out of memory in one evaluation of the model. Take fewer inputs, or a device with more memory"
+        )
+    return InputError(
+        f"the model fails on an input of shape {tuple(x.shape)} and type {x.dtype} on {x.device}: "
+        f"{type(error).__name__}: {first_line(error)}. Pass the input exactly as the model takes it, a batch axis "
+        "included; a function that holds tensors of its own needs dtype and device to agree with them"
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the host had no memory left."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+    )
+
+
+def first_line(error: Exception | None) -> str:
+    """The first line of PyTorch's message, which may have dozens."""
+    return str(error).split("\n", 1)[0][:200]
 
 
 def point_function(
@@ -171,12 +199,24 @@ def _working_place(
         raise InputError(
             f"dtype is torch.float32 or torch.float64; got {dtype} (too coarse for singular values)"
         )
-    place = torch.device(device) if device is not None else (first.device if first is not None else x.device)
+    try:
+        wanted = None if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device={device!r} is no device: {first_line(error)}") from error
+    place = wanted or (first.device if first is not None else x.device)
     if place.type == "cuda" and not torch.cuda.is_available():
         raise InputError(
             f"device {str(place)!r} was asked for, but this PyTorch sees no CUDA device; leave device out, or install "
             "a CUDA build of torch on a machine with a GPU"
         )
+    if place.type == "meta":
+        raise InputError("on the meta device tensors hold no numbers; move the model to a real device first")
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"device {str(place)!r} was asked for, but PyTorch cannot use it: {first_line(error)}"
+        ) from error
     return dtype, place
 
 
@@ -191,12 +231,17 @@ def _pure_call(
         tensor = tensor.detach()
         return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
 
-    parameters = {name: place(p) for name, p in module.named_parameters()}
-    buffers = {name: place(b).clone() for name, b in module.named_buffers()}
+    # An embedding with max_norm rescales its weight in place whenever it is called.
+    restless = {
+        id(p) for part in module.modules() if getattr(part, "max_norm", None) for p in part.parameters()
+    }
+    parameters = {name: place(p) for name, p in module.named_parameters() if id(p) not in restless}
+    changing = {name: place(p).clone() for name, p in module.named_parameters() if id(p) in restless}
+    changing |= {name: place(b).clone() for name, b in module.named_buffers()}
 
     def call(x: Tensor) -> Any:
         # Buffers are copied anew each time: whatever the model does to them stays inside the call.
-        state = {**parameters, **{name: b.clone() for name, b in buffers.items()}}
+        state = {**parameters, **{name: b.clone() for name, b in changing.items()}}
         return torch.func.functional_call(module, state, (x,))
 
     return call
@@ -228,6 +273,8 @@ def _tensor_entering(call: Callable[[Tensor], Any], x: Tensor, module: nn.Module
             call(x)
     except _TargetReached as reached:
         seen.append(reached.value.detach().clone())
+    except Exception as error:
+        raise failed_call(error, x) from error
     finally:
         handle.remove()
     if not seen:
@@ -292,10 +339,10 @@ def _select(value: Any, output: Output) -> Tensor:
             value = output(value)
         else:
             try:
-                if isinstance(output, int) or not hasattr(value, str(output)):
-                    value = value[output]
-                else:
-                    value = getattr(value, output)
+                # A dict first by its keys: "values" and "items" are names of its methods as well.
+                named = not isinstance(output, int) and hasattr(value, output)
+                by_key = not named or (isinstance(value, Mapping) and output in value)
+                value = value[output] if by_key else getattr(value, str(output))
             except (KeyError, IndexError, TypeError) as error:
                 raise InputError(
                     f"output={output!r} is not in what the model returned: {_choices(value)}"

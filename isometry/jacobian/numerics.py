@@ -29,7 +29,7 @@ def strict_numerics(device: torch.device, *, recurrent: bool = False) -> Iterato
     recurrent : bool
         Whether the model holds a fused recurrent layer.
     """
-    backends = torch.backends
+    backends: Any = torch.backends
     with warnings.catch_warnings(), ExitStack() as stack:
         # Switching oneDNN off and on again warns about a setting that is not touched here.
         warnings.filterwarnings("ignore", message=".*TF32 behavior.*|.*TF32 acceleration.*")

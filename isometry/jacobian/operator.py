@@ -1,7 +1,7 @@
 """`JacobianOperator`: the Jacobian of a network at a point, as a map on blocks of vectors.
 
-J v is a forward-mode product (``torch.func.jvp``), J^T u a reverse-mode product (``torch.func.vjp``, its graph
-kept between calls); ``vmap`` applies either to a whole block. J itself is never built.
+Products are made in :mod:`.products`; here they are chosen, checked, cut into chunks and counted. J itself is never
+built.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isometry.errors import (
@@ -25,8 +24,9 @@ from isometry.errors import (
 )
 
 from .checks import refuse_coupled_samples, refuse_nonfinite_output, refuse_random, refuse_training_mode
-from .function import Output, point_function
+from .function import Output, failed_call, first_line, is_out_of_memory, point_function
 from .numerics import strict_numerics
+from .products import Product, Ways, forward_ways, reverse_ways
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -36,8 +36,6 @@ DEFAULT_MEMORY_LIMIT = 2 * 1024**3
 _LIVE_TENSORS = 6
 # Beyond this many probes at once a processor gains nothing more from batching.
 _MOST_AT_ONCE = {"cpu": 64, "cuda": 1024}
-
-Product = Callable[[Tensor], Tensor]
 
 
 class JacobianOperator:
@@ -127,6 +125,11 @@ class JacobianOperator:
             self._recurrent = part.recurrent
             if batched and self.point.dim() < 1:
                 raise InputError("batched=True needs a leading batch axis; the input is a scalar")
+            if batched and source is not None and self.point.shape[0] != x.shape[0]:
+                raise InputError(
+                    f"batched=True: what enters {source!r} has shape {tuple(self.point.shape)}, whose first axis is "
+                    f"not the batch of {x.shape[0]}; choose another source="
+                )
             self.batch: int | None = self.point.shape[0] if batched else None
             value, self._largest = self._evaluate()
             if batched and (value.dim() < 1 or value.shape[0] != self.batch):
@@ -147,8 +150,8 @@ class JacobianOperator:
                 if check:
                     refuse_random(value, self._evaluate()[0])
             self._value = value.detach()
-            self._reverse = self._choose(self._reverse_ways(), value.detach())
-            self._forward = self._choose(self._forward_ways(), self.point)
+            self._reverse = self._choose(reverse_ways(self._function, self.point), value.detach())
+            self._forward = self._choose(forward_ways(self._function, self.point, self._value), self.point)
             if check:
                 self.adjoint_test()
                 if batched:
@@ -190,8 +193,8 @@ class JacobianOperator:
             raise AdjointError(
                 f"<J v, u> and <v, J^T u> differ by {error:.1e} of their size (allowed {bound:.1e} in {self.dtype}): "
                 "the forward and the reverse product are not of one matrix. Likely causes: the model draws random "
-                "numbers (call model.eval()), a custom derivative is wrong, or the network amplifies rounding (try "
-                "dtype=torch.float64)"
+                "numbers (call model.eval()), it runs partly under torch.no_grad, a custom derivative is wrong, or the "
+                "network amplifies rounding (try dtype=torch.float64)"
             )
         return error
 
@@ -230,8 +233,11 @@ class JacobianOperator:
 
     def _evaluate(self) -> tuple[Tensor, int]:
         """f(x) and the bytes of the largest tensor made on the way (per batch, not per probe)."""
-        with torch.no_grad(), self._numerics(), _LargestTensor() as watch:
-            value = self._function(self.point)
+        try:
+            with torch.no_grad(), self._numerics(), _LargestTensor() as watch:
+                value = self._function(self.point)
+        except Exception as error:
+            raise failed_call(error, self.point) from error
         return value, max(watch.largest, self.point.nbytes, value.nbytes)
 
     def _chunk_within(self, memory_limit: int) -> int:
@@ -240,41 +246,7 @@ class JacobianOperator:
         fitting = memory_limit // (_LIVE_TENSORS * self._largest)
         return int(max(1, min(fitting, _MOST_AT_ONCE.get(self.point.device.type, 64))))
 
-    def _reverse_ways(self) -> list[tuple[str | None, Callable[[], Product]]]:
-        def graph() -> Product:
-            pull = vjp(self._function, self.point)[1]
-            return lambda u: pull(u)[0]
-
-        return [
-            (None, lambda: vmap(graph())),
-            (
-                "vmap has no rule for the reverse pass of this model: probes go one at a time",
-                lambda: _loop(graph()),
-            ),
-        ]
-
-    def _forward_ways(self) -> list[tuple[str | None, Callable[[], Product]]]:
-        def push() -> Product:
-            return lambda v: jvp(self._function, (self.point,), (v,))[1]
-
-        def double() -> Product:
-            # J^T u is linear in u, so its own reverse product is J v.
-            def transposed(u: Tensor) -> Tensor:
-                return vjp(self._function, self.point)[1](u)[0]
-
-            pull = vjp(transposed, torch.zeros_like(self._value))[1]
-            return lambda v: pull(v)[0]
-
-        reason = "batched forward mode fails on an operation of this model: J v comes from double backward"
-        single = "vmap has no rule for an operation of this model: probes go one at a time"
-        return [
-            (None, lambda: vmap(push())),
-            (reason, lambda: vmap(double())),
-            (single, lambda: _loop(push())),
-            (f"{reason}, one probe at a time", lambda: _loop(double())),
-        ]
-
-    def _choose(self, ways: list[tuple[str | None, Callable[[], Product]]], like: Tensor) -> Product:
+    def _choose(self, ways: Ways, like: Tensor) -> Product:
         """The first way that works on one vector; the way taken is said where it is not the usual one."""
         first: Exception | None = None
         for note, make in ways:
@@ -287,35 +259,31 @@ class JacobianOperator:
             except IsometryError:
                 raise
             except (NotImplementedError, RuntimeError) as error:
-                if _is_out_of_memory(error):
-                    raise
+                if is_out_of_memory(error):
+                    raise _too_large() from error
                 first = first or error
                 continue
             if note is not None:
-                warnings.warn(f"{note} ({_first_line(first)})", FallbackWarning, stacklevel=3)
+                warnings.warn(f"{note} ({first_line(first)})", FallbackWarning, stacklevel=3)
             return product
-        hint = (
-            "it changes a tensor in place that belongs to the model (a running statistic in training mode?): call "
-            "model.eval()"
-            if "in-place" in str(first)
-            else "an operation of it is not differentiable, or its result does not depend on the input"
-        )
         raise ModelError(
-            f"no Jacobian product works for this model: {hint}. PyTorch says: {_first_line(first)}"
+            f"no Jacobian product works for this model: {_likely_cause(first)}. PyTorch says: {first_line(first)}"
         ) from first
 
     def _apply(self, product: Product, block: Tensor) -> Tensor:
         """Apply a product chunk by chunk; out of memory halves the chunk, and that is said."""
         parts, start, count = [], 0, block.shape[0]
-        with torch.no_grad(), self._numerics(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
+        with torch.no_grad(), self._numerics():
             while start < count:
+                piece = block[start : start + self.chunk]
                 try:
-                    part = product(block[start : start + self.chunk])
-                except RuntimeError as error:
-                    if not _is_out_of_memory(error):
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", UserWarning)
+                        part = product(piece)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
                         raise
-                    self._halve(error)
+                    self._halve(piece.shape[0], error)
                     continue
                 if not bool(torch.isfinite(part).all()):
                     raise NonFiniteError(
@@ -324,24 +292,20 @@ class JacobianOperator:
                         "dtype=torch.float64, or another input"
                     )
                 parts.append(part)
-                start += self.chunk
+                start += piece.shape[0]
         self.products += count * (self.batch or 1)
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
-    def _halve(self, error: RuntimeError) -> None:
-        if self.chunk == 1:
-            raise IsometryError(
-                "out of memory with a single probe at a time. Take fewer inputs, a smaller part (source=, target=), or "
-                "a device with more memory"
-            ) from error
-        self.chunk = (self.chunk + 1) // 2
+    def _halve(self, tried: int, error: Exception) -> None:
+        """Half of what was tried, which may be less than a chunk."""
+        if tried == 1:
+            raise _too_large() from error
+        self.chunk = (tried + 1) // 2
         if self.point.device.type == "cuda":
             torch.cuda.empty_cache()
-        with warnings.catch_warnings():
-            warnings.simplefilter("default", FallbackWarning)
-            warnings.warn(
-                f"out of memory: going on with {self.chunk} probes at a time", FallbackWarning, stacklevel=5
-            )
+        warnings.warn(
+            f"out of memory: going on with {self.chunk} probes at a time", FallbackWarning, stacklevel=4
+        )
 
     def _block(self, vectors: Tensor, shape: torch.Size, what: str) -> Tensor:
         if not isinstance(vectors, Tensor):
@@ -384,18 +348,27 @@ class _LargestTensor(TorchDispatchMode):
         return out
 
 
-def _loop(product: Product) -> Product:
-    return lambda block: torch.stack([product(vector) for vector in block])
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error)
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "can't allocate memory" in text
-        or "out of memory" in text
+def _too_large() -> IsometryError:
+    return IsometryError(
+        "out of memory with a single probe at a time. Take fewer inputs, a smaller part (source=, target=), or "
+        "a device with more memory"
     )
 
 
-def _first_line(error: Exception | None) -> str:
-    return str(error).split("\n", 1)[0][:200]
+def _likely_cause(error: Exception | None) -> str:
+    text = str(error)
+    if "in-place" in text:
+        return (
+            "it changes a tensor in place that belongs to the model (a running statistic in training mode?): call "
+            "model.eval()"
+        )
+    if "inference tensor" in text:
+        return (
+            "it runs under torch.inference_mode: take that off its forward, or measure the module inside it"
+        )
+    if "saved tensor hooks" in text:
+        return "it uses gradient checkpointing: switch that off for the measurement"
+    return (
+        "an operation of it has neither a forward-mode nor a second derivative, or is not differentiable at all; "
+        "source= and target= measure the parts on either side of it"
+    )
