@@ -1,0 +1,9 @@
+"""Spectra in HDF5: self-describing, versioned, safe against kills. See docs/file-format.md for the layout."""
+
+from __future__ import annotations
+
+from isometry.store.series import Series
+from isometry.store.store import Store, open_store
+from isometry.store.validation import validate
+
+__all__ = ["Series", "Store", "open_store", "validate"]

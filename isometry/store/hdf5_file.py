@@ -1,0 +1,221 @@
+"""Open, act, close: one HDF5 file of spectra for the length of one ``with`` block, read or changed as one act.
+
+Every failure, ours or the library's, leaves here as a StoreError that names the path, the cause and the cure.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import h5py
+
+from isometry.errors import IsometryError, NewerSchemaError, StoreError
+from isometry.store.journal import commit, journal_path, recover, sync_folder
+from isometry.store.layout import FORMAT, SCHEMA_VERSION, SERIES, SPECTRA
+from isometry.store.locking import locked
+from isometry.store.overlay import Overlay
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Readable by HDF5 1.8 and later. "latest" would mark the file as open, and refuse it after a kill.
+_LIBRARY_VERSIONS = ("v108", "v108")
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def reading(path: Path, *, timeout: float) -> Iterator[h5py.File]:
+    """The file, open for reading; writers wait until the block ends."""
+    with _explained(path, "read"):
+        while True:
+            with locked(path, exclusive=False, timeout=timeout):
+                # Under our shared lock no writer is alive, so a journal is what a killed one left.
+                if not journal_path(path).exists():
+                    _check_signature(path)
+                    with h5py.File(path, "r", locking="best-effort") as file:
+                        _check_format(path, file)
+                        yield file
+                    return
+            _finish_killed_writer(path, timeout)
+
+
+@contextmanager
+def writing(path: Path, *, timeout: float) -> Iterator[h5py.File]:
+    """The file, open for changes; they take effect together when the block ends, and not at all if it raises."""
+    with _explained(path, "written"), locked(path, exclusive=True, timeout=timeout) as raw:
+        recover(path, raw)
+        _check_signature(path)
+        overlay = Overlay(raw)
+        with h5py.File(overlay, "r+", libver=_LIBRARY_VERSIONS) as file:
+            _check_format(path, file)
+            for kind in (SPECTRA, SERIES):
+                group = file.require_group(kind)
+                for leftover in [name for name in group if name.startswith(".")]:
+                    del group[leftover]
+            yield file
+        commit(path, raw, overlay)
+
+
+def create(path: Path, *, replace: bool, timeout: float) -> None:
+    """An empty file of spectra at ``path``, there as a whole or not at all.
+
+    With ``replace``, in place of one that is there, which must be a file of spectra; without, one that is there stays.
+    """
+    with _explained(path, "created"):
+        if not path.parent.is_dir():
+            raise StoreError(f"{path} cannot be created: there is no folder {path.parent}. Make it first.")
+        if not path.exists():
+            # A journal without its file belongs to one that was deleted.
+            journal_path(path).unlink(missing_ok=True)
+            try:
+                _place(path, os.link)
+            except FileExistsError:  # somebody was quicker, and that is as good
+                pass
+            except OSError as error:
+                if error.errno not in (
+                    errno.EPERM,
+                    errno.ENOTSUP,
+                    errno.EOPNOTSUPP,
+                    errno.ENOSYS,
+                    errno.EMLINK,
+                ):
+                    raise
+                _place(path, os.replace)  # a file system without hard links
+        elif replace:
+            with locked(path, exclusive=True, timeout=timeout) as raw:
+                recover(path, raw)
+                _check_signature(path)
+                with h5py.File(Overlay(raw), "r") as file:
+                    _check_format(path, file)
+                _place(path, os.replace)
+        elif path.is_file() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def written_by() -> str:
+    """Versions of what writes a file."""
+    try:
+        own = version("isometry")
+    except PackageNotFoundError:  # run from a source tree that is on the path but not installed
+        own = "unknown"
+    return f"isometry {own}, h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}"
+
+
+def _place(path: Path, put: Callable[[Path, Path], None]) -> None:
+    memory = io.BytesIO()
+    with h5py.File(memory, "w", libver=_LIBRARY_VERSIONS) as file:
+        file.attrs["format"] = FORMAT
+        file.attrs["schema_version"] = SCHEMA_VERSION
+        file.attrs["written_by"] = written_by()
+        file.create_group(SPECTRA, track_order=True)
+        file.create_group(SERIES, track_order=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
+    try:
+        with open(draft, "xb") as target:
+            target.write(memory.getvalue())
+            target.flush()
+            os.fsync(target.fileno())
+        put(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(path)
+
+
+def _finish_killed_writer(path: Path, timeout: float) -> None:
+    try:
+        with locked(path, exclusive=True, timeout=timeout) as raw:
+            recover(path, raw)
+    except PermissionError as error:
+        raise StoreError(
+            f"{path}: a writer was killed in its last instant, and the journal {journal_path(path).name} beside the "
+            "file completes it. That takes permission to write: open the file once as a user who has it."
+        ) from error
+
+
+def _check_signature(path: Path) -> None:
+    with open(path, "rb") as file:
+        start = file.read(len(_SIGNATURE))
+    if not start:
+        raise StoreError(f"{path} is empty: it is not a file of spectra. Delete it, or choose another name.")
+    if start != _SIGNATURE:
+        raise StoreError(
+            f"{path} is not an HDF5 file (it begins with {start!r}). Give a file that isometry wrote, or another "
+            "name to write to."
+        )
+
+
+def _check_format(path: Path, file: h5py.File) -> None:
+    found = file.attrs.get("format")
+    if found != FORMAT:
+        raise StoreError(
+            f"{path} is an HDF5 file of another program: its attribute 'format' is "
+            f"{'missing' if found is None else repr(found)}, not {FORMAT!r}. It was left as it is; choose another file."
+        )
+    schema = file.attrs.get("schema_version")
+    try:
+        number = int(schema)
+    except (TypeError, ValueError):
+        raise StoreError(
+            f"{path} is damaged: its attribute 'schema_version' is {schema!r}, not a whole number. Restore the file "
+            "from a copy."
+        ) from None
+    if number > SCHEMA_VERSION:
+        raise NewerSchemaError(
+            f"{path} was written by a newer isometry (schema {number}; this one knows up to {SCHEMA_VERSION}): you may "
+            "need to update, `pip install --upgrade isometry`."
+        )
+
+
+@contextmanager
+def _explained(path: Path, act: str) -> Iterator[None]:
+    """Turn every failure inside into a StoreError with path, cause and cure."""
+    try:
+        yield
+    except IsometryError:
+        raise
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"there is no file {path}. Check the path, or make the file with open_store(path, 'a')."
+        ) from error
+    except IsADirectoryError as error:
+        raise StoreError(
+            f"{path} is a folder. Give the path of a file, such as {path / 'spectra.h5'}."
+        ) from error
+    except PermissionError as error:
+        where = path if act == "read" else f"{path} and its folder"
+        raise StoreError(
+            f"{path} cannot be {act}: no permission. You need the right to "
+            f"{'read' if act == 'read' else 'write'} {where}; choose another place, or ask for it."
+        ) from error
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise StoreError(
+                f"{path} cannot be {act}: no room left ({error.strerror}). The file holds what it held before. Free "
+                "some space or raise the quota or size limit, then try again; or write to another disk."
+            ) from error
+        if error.errno == errno.EROFS:
+            raise StoreError(
+                f"{path} cannot be {act}: its file system is read-only. Choose another place."
+            ) from error
+        raise _damaged(path, act, error) from error
+    except (KeyError, ValueError, TypeError, RuntimeError, EOFError) as error:
+        # What h5py raises, depending on where the damage sits.
+        raise _damaged(path, act, error) from error
+
+
+def _damaged(path: Path, act: str, error: Exception) -> StoreError:
+    cause = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if "truncated file" in cause:
+        return StoreError(
+            f"{path} is truncated: its end is missing ({cause[cause.find('truncated file') :].rstrip(')')}). It was "
+            "cut by a copy or a transfer that stopped; copy it again."
+        )
+    return StoreError(
+        f"{path} cannot be {act}: the file is damaged, or not as isometry wrote it ({type(error).__name__}: {cause}). "
+        "`isometry validate FILE` names what is wrong; restore it from a copy."
+    )

@@ -1,0 +1,93 @@
+"""One writer or many readers: a lock on the data file itself that dies with the process that holds it.
+
+``flock`` on the file, the same kind of lock HDF5 takes, so that foreign readers (h5py, xarray) and we keep out of
+each other's way. The kernel drops it when its holder dies, however it dies, so a stale lock cannot exist and no lock
+file is left behind. HDF5's own switch HDF5_USE_FILE_LOCKING=FALSE, set on many clusters, does not turn ours off. On
+NFS, Linux turns it into a byte-range lock that the server arbitrates; where a file system has no locks at all we go on
+without.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from isometry.errors import StoreError
+
+try:
+    import fcntl
+except (
+    ImportError
+):  # Windows: no flock. One writer at a time is then up to the user, as the documentation says.
+    fcntl = None  # type: ignore[assignment]
+
+_NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+@contextmanager
+def locked(path: Path, *, exclusive: bool, timeout: float) -> Iterator[BinaryIO]:
+    """The file, open and locked, for the length of a ``with`` block.
+
+    Parameters
+    ----------
+    path : Path
+        An existing file.
+    exclusive : bool
+        True to write (the file is open for reading and writing), False to read.
+    timeout : float
+        Seconds to wait for the lock.
+
+    Raises
+    ------
+    StoreError
+        When the lock is not free in time.
+    OSError
+        When the file cannot be opened.
+    """
+    deadline = time.monotonic() + timeout
+    pause = 0.002
+    while True:
+        file = cast(BinaryIO, open(path, "r+b" if exclusive else "rb", buffering=0))  # noqa: SIM115
+        try:
+            if _try_lock(file, exclusive=exclusive) and _still_there(path, file):
+                yield file
+                return
+        finally:
+            file.close()
+        if time.monotonic() > deadline:
+            raise StoreError(
+                f"{path} has been in use for {timeout:g} s, by another process or by an h5py.File still open in this "
+                f"one, so it could not be {'written' if exclusive else 'read'}. Nothing was changed. Wait for that "
+                "process (`fuser -v FILE` names it), close that file, or allow more time with "
+                "open_store(..., timeout=SECONDS). A lock ends with its process: there is no lock file to delete."
+            )
+        # Random and growing, so that many waiting writers do not try in step.
+        time.sleep(pause * random.uniform(0.5, 1.5))
+        pause = min(2 * pause, 0.1)
+
+
+def _try_lock(file: BinaryIO, *, exclusive: bool) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file.fileno(), (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+    return True
+
+
+def _still_there(path: Path, file: BinaryIO) -> bool:
+    """Whether the path still names the file we locked: it may have been replaced between opening and locking."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

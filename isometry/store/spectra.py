@@ -1,0 +1,264 @@
+"""A Spectrum as an element of the file, and back, bit for bit.
+
+The distribution is stored as it is (nodes and weights, or a curve with point masses), with the extremes where there are
+any; moments, quantiles and bounds that follow from it stand beside it, so that the file speaks for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from isometry.distribution import Curve, Quadrature
+from isometry.errors import InputError, StoreError
+from isometry.spectrum import Extremes, Spectrum
+from isometry.store.attributes import plain, read_attributes
+from isometry.store.elements import Element, chosen, damaged, encoding_of, examine_array
+from isometry.store.layout import (
+    CURVE_ENCODING,
+    DERIVED_FIELDS,
+    EXTREME_FIELDS,
+    LEVELS,
+    MOMENT_ORDERS,
+    OPTIONAL_FIELDS,
+    QUADRATURE_ENCODING,
+    QUADRATURE_FIELDS,
+    SPECTRUM_FIELDS,
+)
+
+Arrays = dict[str, NDArray[Any]]
+
+# Attributes of the layout itself; everything else on the group is provenance.
+HEADER = frozenset(
+    {"encoding_type", "encoding_version", "written_by", "kind", "method", "shape", "null_dimension", "products",
+     "seconds"}
+)  # fmt: skip
+
+
+def encode(spectrum: Spectrum, *, written_by: str) -> Element:
+    """The element that holds a spectrum.
+
+    Raises
+    ------
+    StoreError
+        When its parts do not fit together or its provenance is not plain JSON.
+    """
+    distribution, extremes = spectrum.distribution, spectrum.extremes
+    arrays: Arrays = {}
+    if isinstance(distribution, Quadrature):
+        encoding = QUADRATURE_ENCODING
+        arrays |= {key: np.asarray(getattr(distribution, key)) for key in QUADRATURE_FIELDS}
+    else:
+        encoding = CURVE_ENCODING
+        arrays |= {
+            "log_s": np.asarray(distribution.log_s),
+            "cdf": np.asarray(distribution.cdf_continuous),
+            "density": np.asarray(distribution.log_density),
+            "atom_log_s": np.asarray(distribution.atom_log_s),
+            "atom_mass": np.asarray(distribution.atom_mass),
+            "even_moment": np.arange(1, len(distribution.log_even_moments) + 1),
+            "log_even_moments": np.array(distribution.log_even_moments, float),
+        }
+    if extremes is not None:
+        arrays |= {key: np.asarray(getattr(extremes, key)) for key in EXTREME_FIELDS}
+    arrays |= derived(spectrum)
+    header: dict[str, Any] = {
+        "kind": spectrum.kind,
+        "method": _text(spectrum.method),
+        "null_dimension": np.int64(spectrum.null_dimension),
+        "products": np.int64(spectrum.products),
+        "seconds": float(spectrum.seconds),
+        "written_by": written_by,
+    }
+    if spectrum.shape is not None:
+        header["shape"] = np.array(spectrum.shape, np.int64)
+    provenance = plain(spectrum.provenance)
+    provenance.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
+    element = Element(encoding, SPECTRUM_FIELDS[encoding], arrays, header, provenance)
+    element.dimension_sizes()
+    return element
+
+
+def decode(group: h5py.Group, name: str) -> Spectrum:
+    """The spectrum a group holds.
+
+    Raises
+    ------
+    StoreError
+        When something in it is missing, damaged or contradicts itself.
+    """
+    arrays, problems = _read(group, derived_too=False)
+    if problems:
+        raise StoreError(damaged(group, problems))
+    try:
+        return _build(group, name, arrays)
+    except InputError as error:
+        raise StoreError(damaged(group, [str(error)])) from error
+
+
+def problems_of(group: h5py.Group, name: str) -> list[str]:
+    """Everything that is wrong with a stored spectrum, each problem begun by the dataset or attribute it is about."""
+    arrays, problems = _read(group, derived_too=True)
+    problems += _value_problems(arrays)
+    problems += [f"{key}: the attribute is missing" for key in sorted(HEADER - {"shape"} - set(group.attrs))]
+    if problems:
+        return problems
+    try:
+        spectrum = _build(group, name, arrays)
+    except (InputError, ValueError, TypeError) as error:
+        return [str(error)]
+    expected = derived(spectrum)
+    # The moments are sums of positive terms, equal on every machine to some ulps. Quantiles are not compared: where
+    # the cdf meets a level exactly, rounding decides between two nodes.
+    return [
+        f"{key}: does not follow from the distribution it stands beside"
+        for key, absolute in (("moment", 0.0), ("log10_moment", 1e-8))
+        if not np.allclose(arrays[key], expected[key], rtol=1e-8, atol=absolute, equal_nan=True)
+    ]
+
+
+def describe(group: h5py.Group, name: str) -> dict[str, Any]:
+    """Attributes and sizes of a stored spectrum; no dataset is read."""
+    chosen(group, SPECTRUM_FIELDS)
+    shape = group.attrs.get("shape")
+    sizes = {
+        key: group[key].shape[0] for key in ("input", "probe") if isinstance(group.get(key), h5py.Dataset)
+    }
+    return {
+        "name": name,
+        "encoding": list(encoding_of(group)),
+        "kind": str(group.attrs["kind"]),
+        "method": str(group.attrs["method"]),
+        "shape": None if shape is None else [int(side) for side in shape],
+        "null_dimension": int(group.attrs["null_dimension"]),
+        "inputs": sizes.get("input", 1),
+        "probes": sizes.get("probe", 1),
+        "products": int(group.attrs["products"]),
+        "seconds": float(group.attrs["seconds"]),
+        "written_by": str(group.attrs["written_by"]),
+        "provenance": read_attributes(group, reserved=HEADER),
+    }
+
+
+def derived(spectrum: Spectrum) -> Arrays:
+    """Moments with their standard errors, and quantiles with bounds of the cdf, as in DERIVED_FIELDS."""
+    distribution = spectrum.distribution
+    with np.errstate(all="ignore"):  # what leaves the range of floats is inf or 0 here, and finite in log10
+        log_quantile = distribution.quantile(LEVELS)
+        # exp(ln s) may fall an ulp short of the node s that it came from: the bounds are taken just above.
+        if isinstance(distribution, Quadrature):
+            places = np.maximum(np.exp(log_quantile) * (1 + 1e-12), spectrum.floor)
+            lower, upper = spectrum.cdf_bounds(np.minimum(places, np.finfo(float).max))
+        else:
+            lower = upper = distribution.cdf(log_quantile + 1e-12)
+        return {
+            "order": np.array(MOMENT_ORDERS),
+            "moment": np.array([spectrum.moment(k) for k in MOMENT_ORDERS]),
+            "log10_moment": np.array([spectrum.log10_moment(k) for k in MOMENT_ORDERS]),
+            "moment_stderr_probes": np.array([spectrum.moment_stderr(k) for k in MOMENT_ORDERS]),
+            "moment_stderr_inputs": np.array(
+                [spectrum.moment_stderr(k, over="inputs") for k in MOMENT_ORDERS]
+            ),
+            "level": np.array(LEVELS),
+            "quantile": np.exp(log_quantile),
+            "log10_quantile": log_quantile / np.log(10),
+            "cdf_lower": np.asarray(lower),
+            "cdf_upper": np.asarray(upper),
+        }
+
+
+def _text(method: str) -> str:
+    if isinstance(method, str) and method and method.isprintable():
+        return method
+    raise StoreError(f"the method of a spectrum is printable text such as 'lanczos'; got {method!r}.")
+
+
+def _read(group: h5py.Group, *, derived_too: bool) -> tuple[Arrays, list[str]]:
+    """Arrays of the group by name, without those that are missing or misshapen, and what is wrong."""
+    fields = chosen(group, SPECTRUM_FIELDS)
+    with_extremes = any(name in group for name in OPTIONAL_FIELDS)
+    arrays: Arrays = {}
+    problems: list[str] = []
+    for name, what in fields.items():
+        if (name in OPTIONAL_FIELDS and not with_extremes) or (name in DERIVED_FIELDS and not derived_too):
+            continue
+        values, found = examine_array(group, name, what)
+        problems += found
+        if values is not None:
+            arrays[name] = values
+    return arrays, problems
+
+
+def _build(group: h5py.Group, name: str, arrays: Arrays) -> Spectrum:
+    shape = group.attrs.get("shape")
+    extremes = Extremes(**{key: arrays[key] for key in EXTREME_FIELDS}) if "top" in arrays else None
+    return Spectrum(
+        chosen(group, _DISTRIBUTIONS)(arrays),
+        method=str(group.attrs["method"]),
+        shape=None if shape is None else (int(shape[0]), int(shape[1])),
+        extremes=extremes,
+        name=name,
+        products=int(group.attrs["products"]),
+        seconds=float(group.attrs["seconds"]),
+        provenance=read_attributes(group, reserved=HEADER),
+    )
+
+
+def _quadrature(arrays: Arrays) -> Quadrature:
+    return Quadrature(**{key: arrays[key] for key in QUADRATURE_FIELDS})
+
+
+def _curve(arrays: Arrays) -> Curve:
+    return Curve(
+        arrays["log_s"], arrays["cdf"], arrays["density"], arrays["atom_log_s"], arrays["atom_mass"],
+        tuple(arrays["log_even_moments"].tolist()),
+    )  # fmt: skip
+
+
+_DISTRIBUTIONS: dict[tuple[str, int], Callable[[Arrays], Quadrature | Curve]] = {
+    QUADRATURE_ENCODING: _quadrature,
+    CURVE_ENCODING: _curve,
+}
+
+
+def _value_problems(arrays: Arrays) -> list[str]:
+    """What no spectrum can hold, dataset by dataset."""
+    problems = []
+    for key in ("nodes", "weights", "floor", "cdf", "density", "atom_mass"):
+        if key in arrays:
+            problems += _sign_problems(key, arrays[key])
+    for key in ("top", "top_residual", "bottom", "bottom_residual"):
+        if key in arrays and np.any(arrays[key] < 0):
+            problems.append(f"{key}: {int(np.sum(arrays[key] < 0))} negative values")
+    if "weights" in arrays and arrays["weights"].ndim == 3:
+        sums = arrays["weights"].sum(-1)
+        wrong = np.argwhere(~(np.abs(sums - 1) <= 1e-6))
+        if wrong.size:
+            where = tuple(int(index) for index in wrong[0])
+            problems.append(
+                f"weights: the rows of {len(wrong)} of {sums.size} (input, probe) pairs do not sum to 1; that of "
+                f"{where} sums to {sums[where]:.6g}"
+            )
+    if "log_s" in arrays and not np.all(np.diff(arrays["log_s"]) > 0):
+        problems.append("log_s: does not increase strictly")
+    if "cdf" in arrays and np.any(np.diff(arrays["cdf"]) < 0):
+        problems.append("cdf: falls somewhere")
+    if "cdf" in arrays and "atom_mass" in arrays:
+        total = float(arrays["cdf"][-1] if arrays["cdf"].size else 0.0) + float(arrays["atom_mass"].sum())
+        if not abs(total - 1) < 1e-5:
+            problems.append(f"cdf: its last value and atom_mass add up to {total:.6g}, not 1")
+    return problems
+
+
+def _sign_problems(key: str, values: NDArray[Any]) -> list[str]:
+    problems = []
+    if not np.all(np.isfinite(values)):
+        problems.append(f"{key}: {int(np.sum(~np.isfinite(values)))} values are NaN or inf")
+    if np.any(values < 0):
+        problems.append(f"{key}: {int(np.sum(values < 0))} negative values")
+    return problems
