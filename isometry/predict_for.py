@@ -1,0 +1,281 @@
+"""`predict_for`: the spectrum a given network would have if its layers were free of each other.
+
+The layers of one concrete network, trained or not, are taken as they are: the singular values of every weight, and
+the slopes phi'(h) of every activation at this very input. Their product as free factors (`isometry.theory.discrete`)
+is what J would show if the singular directions of neighbouring layers had nothing to do with each other. Set beside
+a measurement by `isometry.compare` it answers one question: are the layers of this network free of each other?
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from isometry.distribution import Quadrature
+from isometry.errors import InputError, IsometryError, ModelError
+from isometry.estimators import exact, lanczos
+from isometry.jacobian import JacobianOperator
+from isometry.jacobian.checks import refuse_training_mode
+from isometry.nn.convolution import conv_singular_values
+from isometry.nn.layers import ConvolutionLayer, DenseLayer
+from isometry.nn.network import Network
+from isometry.spectrum import Spectrum
+from isometry.theory.discrete import Factor, free_product
+
+Function = Callable[[Tensor], Tensor]
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WEIGHTED = (nn.Linear, *CONVOLUTIONS, DenseLayer, ConvolutionLayer)
+# Layers without a formula: dense up to this shorter side, Lanczos quadrature beyond.
+DENSE_SIDE = 1500
+PROBES, STEPS = 8, 80
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer of the walk: its name, what it does to a tensor, and the module that says how."""
+
+    name: str
+    function: Function
+    module: nn.Module | None
+
+
+def predict_for(
+    model: nn.Module, x: Tensor, *, blocks: Sequence[str] = (), bins: int | None = None, name: str = ""
+) -> Spectrum:
+    """The law of the singular values of J at ``x`` if the layers of ``model`` were free of each other.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A chain of layers: `torch.nn.Sequential` (nested as well), the reference networks of `isometry.nn`, or a single
+        layer. It is not changed.
+    x : Tensor
+        One input, exactly as the model takes it.
+    blocks : sequence of str
+        Names of modules that are no chain inside (a residual block, an attention layer) and are to be taken as one
+        factor, by the singular values of their own Jacobian at this input. The branches of `isometry.nn.ResNet` are
+        taken so without being named.
+    bins : int, optional
+        See :func:`isometry.theory.discrete.free_product`.
+    name : str
+        What reports call the result.
+
+    Returns
+    -------
+    Spectrum
+        A prediction whose provenance lists the factors (``layers``) and the narrowest width met (``width``: features
+        or channels between input and output), which `isometry.compare` reads.
+
+    Raises
+    ------
+    ModelError
+        When a module can not be walked: it is named, with what to do. Also for dropout or batch-norm in training mode.
+    ConvergenceError
+        When the free product does not come out.
+
+    Notes
+    -----
+    Linear layers use the singular values of their weight; circular convolutions those by Fourier transform (Sedghi,
+    Gupta and Long 2019, arXiv 1805.10408); whatever acts elementwise (activations, batch-norm in evaluation) its
+    slopes; anything else the singular values of its Jacobian, dense up to a shorter side of 1500, beyond by Lanczos
+    quadrature. A layer with singular values all equal (delta-orthogonal) is a number and costs nothing.
+
+    Examples
+    --------
+    >>> chain = torch.nn.Sequential(torch.nn.Linear(40, 40), torch.nn.Tanh(), torch.nn.Linear(40, 40))
+    >>> spectrum = predict_for(chain, torch.ones(40))
+    >>> spectrum.shape, spectrum.provenance["width"]
+    ((40, 40), 40)
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"predict_for walks the layers of an nn.Module; got {type(model).__name__}")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"predict_for takes the input as a floating-point tensor; got {kind}")
+    refuse_training_mode(model)
+    began = time.perf_counter()
+    names = {module_name for module_name, _ in model.named_modules()}
+    for block in blocks:
+        if block not in names:
+            raise InputError(
+                f"there is no module {block!r} in this model; blocks are names of model.named_modules()"
+            )
+    own = copy.deepcopy(model).to(torch.float64)
+    point = x.detach().to(torch.float64)
+    factors: list[Factor] = []
+    layers: list[dict[str, Any]] = []
+    outputs: list[int] = []
+    with torch.no_grad():
+        for step in _steps("", own, frozenset(blocks)):
+            output = _applied(step, point)
+            factor, how = _factor(step, point, output)
+            factors.append(factor)
+            layers.append({"name": step.name, "factor": how, "rows": factor.rows, "columns": factor.columns})
+            if isinstance(step.module, WEIGHTED):
+                outputs.append(int(step.module.weight.shape[0]))
+            point = output
+    if not factors or (len(factors) == 1 and layers[0]["factor"].startswith("Jacobian")):
+        raise ModelError(
+            f"this model ({type(model).__name__}) has no layers to walk: "
+            + ("it is empty" if not factors else "it is one module whose inside is not known")
+            + ". Build it as torch.nn.Sequential of its layers"
+        )
+    spectrum = free_product(factors, bins=bins)
+    return replace(
+        spectrum,
+        name=name,
+        seconds=time.perf_counter() - began,
+        provenance={
+            "model": type(model).__name__,
+            "input": f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}",
+            "own_layers": True,
+            # The layers between input and output: the sizes of these two are in the shape of J.
+            "width": min(outputs[:-1] or outputs, default=None),
+            "layers": layers,
+        },
+    )
+
+
+# ---- the walk ------------------------------------------------------------------------------------------
+
+
+def _steps(name: str, module: nn.Module, blocks: frozenset[str]) -> Iterator[Step]:
+    """The layers of a module in the order in which they act."""
+    if name in blocks and name:
+        yield Step(name, module, None)
+    elif isinstance(module, Network):
+        yield from _network_steps(name, module, blocks)
+    elif isinstance(module, nn.Sequential):
+        # Not named_children, which leaves out a module that stands in the chain a second time.
+        for child_name, child in zip(module._modules, module, strict=True):
+            yield from _steps(_joined(name, child_name), child, blocks)
+    elif isinstance(module, ConvolutionLayer | DenseLayer):
+        if module.residual is not None:
+            yield Step(name, module, None)
+            return
+        yield Step(name, module.pre_activation, module)
+        yield from _steps(_joined(name, "activation"), module.activation, blocks)
+    elif isinstance(module, WEIGHTED) or not any(True for _ in module.children()):
+        if type(module).forward is nn.Module.forward:
+            raise ModelError(
+                f"module {name or 'itself'!r} ({type(module).__name__}) has no forward to walk through"
+            )
+        yield Step(name, module, module)
+    else:
+        raise ModelError(
+            f"predict_for can not walk {name or 'the model'!r} ({type(module).__name__}): it holds modules but is no "
+            "chain whose order is known. Build it as torch.nn.Sequential"
+            + (
+                f", or take it as one factor with blocks=({name!r},)"
+                if name
+                else ", or give predict_for a part of it"
+            )
+        )
+
+
+def _network_steps(name: str, network: Network, blocks: frozenset[str]) -> Iterator[Step]:
+    """Stem, trunk, what `Network.forward` does between trunk and head, head."""
+    if network.stem is not None:
+        yield from _steps(_joined(name, "stem"), network.stem, blocks)
+    yield from _steps(_joined(name, "trunk"), network.trunk, blocks)
+    if network.head is None:
+        return
+
+    def between(features: Tensor) -> Tensor:
+        features = features / network.feature_scale
+        if features.dim() >= 3:
+            features = features.mean(dim=(-2, -1)) if network.head_kind == "pool" else features.flatten(-3)
+        return features
+
+    yield Step(_joined(name, "features"), between, None)
+    yield from _steps(_joined(name, "head"), network.head, blocks)
+
+
+def _joined(name: str, child: str) -> str:
+    return f"{name}.{child}" if name else child
+
+
+def _applied(step: Step, point: Tensor) -> Tensor:
+    """What leaves the layer; its input stays as it is, whatever the layer does in place."""
+    try:
+        output = step.function(point.clone())
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"layer {step.name!r} failed on an input of shape {tuple(point.shape)}: {str(error).splitlines()[0]}. Give "
+            "predict_for the input exactly as the model takes it"
+        ) from error
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            f"layer {step.name!r} returns a {type(output).__name__}, predict_for walks layers that return one tensor: "
+            "put the part that picks the tensor into the layer"
+        )
+    return output
+
+
+# ---- factors -------------------------------------------------------------------------------------------
+
+
+def _factor(step: Step, point: Tensor, output: Tensor) -> tuple[Factor, str]:
+    """The singular values of the layer's Jacobian at this input, and a word for where they came from."""
+    make = partial(Factor.from_values, rows=output.numel(), columns=point.numel(), name=step.name)
+    module = step.module
+    if isinstance(module, nn.Linear | DenseLayer):
+        return make(torch.linalg.svdvals(module.weight).numpy(force=True)), "weight"
+    if isinstance(module, ConvolutionLayer):
+        size = point.shape[-len(module.kernel_size) :]
+        return make(conv_singular_values(module.weight, size).numpy()), "circular convolution"
+    if isinstance(module, CONVOLUTIONS) and _is_circular_same(module):
+        values = conv_singular_values(
+            module.weight,
+            point.shape[2 - module.weight.dim() :],
+            groups=module.groups,
+            dilation=module.dilation,
+        )
+        return make(values.numpy()), "circular convolution"
+    try:
+        operator = JacobianOperator(lambda t: step.function(t.clone()), point, check=False)
+        slopes = _elementwise_slopes(operator)
+        if slopes is not None:
+            return make(slopes), "slopes"
+        measured = (
+            exact(operator)
+            if min(operator.shape) <= DENSE_SIDE
+            else lanczos(operator, seed=0, probes=PROBES, steps=STEPS, top=1)
+        )
+    except IsometryError as error:
+        raise ModelError(f"the Jacobian of layer {step.name!r} can not be had: {error}") from error
+    law = measured.distribution
+    assert isinstance(law, Quadrature), "estimators measure"
+    rows = law.nodes.shape[0] * law.nodes.shape[1]
+    return make(
+        law.resolved_nodes.ravel(), weights=law.weights.ravel() / rows
+    ), f"Jacobian ({measured.method})"
+
+
+def _is_circular_same(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
+    """Whether a convolution wraps around and keeps the size of the map: block-circulant."""
+    if module.padding_mode != "circular" or any(stride != 1 for stride in module.stride):
+        return False
+    if isinstance(module.padding, str):
+        return module.padding == "same"
+    reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    return all(2 * p == r for p, r in zip(module.padding, reach, strict=True))
+
+
+def _elementwise_slopes(operator: JacobianOperator) -> np.ndarray | None:
+    """The diagonal of a Jacobian that is diagonal (in row-major order of both tensors), None for any other."""
+    if operator.shape[0] != operator.shape[1]:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(operator.input_shape, generator=generator, dtype=torch.float64).to(operator.point)
+    slopes, image = operator.matmat(torch.stack([torch.ones_like(probe), probe])).flatten(1)
+    error = (image - slopes * probe.flatten()).abs().max()
+    return slopes.numpy(force=True) if bool(error <= 1e-9 * image.abs().max()) else None
