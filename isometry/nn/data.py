@@ -11,7 +11,7 @@ import gzip
 import math
 import struct
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ class Dataset:
     name : str
         Where they come from.
     train_images, test_images : Tensor
-        (n, channels, height, width) float32, training pixels of mean 0 and mean square 1.
+        (n, channels, height, width) float32, training pixels of mean 0 and mean square 1; (n, pixels) once `flat`.
     train_labels, test_labels : Tensor
         (n,) int64, 0 .. num_classes - 1.
     num_classes : int
@@ -75,11 +75,19 @@ class Dataset:
         """Height and width in pixels."""
         return int(self.train_images.shape[2]), int(self.train_images.shape[3])
 
+    def flat(self) -> Dataset:
+        """The same with every image as one vector, as an MLP takes it."""
+        return replace(
+            self,
+            train_images=self.train_images.flatten(start_dim=1),
+            test_images=self.test_images.flatten(start_dim=1),
+        )
+
     def __repr__(self) -> str:
-        height, width = self.image_size
+        shape = " x ".join(str(length) for length in self.train_images.shape[1:])
         return (
             f"Dataset({self.name!r}: {len(self.train_labels)} training and {len(self.test_labels)} test images, "
-            f"{self.in_channels} x {height} x {width}, {self.num_classes} classes)"
+            f"{shape}, {self.num_classes} classes)"
         )
 
 

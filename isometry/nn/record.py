@@ -1,14 +1,11 @@
-"""What a training run leaves behind: its curves, in the group ``training`` of an HDF5 file.
+"""What a training run leaves behind: its curves, as two series in a file of spectra.
 
-The group stands beside the spectra that were measured on the way, in the same file. It is written into a copy that then
-takes the place of the file in one move, so that a run killed at any moment leaves a whole file.
+``NAME`` has a row for every step, ``NAME evaluation`` one for every evaluation. They stand beside the spectra that were
+measured on the way, in the same file; each is replaced as a whole, so a run killed at any moment leaves a whole file.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,8 +16,7 @@ from numpy.typing import NDArray
 
 from isometry.errors import StoreError
 
-GROUP = "training"
-VERSION = 1
+NAME = "training"
 
 _MEANING = {
     "loss": "cross-entropy of the step's batch before its update, nats, one per step",
@@ -32,7 +28,10 @@ _MEANING = {
     "train_accuracy": "share of the (first) training images classified correctly",
     "test_accuracy": "share of the test images classified correctly",
 }
+_UNITS = {"loss": "nat", "gradient_norm": "nat", "seconds": "s"}
 _INTEGER = ("evaluation_step",)
+# The first ones have an entry for every step, the others one for every evaluation.
+_PER_STEP = 5
 
 
 def _empty() -> NDArray[np.float64]:
@@ -92,72 +91,57 @@ def record_from(curves: Mapping[str, Any], about: Mapping[str, Any]) -> Training
     return TrainingRecord(**arrays, about=dict(about))
 
 
-def write_record(path: str | Path, record: TrainingRecord, *, group: str = GROUP) -> None:
-    """Write the record into `group` of an HDF5 file, in place of one that is there; all else in the file stays.
+def write_record(path: str | Path, record: TrainingRecord, *, name: str = NAME) -> None:
+    """Write the record into a file of spectra, in place of one of that name; all else in the file stays.
 
     Raises
     ------
     StoreError
-        When the file cannot be written, or is there and is not HDF5.
+        When the file cannot be written, or is there and is no file of spectra.
     """
-    import h5py
+    from isometry.store import open_store  # h5py is loaded where a file is wanted
 
-    path = Path(path)
-    # The same folder, so that the last move is within one file system and therefore atomic.
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        if path.exists():
-            shutil.copyfile(path, draft)
-        with h5py.File(draft, "a") as file:
-            if group in file:
-                del file[group]
-            _fill(file.create_group(group), record)
-        os.replace(draft, path)
-    except OSError as error:
-        raise StoreError(f"the training record cannot be written to {path}: {error}.") from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _fill(target: Any, record: TrainingRecord) -> None:
-    target.attrs["kind"] = "training"
-    target.attrs["version"] = VERSION
-    target.attrs["about"] = json.dumps(record.about, sort_keys=True)
-    for name in curve_names():
-        dataset = target.create_dataset(name, data=getattr(record, name))
-        dataset.attrs["meaning"] = _MEANING[name]
-    for names, scale in ((("evaluation_step",), "evaluation"), (curve_names()[:5], "step")):
-        for name in names:
-            target[name].dims[0].label = scale
+    store = open_store(path, "a")
+    per_step, per_evaluation = curve_names()[:_PER_STEP], curve_names()[_PER_STEP:]
+    tables = (
+        (name, "step", np.arange(record.steps), per_step, record.about),
+        (evaluation_name(name), "", record.evaluation_step, per_evaluation, {}),
+    )
+    for table, index, steps, columns, about in tables:
+        values: dict[str, Any] = {index: steps} if index else {}
+        values.update({column: getattr(record, column) for column in columns})
+        store.add_series(
+            table,
+            values,
+            about,
+            units={column: _UNITS.get(column, "1") for column in values},
+            descriptions={column: _MEANING.get(column, "step, counted from 0") for column in values},
+            overwrite=True,
+        )
 
 
-def read_record(path: str | Path, *, group: str = GROUP) -> TrainingRecord:
-    """The record in `group` of an HDF5 file.
+def read_record(path: str | Path, *, name: str = NAME) -> TrainingRecord:
+    """The record of that name in a file of spectra.
 
     Raises
     ------
     StoreError
-        When the file cannot be read, has no such group, or was written by a newer version.
+        When the file cannot be read, has no such record, or was written by a newer version.
     """
-    import h5py
+    from isometry.store import open_store
 
-    try:
-        with h5py.File(path, "r") as file:
-            if group not in file or file[group].attrs.get("kind") != "training":
-                raise StoreError(
-                    f"{path} has no training record {group!r}; it holds {', '.join(file) or 'nothing'}."
-                )
-            source = file[group]
-            version = int(source.attrs["version"])
-            if version > VERSION:
-                raise StoreError(
-                    f"{path} has a training record of version {version}, newer than {VERSION}, the newest this "
-                    "isometry reads: update isometry."
-                )
-            curves = {name: source[name][...] for name in curve_names()}
-            about = json.loads(source.attrs["about"])
-    except StoreError:
-        raise
-    except (OSError, KeyError, ValueError) as error:
-        raise StoreError(f"no training record can be read from {path}: {error}.") from error
-    return record_from(curves, about)
+    store = open_store(path, "r")
+    steps, evaluations = store.series(name), store.series(evaluation_name(name))
+    missing = [column for column in curve_names()[:_PER_STEP] if column not in steps.columns]
+    if missing:
+        raise StoreError(f"the series {name!r} of {path} is no training record: it has no {missing[0]!r}.")
+    curves = {
+        column: (steps if number < _PER_STEP else evaluations)[column]
+        for number, column in enumerate(curve_names())
+    }
+    return record_from(curves, steps.attributes)
+
+
+def evaluation_name(name: str = NAME) -> str:
+    """Name of the series of accuracies that belongs to the record `name`."""
+    return f"{name} evaluation"

@@ -150,7 +150,7 @@ def train(
     options : TrainingOptions, optional
         How to train.
     record_path : path, optional
-        HDF5 file whose group ``training`` takes the curves, at every checkpoint and at the end.
+        HDF5 file of spectra whose series ``training`` takes the curves, at every checkpoint and at the end.
     checkpoint_path : path, optional
         Where the state of the run is kept; `record_path` with ``.checkpoint`` added when left out.
     resume : bool

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -14,7 +13,7 @@ from torch import nn
 from isometry.errors import InputError, NonFiniteError, StoreError
 from isometry.nn.data import Dataset
 from isometry.nn.models import VanillaCNN
-from isometry.nn.record import TrainingRecord, curve_names, read_record, write_record
+from isometry.nn.record import TrainingRecord, curve_names, read_record, record_from, write_record
 from isometry.nn.training import (
     TrainingOptions,
     accuracy,
@@ -22,6 +21,8 @@ from isometry.nn.training import (
     signal_scales,
     train,
 )
+from isometry.spectrum import Spectrum
+from isometry.store import open_store
 
 
 def two_classes(count: int = 96, size: int = 4) -> Dataset:
@@ -55,7 +56,7 @@ def test_one_step_of_gradient_descent_is_the_step_written_out_by_hand() -> None:
     loss.backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in reference.parameters()))
     record = train(model, dataset, options=options, progress=False)
-    assert record.loss[0] == pytest.approx(float(loss), rel=1e-5)
+    assert record.loss[0] == pytest.approx(loss.item(), rel=1e-5)
     assert record.gradient_norm[0] == pytest.approx(norm, rel=1e-4)
     for moved, kept in zip(model.parameters(), reference.parameters(), strict=True):
         # 1e-5 of the step's size: the order of summation within the batch differs.
@@ -272,28 +273,29 @@ def test_the_mode_of_the_model_is_left_as_it_was() -> None:
     assert not model.training
 
 
-def test_a_record_stands_beside_what_is_in_the_file_already(tmp_path: Path) -> None:
+def test_a_record_stands_beside_the_spectra_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    with h5py.File(path, "w") as file:
-        file["other"] = np.arange(3)
-    write_record(path, TrainingRecord(loss=np.array([1.0, 2.0])))
-    write_record(path, TrainingRecord(loss=np.array([3.0])))
-    assert read_record(path).loss.tolist() == [3.0]
-    with h5py.File(path, "r") as file:
-        assert file["other"][...].tolist() == [0, 1, 2]
-        assert "nats" in file["training/loss"].attrs["meaning"]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["run.h5"], "no draft is left behind"
+    store = open_store(path, "a")
+    store.add(Spectrum.from_singular_values([2.0, 1.0]), name="before")
+    one = {name: np.array([1.0]) for name in curve_names()}
+    write_record(path, record_from({**one, "loss": np.array([4.0])}, {}))
+    write_record(path, record_from({**one, "loss": np.array([3.0])}, {"options": {"steps": 1}}))
+    record = read_record(path)
+    assert record.loss.tolist() == [3.0]
+    assert record.about["options"] == {"steps": 1}
+    assert store["before"].s_max == 2.0
+    assert store.series("training").units["seconds"] == "s"
+    assert store.validate() == []
 
 
 def test_reading_a_record_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    with h5py.File(path, "w") as file:
-        file["other"] = np.arange(3)
-    with pytest.raises(StoreError, match=r"no training record.*other"):
+    store = open_store(path, "a")
+    with pytest.raises(StoreError, match="no series named 'training'"):
         read_record(path)
-    with h5py.File(path, "a") as file:
-        file.create_group("training").attrs.update({"kind": "training", "version": 99})
-    with pytest.raises(StoreError, match="update isometry"):
+    store.add_series("training", {"step": np.arange(3)})
+    store.add_series("training evaluation", {"step": np.arange(3)})
+    with pytest.raises(StoreError, match="no training record"):
         read_record(path)
 
 
