@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isometry.errors import InputError
+from isometry.errors import InputError, NonFiniteError
 
 
 class Operator(Protocol):
@@ -68,11 +68,22 @@ class ShortSide:
 
     def _forward(self, block: Tensor) -> Tensor:
         k = block.shape[0]
-        return self._operator.matmat(block.reshape(k, *self._input)).reshape(k, self.batch, -1)
+        return self._flat(self._operator.matmat(block.reshape(k, *self._input)), (k, *self._output), "matmat")
 
     def _reverse(self, block: Tensor) -> Tensor:
         k = block.shape[0]
-        return self._operator.rmatmat(block.reshape(k, *self._output)).reshape(k, self.batch, -1)
+        return self._flat(
+            self._operator.rmatmat(block.reshape(k, *self._output)), (k, *self._input), "rmatmat"
+        )
+
+    def _flat(self, out: Tensor, expected: tuple[int, ...], name: str) -> Tensor:
+        if tuple(out.shape) != expected:
+            raise InputError(f"{name} of the operator returned shape {tuple(out.shape)}, not {expected}")
+        if not bool(torch.isfinite(out).all()):
+            raise NonFiniteError(
+                f"{name} of the operator returned NaN or inf: no singular values follow from that"
+            )
+        return out.reshape(expected[0], self.batch, -1)
 
     def apply(self, block: Tensor) -> Tensor:
         """A v: (k, B, short) -> (k, B, long)."""

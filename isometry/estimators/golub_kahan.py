@@ -38,7 +38,9 @@ class Bidiagonals:
     finished : (k, B) bool array
         Whether its Krylov space closed: its nodes and masses are then exact, not quadrature.
     closing : (k, B) array
-        The alpha or beta at which a space closed, taken as zero; 0 where it filled the short side.
+        The alpha or beta at which a space closed, taken as zero; 0 where it filled the whole space.
+    right : (k, B, steps, short) tensor
+        V, the orthonormal vectors of each probe on the short side; zero after it finished.
     """
 
     alpha: Array
@@ -46,6 +48,7 @@ class Bidiagonals:
     steps: NDArray[np.int64]
     finished: NDArray[np.bool_]
     closing: Array
+    right: Tensor
 
     def matrices(self) -> Array:
         """(k, B, steps, steps) upper bidiagonal matrices."""
@@ -62,6 +65,20 @@ class Bidiagonals:
         return np.where(self.finished, 0.0, last)
 
 
+# A node this many closing entries above zero is known to one part in eight, and better above.
+_CLOSINGS_UNSEEN = 8
+
+
+def unseen_below(bidiagonals: Bidiagonals) -> Array:
+    """(B,) what a space that closed early cannot tell from zero.
+
+    What was taken as zero at the closing couples the nodes to a part of J that no step has seen. It may move
+    them by as much as itself, and the singular values of that part may be twice as large again (those of a square
+    Gaussian matrix reach twice its beta).
+    """
+    return _CLOSINGS_UNSEEN * bidiagonals.closing.max(axis=0)
+
+
 def closing_tolerance(side: ShortSide) -> float:
     """How small, beside the largest entry seen, an alpha or beta closes a Krylov space: it is rounding."""
     return 10 * side.eps * math.sqrt(side.short)
@@ -73,6 +90,7 @@ def golub_kahan(
     steps: int,
     *,
     within: Callable[[Tensor], Tensor] | None = None,
+    dimension: int | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Bidiagonals:
     """Bidiagonalise A from each start vector at once.
@@ -84,9 +102,11 @@ def golub_kahan(
     start : (k, B, short) tensor
         Unit start vectors.
     steps : int
-        Most steps to take; the short side at most is taken.
+        Most steps to take; ``dimension`` at most are taken.
     within : callable, optional
         An orthogonal projection on the short side to stay inside of (deflation); the start lies inside it.
+    dimension : int, optional
+        Dimension of the space that ``within`` leaves; the short side without it.
     on_step : callable, optional
         Called with the number of steps done.
 
@@ -98,7 +118,8 @@ def golub_kahan(
     """
     if steps < 1:
         raise InputError(f"at least one step is needed; got {steps}")
-    steps = min(steps, side.short)
+    dimension = side.short if dimension is None else dimension
+    steps = min(steps, dimension)
     k, batch, _ = start.shape
     left = start.new_zeros(k, batch, steps, side.long)
     right = start.new_zeros(k, batch, steps, side.short)
@@ -123,13 +144,17 @@ def golub_kahan(
         finished |= closed
         u = _keep(u, ~finished)
         left[:, :, j] = u
-        if j + 1 == side.short:
+        if j + 1 == dimension:
             finished[:] = True
         if not finished.all():
             w = side.adjoint(u)
             if within is not None:
                 w = within(w)
             v, length = _orthogonal_unit(w, right[:, :, : j + 1])
+            if within is not None:
+                # A short remainder, made a unit vector, leans on what was deflated by rounding over its length.
+                v = within(v)
+                v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(0.5)
             beta[..., j] = np.where(finished, 0.0, length)
             largest = np.maximum(largest, beta[..., j])
             closed = ~finished & (beta[..., j] <= tolerance * largest)
@@ -140,9 +165,9 @@ def golub_kahan(
         if on_step is not None:
             on_step(j + 1)
         if finished.all():
-            alpha, beta = alpha[..., : j + 1], beta[..., : j + 1]
+            alpha, beta, right = alpha[..., : j + 1], beta[..., : j + 1], right[:, :, : j + 1]
             break
-    return Bidiagonals(alpha, beta, taken, finished, closing)
+    return Bidiagonals(alpha, beta, taken, finished, closing, right)
 
 
 def _orthogonal_unit(vector: Tensor, basis: Tensor) -> tuple[Tensor, Array]:

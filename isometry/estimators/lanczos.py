@@ -12,7 +12,7 @@ from isometry.spectrum import Extremes, Spectrum
 
 from .blocks import Operator, ShortSide, random_block
 from .exact import Progress
-from .golub_kahan import golub_kahan
+from .golub_kahan import golub_kahan, unseen_below
 from .quadrature import GaussRules, gauss_rules
 
 # A smallest value is reported as s_min only if it is known to one part in a hundred.
@@ -76,8 +76,7 @@ def lanczos(
         progress(total, total)
     rules = gauss_rules(bidiagonals)
     s_max = rules.nodes.max(axis=(1, 2))
-    # A space that closed early leaves unseen what is below the entry it closed at.
-    floor = np.maximum(side.noise_floor(s_max), bidiagonals.closing.max(axis=0))
+    floor = np.maximum(side.noise_floor(s_max), unseen_below(bidiagonals))
     if not bidiagonals.finished.all():
         open_inputs = ~bidiagonals.finished.all(axis=0)
         floor = np.where(open_inputs, np.maximum(floor, s_max / total), floor)
@@ -106,8 +105,9 @@ def _extremes(rules: GaussRules, noise: np.ndarray, floor: np.ndarray, top: int)
     bottom, bottom_residual = np.zeros(batch), np.zeros(batch)
     for index in range(batch):
         nodes, errors = rules.nodes[index], rules.residuals[index]
-        # The probe with the largest node; among equals the one that knows it best.
-        best = min(range(nodes.shape[0]), key=lambda p: (-nodes[p, 0] * (1 - 1e-9), errors[p, 0]))
+        # The probe with the largest node; among equals to rounding the one that knows it best.
+        equals = np.flatnonzero(nodes[:, 0] >= nodes[:, 0].max() - noise[index])
+        best = int(equals[errors[equals, 0].argmin()])
         present = np.isfinite(errors[best])
         found = int(min(count, present.sum()))
         values[index, :found] = nodes[best, :found]

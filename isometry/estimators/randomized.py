@@ -20,8 +20,8 @@ from isometry.spectrum import Extremes, Spectrum
 
 from .blocks import Operator, ShortSide, random_block
 from .exact import Progress
-from .golub_kahan import golub_kahan
-from .quadrature import gauss_rules
+from .golub_kahan import Bidiagonals, golub_kahan, unseen_below
+from .quadrature import GaussRules, gauss_rules
 
 
 def randomized(
@@ -60,8 +60,9 @@ def randomized(
     -------
     Spectrum
         ``extremes.top`` holds ``rank`` values; A v = s u is exact for each and its residual is
-        ||A^T u - s v||, computed, not estimated. The standard error of the mean square comes from the deflated
-        part alone, so it is small where few singular values dominate.
+        ||A^T u - s v||, computed, not estimated. Where Golub-Kahan finds a larger value in the rest, that one stands
+        first (the leading triplets are then far from converged, as their residuals say). The standard error of the
+        mean square comes from the deflated part alone, so it is small where few singular values dominate.
     """
     if rank < 1 or oversample < 0 or iterations < 0:
         raise InputError(
@@ -107,7 +108,9 @@ def randomized(
 
     start = outside(random_block(probes, side, seed, first_input=first_input, stream=1))
     start = start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)
-    rest = golub_kahan(side, start, min(steps, side.short - rank), within=outside, on_step=lambda _: tick())
+    rest = golub_kahan(
+        side, start, steps, within=outside, dimension=side.short - rank, on_step=lambda _: tick()
+    )
     if progress is not None:
         progress(stages, stages)
     rules = gauss_rules(rest)
@@ -116,18 +119,23 @@ def randomized(
     nodes = np.concatenate([leading, rules.nodes], axis=-1)
     weights = np.concatenate([np.full(leading.shape, 1.0 / side.short), (1 - share) * rules.weights], axis=-1)
     certain = np.concatenate([np.ones(leading.shape, bool), rules.certain], axis=-1)
-    floor = np.maximum(noise, rest.closing.max(axis=0))
+    floor = np.maximum(noise, unseen_below(rest))
     if not rest.finished.all():
         rest_max = rules.nodes.max(axis=(1, 2))
         floor = np.maximum(floor, np.where(rest.finished.all(axis=0), 0.0, rest_max / rest.alpha.shape[-1]))
-    bottom, bottom_residual = _bottom(rules.nodes, rules.residuals)
-    bottom_residual = bottom_residual + noise
+    # Where the spectrum decays slowly the rest may hold a larger value than a few power iterations found.
+    (found, found_error), (bottom, bottom_error) = _ends_of_the_rest(side, rest, rules)
+    larger = found > s[:, 0]
+    top, top_error = s.copy(), error.copy()
+    top[larger, 0], top_error[larger, 0] = found[larger], found_error[larger]
+    # A v of length t for a unit v: some singular value lies in [0, t], whatever A^T u says.
+    bottom_residual = np.minimum(bottom_error, bottom) + noise
     return Spectrum(
         Quadrature(nodes, weights, floor, certain),
         method="randomized",
         shape=side.shape,
         extremes=Extremes(
-            s, error + noise[:, None], bottom, bottom_residual,
+            top, top_error + noise[:, None], bottom, bottom_residual,
             (bottom_residual <= 1e-2 * bottom) & (bottom > floor),
         ),
         products=side.products,
@@ -175,12 +183,31 @@ def _orthonormal(block: Tensor) -> Tensor:
     return _block(q).to(block.dtype)
 
 
-def _bottom(nodes: np.ndarray, residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest node of each input over its probes, with its residual; padding has residual inf."""
-    real = np.where(np.isfinite(residuals), nodes, np.inf).reshape(nodes.shape[0], -1)
-    where = real.argmin(axis=1)
-    rows = np.arange(nodes.shape[0])
-    return real[rows, where], residuals.reshape(nodes.shape[0], -1)[rows, where]
+def _ends_of_the_rest(
+    side: ShortSide, rest: Bidiagonals, rules: GaussRules
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The largest and the smallest triplet of the rest over the probes of each input: (s, residual), (B,) each.
+
+    The residuals are those in A itself, with two more products. Those of the deflated operator would leave out
+    what A^T u has along the leading vectors, which is large where they are not converged.
+    """
+    real = np.isfinite(rules.residuals)
+    largest = np.where(real, rules.nodes, -np.inf).max(axis=2).argmax(axis=1)
+    smallest = np.where(real, rules.nodes, np.inf).min(axis=2).argmin(axis=1)
+    vectors = np.zeros((2, side.batch, rest.right.shape[2]))
+    basis = torch.zeros(2, side.batch, *rest.right.shape[2:], dtype=torch.float64, device=side.device)
+    for index in range(side.batch):
+        for end, probe in enumerate((largest[index], smallest[index])):
+            count = int(rest.steps[probe, index])
+            right = np.linalg.svd(rest.matrices()[probe, index, :count, :count])[2]
+            vectors[end, index, :count] = right[-end]
+            basis[end, index] = rest.right[probe, index]
+    v = torch.einsum("ebj,ebjd->ebd", torch.from_numpy(vectors).to(side.device), basis)
+    image = side.apply(v.to(side.dtype)).double()
+    s = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
+    back = side.adjoint((image / torch.where(s > 0, s, 1.0)).to(side.dtype)).double()
+    residual = torch.linalg.vector_norm(back - s * v, dim=-1)
+    return list(zip(s[..., 0].cpu().numpy(), residual.cpu().numpy(), strict=True))
 
 
 def _provenance(side: ShortSide, seed: int) -> dict[str, object]:
