@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from isometry.distribution import Quadrature
-from isometry.errors import ConvergenceWarning, InputError
+from isometry.errors import ConvergenceWarning, FallbackWarning, InputError
 from isometry.estimators import exact, lanczos, randomized
 from isometry.jacobian import JacobianOperator
 from isometry.jacobian.function import Output
@@ -27,7 +27,7 @@ from isometry.progress import Progress, progress_bar, silent
 from isometry.spectrum import Extremes, Spectrum
 
 METHODS = ("auto", "exact", "lanczos", "randomized")
-DEFAULT_PROBES, DEFAULT_STEPS, DEFAULT_RANK = 16, 50, 20
+DEFAULT_PROBES, DEFAULT_STEPS, DEFAULT_TOP, DEFAULT_RANK = 16, 50, 6, 20
 # A dense SVD of a longer short side takes minutes on a processor, whatever the products cost.
 _LARGEST_DENSE_SIDE = 6000
 
@@ -132,7 +132,10 @@ def measure(
         parts = []
         for first in range(0, count, group):
             if group < count:
-                operator = make(x[first : first + group])
+                with warnings.catch_warnings():
+                    # The first operator has said it for all of them.
+                    warnings.simplefilter("ignore", FallbackWarning)
+                    operator = make(x[first : first + group])
 
             def tick(done: int, total: int, first: int = first) -> None:
                 share = min(group, count - first)
@@ -178,19 +181,26 @@ def measure(
 
 def converged(spectrum: Spectrum, tol: float) -> bool:
     """Whether every reported top value of the spectrum has a relative residual of at most ``tol``."""
+    return _worst_residual(spectrum) <= tol
+
+
+def _worst_residual(spectrum: Spectrum) -> float:
+    """The largest relative residual of the reported top values; 0 where there are none."""
     e = spectrum.extremes
     if e is None:
-        return True
-    known = np.isfinite(e.top) & (e.top > 0)
-    return bool(np.all(e.top_residual[known] <= tol * e.top[known]))
+        return 0.0
+    # An exact measurement lists all its values, down to those that rounding drowns: only the leading ones count.
+    asked = spectrum.provenance.get("options", {}).get("top") or DEFAULT_TOP
+    count = asked if spectrum.method == "exact" else e.top.shape[1]
+    top, residual = e.top[:, :count], e.top_residual[:, :count]
+    known = np.isfinite(top) & (top > spectrum.floor if spectrum.method == "exact" else top > 0)
+    return float(np.max(residual[known] / top[known], initial=0.0))
 
 
 def _warn_unconverged(spectrum: Spectrum, tol: float) -> None:
-    e = spectrum.extremes
-    if e is None or converged(spectrum, tol):
+    worst = _worst_residual(spectrum)
+    if worst <= tol:
         return
-    known = np.isfinite(e.top) & (e.top > 0)
-    worst = float(np.max(e.top_residual[known] / e.top[known]))
     warnings.warn(
         f"the worst relative residual of the top values is {worst:.1e}, above tol={tol:g}: take more steps, or "
         "method='randomized' with a larger rank",
@@ -228,7 +238,7 @@ def _choose(
         return dense, method
     if method == "lanczos":
         count, length = probes or DEFAULT_PROBES, steps or DEFAULT_STEPS
-        return partial(lanczos, seed=seed, probes=count, steps=length, top=top or 6), method
+        return partial(lanczos, seed=seed, probes=count, steps=length, top=top or DEFAULT_TOP), method
     leading = rank or top or DEFAULT_RANK
     return partial(randomized, seed=seed, rank=leading, probes=probes or 8, steps=steps or 30), method
 
