@@ -58,7 +58,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for demo.h5 and demo.png")
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--inputs", type=int, default=64, help="test digits to measure at")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
