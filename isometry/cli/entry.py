@@ -40,6 +40,8 @@ CURES = {
     "output=": "choose with --output NAME_OR_INDEX",
     "source=": "that is --source NAME; `isometry layers MODEL` lists the names",
     "target=": "that is --target NAME; `isometry layers MODEL` lists the names",
+    "fails on an input of shape": "--input gives the shape of one input; inputs are stacked along a first axis, unless "
+    "--no-batch-axis is given",
     "whose first axis is not the batch": "add --no-batch-axis if the model takes one input without one",
     "Pass batched=True": "--inputs B measures the first B of them, each with its own J",
     "memory_limit": "that is --memory-limit, and --method lanczos",

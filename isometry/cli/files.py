@@ -4,50 +4,78 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from isometry.cli import codes
 from isometry.cli.options import file_argument, json_option
-from isometry.cli.streams import print_json, print_text, quiet_when_closed
+from isometry.cli.streams import note, print_json, print_text, quiet_when_closed
+from isometry.errors import StoreError
 from isometry.report.numbers import plain
+
+if TYPE_CHECKING:
+    from isometry.spectrum import Spectrum
+    from isometry.store import Series
 
 
 @click.command("list")
 @file_argument
 @json_option
-def list_command(file: Path, as_json: bool) -> None:
+@click.pass_context
+def list_command(context: click.Context, file: Path, as_json: bool) -> None:
     """List the spectra in a file."""
     from isometry.store import open_store
 
     store = open_store(file, "r")
-    records = []
+    records, damaged = [], False
     for name in store.names():
-        numbers = store[name].to_dict()
-        kept = ("name", "kind", "method", "shape", "inputs", "s_max", "mean_square", "isometry")
-        created = store[name].provenance.get("created")
-        records.append({**{key: numbers[key] for key in kept}, "name": name, "created": created})
+        try:
+            records.append(_record(store[name], name))
+        except StoreError as error:
+            # One that cannot be read hides no other.
+            note(f"error: {error}")
+            damaged = True
+    curves = store.series_names()
     if as_json:
-        print_json({"file": str(file), "spectra": records})
-        return
+        print_json({"file": str(file), "spectra": records, "series": curves})
+    else:
+        _print_records(records)
+        if curves:
+            print_text("series: " + ", ".join(plain(name) for name in curves))
+    if damaged:
+        context.exit(codes.UNREADABLE)
+
+
+def _record(spectrum: Spectrum, name: str) -> dict[str, Any]:
+    numbers = spectrum.to_dict()
+    kept = ("kind", "method", "shape", "inputs", "s_max", "mean_square", "isometry")
+    return {
+        "name": name,
+        **{key: numbers[key] for key in kept},
+        "created": spectrum.provenance.get("created"),
+    }
+
+
+def _print_records(records: list[dict[str, Any]]) -> None:
     from isometry.report.tables import print_table
 
+    rows = [
+        [
+            record["name"],
+            record["method"],
+            "x".join(map(str, record["shape"])) if record["shape"] else "infinite",
+            _number(record["s_max"]),
+            _number(record["mean_square"]),
+            f"{100 * record['isometry']['fraction']:.3g} %",
+            str(record["created"] or "-"),
+        ]
+        for record in records
+    ]
     with quiet_when_closed():
         print_table(
             ["name", "known by", "J", "s max", "mean s²", "in [0.5, 2]", "created"],
-            [
-                [
-                    record["name"],
-                    record["method"],
-                    "x".join(map(str, record["shape"])) if record["shape"] else "infinite",
-                    _number(record["s_max"]),
-                    _number(record["mean_square"]),
-                    f"{100 * record['isometry']['fraction']:.3g} %",
-                    str(record["created"] or "-"),
-                ]
-                for record in records
-            ],
+            rows,
             right=("s max", "mean s²", "in [0.5, 2]"),
         )
 
@@ -57,11 +85,15 @@ def list_command(file: Path, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def show_command(file: Path, name: str, as_json: bool) -> None:
-    """Show all numbers of one spectrum, and where it came from."""
+    """Show all numbers of one spectrum or series, and where it came from."""
     from isometry.cli.selection import pick
     from isometry.store import open_store
 
-    (spectrum,) = pick(open_store(file, "r"), [name])
+    store = open_store(file, "r")
+    if name not in store.names() and name in store.series_names():
+        _show_series(store.series(name), as_json=as_json)
+        return
+    (spectrum,) = pick(store, [name])
     if as_json:
         print_json({**spectrum.to_dict(), "provenance": dict(spectrum.provenance)})
         return
@@ -72,6 +104,32 @@ def show_command(file: Path, name: str, as_json: bool) -> None:
     lines = [plain(spectrum.name)]
     lines += [f"  {plain(label):<{width}}  {plain(value)}".rstrip() for label, value in rows]
     print_text("\n".join(lines))
+
+
+def _show_series(series: Series, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {"name": series.name, "columns": dict(series.columns), "provenance": dict(series.attributes)}
+        )
+        return
+    from isometry.report.tables import print_table
+
+    columns = list(series.columns)
+    kept = _shown_rows(len(series))
+    with quiet_when_closed():
+        print_table(
+            columns,
+            [["..." if row is None else f"{series[column][row]:.6g}" for column in columns] for row in kept],
+            right=columns,
+        )
+    print_text(f"\n{len(series)} rows")
+    for label, text in flattened(series.attributes):
+        print_text(f"  {plain(label)}  {plain(text)}")
+
+
+def _shown_rows(count: int) -> list[int | None]:
+    """All rows of a short table; the ends of a long one, with a gap between."""
+    return list(range(count)) if count <= 20 else [*range(10), None, *range(count - 10, count)]
 
 
 @click.command("validate")

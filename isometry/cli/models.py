@@ -95,7 +95,7 @@ def load_model(spec: str, *, seed: int = 0, evaluation: bool = False) -> LoadedM
 
         torch.manual_seed(seed)
         if kind in ("torchvision", "timm"):
-            loaded = LoadedModel(_from_library(kind, rest), spec, rest)
+            loaded = LoadedModel(_from_library(kind, rest), spec, rest.replace("/", "-"))
         else:
             # The last colon: a path may hold one itself.
             place, _, attribute = spec.rpartition(":")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import click
 
 from isometry.cli import codes
 from isometry.cli.streams import note, print_json, quiet_when_closed
-from isometry.errors import IsometryError
+from isometry.errors import IsometryError, StoreError
 
 if TYPE_CHECKING:
     from isometry.spectrum import Spectrum
@@ -27,9 +28,18 @@ def refuse_taken_name(file: Path, name: str, *, overwrite: bool) -> None:
         The file is there and is not one of ours.
     """
     from isometry.store import open_store
+    from isometry.store.layout import checked_name
 
+    try:
+        checked_name(name)
+    except StoreError as error:
+        raise click.UsageError(f"--name: {error}") from error
     if not file.parent.is_dir():
         raise click.UsageError(f"there is no folder {str(file.parent)!r} to write {file.name} into")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise click.ClickException(
+            f"{file} may not be written to, so nothing was measured: permission denied"
+        )
     if not file.exists():
         return
     if not overwrite and name in open_store(file, "r").names():

@@ -48,11 +48,6 @@ def test_json_alone_on_standard_output_and_everything_else_on_standard_error(tmp
     assert done.returncode == 0
     assert json.loads(done.stdout)["shape"] == [6, 6]
     assert "stored" in done.stderr
-    again = command("measure", "mlp:depth=2,width=6,sigma_w=1", "-o", tmp_path / "a.h5", "--json")
-    assert again.returncode == 1
-    assert again.stdout == ""
-    assert "--overwrite" in again.stderr
-    assert "Traceback" not in again.stderr
 
 
 @pytest.mark.parametrize("arguments", [["measure"], ["meassure", "x"], ["measure", "nothing"], ["list"]])

@@ -1,0 +1,269 @@
+"""`isometry train`: a vanilla CNN learns, and its curves and Jacobian spectra go into one file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isometry.cli.options import json_option
+from isometry.cli.streams import note, print_json, print_text
+
+if TYPE_CHECKING:
+    from isometry.nn.data import Dataset
+    from isometry.nn.models import VanillaCNN
+    from isometry.nn.record import TrainingRecord
+    from isometry.nn.training import TrainingOptions
+
+# Largest map that a trunk of thousands of layers should work on, as in Xiao et al. 2018.
+_LARGEST_MAP = 8
+_positive = click.FloatRange(0, min_open=True)
+
+
+@click.command("train")
+@click.argument("dataset_name", metavar="[DATA]", default="digits")
+@click.option(
+    "-o",
+    "--out",
+    "file",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE.h5",
+    help="Curves and spectra go here; the checkpoint beside it, as FILE.h5.checkpoint.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where the files of MNIST or CIFAR-10 lie.",
+)
+@click.option("--depth", type=int, default=100, show_default=True, metavar="L", help="Layers of the trunk.")
+@click.option(
+    "--channels", type=int, default=8, show_default=True, metavar="C", help="Channels of the trunk."
+)
+@click.option("--activation", default="tanh", show_default=True, metavar="NAME", help="tanh, relu, erf, ...")
+@click.option(
+    "--init",
+    default="delta_orthogonal",
+    show_default=True,
+    metavar="LAW",
+    help="delta_orthogonal, orthogonal_conv, gaussian or mirrored.",
+)
+@click.option("--q-star", type=_positive, metavar="Q", help="Critical point with this variance [1/depth].")
+@click.option("--sigma-w", type=_positive, metavar="SIGMA", help="Standard deviation of the weights instead.")
+@click.option(
+    "--sigma-b", type=click.FloatRange(0), metavar="SIGMA", help="Standard deviation of the biases."
+)
+@click.option("--steps", type=int, default=200, show_default=True, metavar="N", help="Updates.")
+@click.option("--learning-rate", type=_positive, metavar="RATE", help="Learning rate [0.2 / sqrt(depth)].")
+@click.option("--batch", type=int, default=64, show_default=True, metavar="B", help="Images of a step.")
+@click.option(
+    "--optimizer", default="sgd", show_default=True, metavar="NAME", help="sgd, adam, adamw or rmsprop."
+)
+@click.option(
+    "--momentum", type=float, default=0.9, show_default=True, metavar="M", help="Of sgd and rmsprop."
+)
+@click.option("--weight-decay", type=float, default=0.0, show_default=True, metavar="W")
+@click.option(
+    "--schedule", default="constant", show_default=True, metavar="NAME", help="constant, linear or cosine."
+)
+@click.option(
+    "--warmup", type=int, default=0, show_default=True, metavar="N", help="Steps of linear warm-up."
+)
+@click.option(
+    "--clip-norm",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    metavar="G",
+    help="Longest gradient; 0 for no clipping.",
+)
+@click.option(
+    "--evaluate-every",
+    type=int,
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Steps between evaluations.",
+)
+@click.option(
+    "--checkpoint-every",
+    type=int,
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Steps between checkpoints.",
+)
+@click.option(
+    "--spectrum-every",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Measure the trunk's Jacobian every N steps, at the first test image.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of weights and order."
+)
+@click.option("--device", metavar="DEVICE", help="cpu or cuda [cuda where there is one].")
+@click.option("--cuda-graph", is_flag=True, help="The step as one CUDA graph.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint, to the same curve.")
+@click.option("--overwrite", is_flag=True, help="Empty FILE.h5 first if it is there.")
+@json_option
+def train_command(
+    dataset_name: str,
+    file: Path,
+    folder: Path | None,
+    seed: int,
+    device: str | None,
+    spectrum_every: int | None,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train a vanilla CNN without normalisation or skip connections, and record what happens.
+
+    DATA is digits (the default, bundled with scikit-learn), mnist or cifar10 (with --folder), or an .npz file with
+    arrays x and y. After a kill, the same command with --resume goes on from the last checkpoint.
+    """
+    if resume and overwrite:
+        raise click.UsageError("--resume goes on with a file and --overwrite empties it: give one of them")
+    if not file.parent.is_dir():
+        raise click.UsageError(f"there is no folder {str(file.parent)!r} to write {file.name} into")
+    from isometry.nn.data import load_dataset
+
+    settings = _training_options(options, seed)
+    dataset = load_dataset(dataset_name, folder)
+    model = _network(dataset, options, seed, device)
+    _prepare(file, resume=resume, overwrite=overwrite)
+    record = _train(model, dataset, settings, file, spectrum_every, resume)
+    if as_json:
+        print_json(_summary(record, file))
+    else:
+        print_text(_table(record))
+    note(f"stored as series 'training' in {file}")
+
+
+def _training_options(options: dict[str, Any], seed: int) -> TrainingOptions:
+    """Takes its own options out of the dictionary and leaves those of the network."""
+    from dataclasses import fields
+
+    from isometry.errors import InputError
+    from isometry.nn.training import TrainingOptions
+
+    if options["depth"] < 1:
+        raise InputError(f"--depth must be one layer or more, got {options['depth']}.")
+    if options["learning_rate"] is None:
+        # The gradient of a critical network grows as sqrt(depth) in the units it is stepped in.
+        options["learning_rate"] = 0.2 / math.sqrt(options["depth"])
+    known = {field.name for field in fields(TrainingOptions)}
+    chosen = {name: options.pop(name) for name in list(options) if name in known}
+    chosen["clip_norm"] = chosen["clip_norm"] or None
+    return TrainingOptions(**chosen, seed=seed)
+
+
+def _network(dataset: Dataset, options: dict[str, Any], seed: int, device: str | None) -> VanillaCNN:
+    import torch
+
+    from isometry.errors import InputError
+    from isometry.nn.models import VanillaCNN
+
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"there is no device {device!r} here ({reason}); take cpu, or leave --device out."
+        ) from error
+    halvings = max(0, math.ceil(math.log2(max(dataset.image_size) / _LARGEST_MAP)))
+    arguments = {name: value for name, value in options.items() if value is not None}
+    return VanillaCNN(
+        **arguments, in_channels=dataset.in_channels, num_classes=dataset.num_classes, image_size=dataset.image_size,
+        stem_strides=(1,) + (2,) * halvings, seed=seed, device=place,
+    )  # fmt: skip
+
+
+def _prepare(file: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse, before any work, to write over another run."""
+    from isometry.errors import StoreError
+    from isometry.store import open_store
+
+    if overwrite:
+        open_store(file, "w")
+        Path(f"{file}.checkpoint").unlink(missing_ok=True)
+        return
+    if resume and not Path(f"{file}.checkpoint").exists():
+        note(f"there is no checkpoint {file}.checkpoint yet: the run begins at its first step")
+    if not resume and file.exists() and "training" in open_store(file, "r").series_names():
+        raise StoreError(
+            f"{file} already holds a training run. Go on with it by --resume, replace it by --overwrite, or choose "
+            "another file."
+        )
+
+
+def _train(
+    model: VanillaCNN,
+    dataset: Dataset,
+    settings: TrainingOptions,
+    file: Path,
+    spectrum_every: int | None,
+    resume: bool,
+) -> TrainingRecord:
+    from isometry.nn.callbacks import SpectrumRecorder, trunk_part
+    from isometry.nn.training import Callback, train
+
+    callbacks: list[Callback] = []
+    if spectrum_every is not None:
+        callbacks.append(
+            SpectrumRecorder(
+                file,
+                dataset.test_images[0],
+                every=spectrum_every,
+                part=trunk_part,
+                resume=resume,
+                probes=8,
+                steps=30,
+            )
+        )
+    return train(
+        model, dataset, options=settings, record_path=file, resume=resume, callbacks=callbacks,
+        about={"command": "isometry train", "device_name": _device_name(model)},
+    )  # fmt: skip
+
+
+def _device_name(model: VanillaCNN) -> str:
+    import torch
+
+    device = next(model.parameters()).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _summary(record: TrainingRecord, file: Path) -> dict[str, Any]:
+    return {
+        "file": str(file),
+        "steps": record.steps,
+        "seconds": record.seconds[-1] if record.steps else 0.0,
+        "loss": record.loss[-1] if record.steps else None,
+        "evaluations": [
+            {"step": int(step), "train_accuracy": float(on_training), "test_accuracy": float(on_test)}
+            for step, on_training, on_test in _evaluations(record)
+        ],
+    }
+
+
+def _evaluations(record: TrainingRecord) -> list[tuple[Any, Any, Any]]:
+    return list(zip(record.evaluation_step, record.train_accuracy, record.test_accuracy, strict=True))
+
+
+def _table(record: TrainingRecord) -> str:
+    """At most a dozen evaluations, the last one among them."""
+    rows = _evaluations(record)
+    every = max(1, math.ceil(len(rows) / 12))
+    shown = rows[::-1][::every][::-1]
+    lines = [f"{'step':>8}  {'loss':>8}  {'train':>7}  {'test':>7}"]
+    for step, on_training, on_test in shown:
+        loss = record.loss[min(int(step), record.steps - 1)] if record.steps else math.nan
+        lines.append(f"{int(step):>8}  {loss:>8.4f}  {on_training:>7.1%}  {on_test:>7.1%}")
+    return "\n".join(lines)
