@@ -84,7 +84,7 @@ def curve_names() -> tuple[str, ...]:
 
 def record_from(curves: Mapping[str, Any], about: Mapping[str, Any]) -> TrainingRecord:
     """Record of lists, arrays or tensors of numbers named as in `curve_names`."""
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.asarray(curves[name], dtype=np.int64 if name in _INTEGER else np.float64)
         for name in curve_names()
     }
@@ -103,7 +103,7 @@ def write_record(path: str | Path, record: TrainingRecord, *, name: str = NAME) 
 
     store = open_store(path, "a")
     per_step, per_evaluation = curve_names()[:_PER_STEP], curve_names()[_PER_STEP:]
-    tables = (
+    tables: tuple[tuple[str, str, NDArray[Any], tuple[str, ...], dict[str, Any]], ...] = (
         (name, "step", np.arange(record.steps), per_step, record.about),
         (evaluation_name(name), "", record.evaluation_step, per_evaluation, {}),
     )

@@ -326,7 +326,7 @@ def _make_update(
         right = (logits.detach().argmax(dim=-1) == labels).sum()
         return loss.detach(), right, norm
 
-    compute = differentiate
+    compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] = differentiate
     if options.cuda_graph:
         compute = _captured(differentiate, parameters, optimizer)
 

@@ -43,7 +43,7 @@ def test_a_run_leaves_curves_and_spectra_in_one_file(images: str, tmp_path: Path
     store = open_store(file)
     assert store.names() == ["training step 0", "training step 10", "training step 20"]
     assert store["training step 0"].shape == (32, 32)
-    # Delta-orthogonal at q* = 1/10: squares vary by about 8/L^2 * L = 0.8 at most; none is far from one on average.
+    # E s^2 = chi^L = 1, and s^2 has variance 8 L q*^2 = 0.8: the mean of 32 is off by 0.16, three times that at most.
     assert store["training step 0"].mean_square == pytest.approx(1.0, abs=0.5)
     assert read_record(file).about["options"]["learning_rate"] == 0.05
     assert store.validate() == []
