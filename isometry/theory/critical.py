@@ -155,8 +155,8 @@ def critical_point(
     Returns
     -------
     CriticalPoint
-        With relative errors of 1e-15 in sigma_w2 and 1e-12 in sigma_b2 at any q* given, down to 1e-12. A point asked for by
-        sigma_w is as good as sigma_w allows: near q* = 0 of tanh, sigma_w2 = 1 + 2 q*.
+        With relative errors of 1e-15 in sigma_w2 and 1e-12 in sigma_b2 at any q* given, down to 1e-12. A point
+        asked for by sigma_w is as good as sigma_w allows: near q* = 0 of tanh, sigma_w2 = 1 + 2 q*.
 
     Raises
     ------
@@ -205,15 +205,16 @@ def _at(phi: Activation, q: float, *, note: str = "") -> CriticalPoint:
                 f"{_offset_remark(phi)}"
             )
     excess = _slope_minus_one(phi, q, weight2)
-    if q > 0.0:
+    if excess != 0.0:
         stable = -2.0 < excess < 0.0
-        # log1p keeps the digits of slopes like 1 - 2e-12.
-        xi_variance = _scale(excess)
     else:
-        # The slope is one at q = 0; what decides is which way it bends, and a hard-tanh bends only from 0.01 on.
-        bends = (imbalance(phi, small, weight2, 0.0) for small in (1e-10, 1e-6, 1e-3, 1e-2, 1e-1))
+        # The slope is one: at q = 0, or where a hard-tanh is linear to all digits. What decides is which way the
+        # q-map bends further out, and a hard-tanh bends only from 0.01 on.
+        bends = (
+            imbalance(phi, larger, weight2, 0.0) for larger in (1e-10, 1e-6, 1e-3, 1e-2, 1e-1) if larger > q
+        )
         stable = next((bend for bend in bends if abs(bend) > NOISE), 0.0) < 0.0
-        xi_variance = math.inf
+    xi_variance = _scale(excess)
     remarks = [note] if note else []
     if not stable:
         remarks.append(

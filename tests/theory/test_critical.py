@@ -72,6 +72,8 @@ def test_hard_tanh_needs_hardly_any_bias_at_a_thousandth() -> None:
     tail = math.exp(-0.5 / q) * math.sqrt(2.0 * q / math.pi)
     exact = tail * (1.0 - special.erfcx(1.0 / math.sqrt(2.0 * q)) / math.sqrt(2.0 * q / math.pi))
     assert 0.0 < critical_point("hard_tanh", q_star=q).sigma_b2 == pytest.approx(exact, rel=1e-10)
+    # Linear to all digits, the variance is still held: from above, where the function saturates.
+    assert critical_point("hard_tanh", q_star=1e-6).stable
 
 
 @pytest.mark.parametrize(
