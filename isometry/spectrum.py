@@ -471,15 +471,13 @@ class Spectrum:
         if share >= 0.5:
             return f"partly isometric: {reach}"
         if low > 0 and median < math.log10(low):
-            if math.isfinite(median):
-                where = f"half of them are below 1e{median:.1f}"
-            else:
-                where = (
-                    f"half of them are below {self.floor:.2g}" if self.floor > 0 else "half of them are zero"
-                )
+            known = math.isfinite(median) or self.floor > 0
+            where = (
+                f"half are at most {self.quantile_text(0.5).removeprefix('< ')}" if known else "half are zero"
+            )
             return f"not isometric, signals vanish in most directions: {reach}, {where}"
         if median > math.log10(high):
-            return f"not isometric, signals grow in most directions: {reach}, half of them are above 1e{median:.1f}"
+            return f"not isometric, signals grow in most directions: {reach}, half are at least {self.quantile_text(0.5)}"
         return f"not isometric: {reach}"
 
     def to_dict(self) -> dict[str, Any]:
