@@ -1,0 +1,127 @@
+"""The real curve of a product with one group of layers: w parametrises the spectrum and nothing is inverted.
+
+With w = r e^{i theta} in the upper half-plane and t = nu m(w), z is an explicit function of w. For every r exactly
+one theta in [0, pi) makes z real; lambda = z increases with r; theta = 0 is a gap of the spectrum. So a bracketed
+Newton iteration in theta at given r gives
+
+    density of log lambda = -Im t / pi,
+    mass above lambda     = Im Q / pi,     Q = t log z - int log z dt   (exact: t d log z integrated by parts),
+
+and no branch has to be chosen beyond arg in [-pi, 0] for t, h, m and 1 + t/nu_j.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isometry.errors import ConvergenceError
+from isometry.theory.product import FreeProduct, Group, group_integral, lower_log
+from isometry.theory.slope_law import Averages
+
+Array = NDArray[np.float64]
+ComplexArray = NDArray[np.complex128]
+
+# Below this angle the density is below 1e-10 of its scale: the point counts as a gap.
+SMALLEST_ANGLE = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class CurvePoints:
+    """Points of the spectrum's curve, (n,) each: log lambda, density per log lambda, mass above lambda.
+
+    ``unknown`` is what the solver iterated on (the angle, or the complex t), a start for neighbouring points.
+    """
+
+    log_lambda: Array
+    density: Array
+    mass_above: Array
+    unknown: Array
+
+
+@dataclass(frozen=True, eq=False)
+class LeadingCurve:
+    """A product and the group whose w leads."""
+
+    product: FreeProduct
+    group: Group
+
+    def _transform(self, w: ComplexArray) -> tuple[Averages, ComplexArray, ComplexArray]:
+        averages = self.group.law.averages(w)
+        # 1 + t = w E[1/(w - d); d > 0]/P(d > 0), free of cancellation near t = -1.
+        one_plus_t = w * averages.h_nonzero / self.group.law.nonzero_mass
+        return averages, self.group.size * averages.m, one_plus_t
+
+    def log_z(self, w: ComplexArray) -> tuple[ComplexArray, ComplexArray]:
+        """log z and K = d log z / d log w at (n,) points w."""
+        averages, t, one_plus_t = self._transform(w)
+        value = self.product.explicit_log_z(t, one_plus_t)
+        slope = self.product.explicit_slope(t, one_plus_t) * self.group.size * averages.m_prime
+        if self.group.count:
+            value = value + self.group.count * (lower_log(averages.m) - lower_log(averages.h))
+            slope = slope + self.group.count * (
+                averages.m_prime / averages.m - averages.h_prime / averages.h
+            )
+        return value, w * slope
+
+    def angles(self, log_radius: Array, guess: Array | None = None) -> Array:
+        """The angle of the curve at each radius, (n,); 0 inside a gap.
+
+        Raises
+        ------
+        ConvergenceError
+            When the iteration does not end.
+        """
+        radius = np.exp(log_radius)
+        low, high = np.zeros(radius.size), np.full(radius.size, np.pi)
+        angle = np.full(radius.size, 1.0) if guess is None else np.clip(guess, SMALLEST_ANGLE, 3.14159)
+        # Rounding of the argument, a sum of as many angles as there are layers, hides angles below this.
+        terms = 1.0 + 2.0 * self.group.count + float(np.abs(self.product.exponents).sum())
+        smallest = max(SMALLEST_ANGLE, 2e-15 * terms)
+        active = np.arange(radius.size)
+        for iteration in range(120):
+            value, slope = self.log_z(radius[active] * np.exp(1j * angle[active]))
+            here, arg, steepness = angle[active], value.imag, slope.real
+            low[active] = np.where(arg < 0, here, low[active])
+            high[active] = np.where(arg >= 0, here, high[active])
+            with np.errstate(divide="ignore", invalid="ignore"):
+                step = -arg / steepness
+            new = here + step
+            a, b = low[active], high[active]
+            inside = (new > a) & (new < b) & np.isfinite(new)
+            if iteration > 12 and iteration % 2:
+                # Newton that creeps, next to an edge or in the noise: halve the bracket.
+                inside[:] = False
+            # Toward an angle of zero bisect in the logarithm, for it may be 1e-9.
+            middle = np.where(b < 0.05, np.sqrt(np.maximum(a, 1e-3 * b) * b), 0.5 * (a + b))
+            # Newton: a step of 1e-9 leaves an error of 1e-18.
+            settled = (steepness > 0) & (np.abs(step) <= 1e-9 * here)
+            gap = b <= smallest
+            new = np.maximum(np.where(inside | settled, new, middle), 0.5 * smallest)
+            angle[active] = np.where(gap, 0.0, new)
+            done = settled | (b - a <= (2e-16 if iteration < 30 else 1e-10) * b)
+            active = active[~(done | gap)]
+            if active.size == 0:
+                return angle
+        raise ConvergenceError(
+            f"the angle of the spectral curve did not converge at {active.size} of {radius.size} radii, first at "
+            f"|w| = {radius[active[0]]:.6g}. No spectrum is given; please report the ensemble."
+        )
+
+    def points(self, log_radius: Array, guess: Array | None = None) -> CurvePoints:
+        """The curve at (n,) radii."""
+        angle = self.angles(log_radius, guess)
+        # A gap inside the range of d (of no visible mass) must not be entered on the axis itself.
+        w = np.exp(log_radius + 1j * np.maximum(angle, SMALLEST_ANGLE))
+        averages, t, one_plus_t = self._transform(w)
+        log_z = self.product.explicit_log_z(t, one_plus_t)
+        integral = self.product.explicit_integral(t, one_plus_t)
+        if self.group.count:
+            log_z = log_z + self.group.count * (lower_log(averages.m) - lower_log(averages.h))
+            integral = integral + self.group.count * self.group.size * group_integral(
+                w, averages, self.group.law.log_average(w)
+            )
+        above = (t.imag * log_z.real - integral.imag) / np.pi
+        return CurvePoints(log_z.real, np.maximum(-t.imag, 0.0) / np.pi, above, angle)

@@ -1,0 +1,159 @@
+"""A curve known point by point, as polynomials on panels that are halved until they are accurate.
+
+The spectral curve is analytic between its edges in the variable used here, so sixteen Gauss-Legendre points on a
+few dozen panels give every quantity along it to nine digits or more; the size of the last Legendre coefficients
+says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.polynomial import legendre
+from numpy.typing import NDArray
+
+from isometry.errors import ConvergenceError
+
+Array = NDArray[np.float64]
+
+ORDER = 16
+NODES, WEIGHTS = legendre.leggauss(ORDER)
+_VALUES = legendre.legvander(NODES, ORDER - 1)
+# Values at the nodes -> Legendre coefficients, by the discrete orthogonality of the Gauss rule.
+_TO_COEFFICIENTS = ((_VALUES * WEIGHTS[:, None]).T * (np.arange(ORDER) + 0.5)[:, None]).T
+_DERIVATIVE = np.stack([legendre.legval(NODES, legendre.legder(row)) for row in np.eye(ORDER)])
+MOST_PANELS = 600
+NARROWEST = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What one call of the solver gives at (n,) points of the variable s.
+
+    ``log_lambda, density, mass_above`` as in the solvers; ``unknown`` (real or complex) starts Newton nearby.
+    """
+
+    log_lambda: Array
+    density: Array
+    mass_above: Array
+    unknown: NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class PiecewiseCurve:
+    """Legendre coefficients of (log lambda, density, mass above) on panels of s.
+
+    Parameters
+    ----------
+    left, width : (P,) arrays
+        Panels, increasing.
+    coefficients : (3, P, 16) array
+    """
+
+    left: Array
+    width: Array
+    coefficients: Array
+
+    def at(self, u: Array) -> Array:
+        """(3, P, k) values at the (k,) relative places u in [0, 1] of every panel."""
+        return self.coefficients @ legendre.legvander(2.0 * u - 1.0, ORDER - 1).T
+
+    def integrate(self, integrand: Callable[[Array], Array]) -> Array:
+        """int integrand(log lambda) density d log lambda over each panel, (P,)."""
+        log_lambda, density, _ = self.coefficients @ _VALUES.T
+        slope = self.coefficients[0] @ _DERIVATIVE
+        lumped = integrand(log_lambda[:, ORDER // 2]) * self._mass
+        return np.where(self.narrow, lumped, (integrand(log_lambda) * density * slope) @ WEIGHTS)
+
+    @property
+    def narrow(self) -> NDArray[np.bool_]:
+        """(P,): panels too narrow to resolve their density, next to a point where it is infinite."""
+        ends = self.at(np.array([0.0, 1.0]))
+        return np.abs(ends[0, :, 1] - ends[0, :, 0]) < NARROWEST
+
+    @property
+    def narrow_mass(self) -> float:
+        """Mass in the panels that are too narrow; inside them the cdf is known to this only."""
+        return float(np.sum(np.abs(self._mass[self.narrow])))
+
+    @property
+    def _mass(self) -> Array:
+        ends = self.at(np.array([0.0, 1.0]))
+        return ends[2, :, 0] - ends[2, :, 1]
+
+
+def resolve(
+    solve: Callable[[Array, NDArray], Sample],
+    start: Array,
+    guess: Callable[[Array], NDArray],
+    *,
+    tolerance: float = 1e-9,
+    log_top: float = 0.0,
+) -> PiecewiseCurve:
+    """Panels that carry the curve to the tolerance.
+
+    Parameters
+    ----------
+    solve : callable
+        (s, guess) -> Sample.
+    start : (K + 1,) array
+        Ends of the first panels; s may run against log lambda.
+    guess : callable
+        First guess of the unknown at s.
+    tolerance : float
+        Absolute, on cumulative mass.
+    log_top : float
+        log of the largest lambda: near it panels must also resolve lambda itself, which carries the moments.
+
+    Raises
+    ------
+    ConvergenceError
+        When the curve does not become smooth under halving.
+    """
+    left, width = start[:-1].copy(), np.diff(start)
+    first = (left[:, None] + width[:, None] * 0.5 * (NODES + 1.0)).ravel()
+    guesses = guess(first)
+    done: list[tuple[Array, Array, Array]] = []
+    panels = 0
+    for _ in range(48):
+        s = (left[:, None] + width[:, None] * 0.5 * (NODES + 1.0)).ravel()
+        sample = solve(s, guesses)
+        values = np.stack([sample.log_lambda, sample.density, sample.mass_above]).reshape(3, -1, ORDER)
+        coefficients = values @ _TO_COEFFICIENTS
+        tail = np.max(np.abs(coefficients[:, :, -3:]), axis=2)
+        densest = np.max(values[1], axis=1)
+        span = np.ptp(values[0], axis=1)
+        # An error e of log lambda moves the cdf by density * e; one of the density moves it by e * span/10.
+        error = np.maximum(tail[2], np.maximum(tail[0] * densest, tail[1] * np.minimum(span, 1.0) * 0.1))
+        # Where the density is infinite (two orthogonal ReLU layers) halving ends at one point to nine digits.
+        error[span < NARROWEST] = 0.0
+        bulky = (span > 6.0) & (np.max(values[0], axis=1) > log_top - 45.0) & (densest > 1e-14)
+        fine = (error <= tolerance) & ~bulky
+        done.append((left[fine], width[fine], coefficients[:, fine]))
+        panels += 2 * int(np.sum(~fine))
+        if np.all(fine):
+            break
+        if panels > MOST_PANELS:
+            break
+        rough = ~fine
+        # Parents interpolate the guesses of their halves.
+        parents = (sample.unknown.reshape(-1, ORDER) @ _TO_COEFFICIENTS)[rough]
+        halves = [
+            parents @ legendre.legvander(0.5 * (NODES + shift), ORDER - 1).T for shift in (-1.0, 1.0)
+        ]
+        guesses = np.concatenate(halves).ravel()
+        width = np.concatenate([width[rough], width[rough]]) * 0.5
+        left = np.concatenate([left[rough], left[rough] + width[: int(np.sum(rough))]])
+    if not np.all(fine):
+        raise ConvergenceError(
+            f"the spectral curve is not smooth at s = {left[0]:.6g}: {panels} panels do not bring its error below "
+            f"{tolerance:g} (left {float(np.max(error)):.2g}). No spectrum is given; please report the ensemble."
+        )
+    order = np.argsort(np.concatenate([part[0] for part in done]))
+    return PiecewiseCurve(
+        np.concatenate([part[0] for part in done])[order],
+        np.concatenate([part[1] for part in done])[order],
+        np.concatenate([part[2] for part in done], axis=1)[:, order],
+    )

@@ -1,0 +1,276 @@
+"""The law of d = phi'(sqrt(q) x)^2, x standard normal: what one layer's D^2 = diag phi'(h)^2 contributes.
+
+All of free probability here asks one thing of an activation: averages over this law,
+
+    h(w) = E 1/(w - d),    m(w) = E d/(w - d) = w h(w) - 1,    Phi(w) = E log(1 - d/w),
+
+for w in the upper half-plane, down to the real axis, where 1/(w - d) has poles next to the line of
+integration. Where the activation is linear by pieces d takes finitely many values and the averages are sums;
+elsewhere `panels` cuts the line so that a Gauss-Legendre rule is exact whatever the distance of the poles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+from scipy.optimize import brentq, minimize_scalar
+
+from isometry.errors import TheoryError
+from isometry.theory.activations import Activation
+from isometry.theory.panels import PanelRule, graded_averages
+
+Array = NDArray[np.float64]
+ComplexArray = NDArray[np.complex128]
+
+# Where the Gaussian weight may be cut: the shortest of these that loses nothing is taken.
+REACHES = (9.0, 13.0, 17.0, 21.0, 25.0, 29.0, 33.0, 37.0)
+
+
+@dataclass(frozen=True)
+class Averages:
+    """h, m and their derivatives in w, each (n,) complex; 1 + m = w h without cancellation near m = -1.
+
+    ``h_nonzero`` leaves out the mass at d = 0, which makes 1/w of its share.
+    """
+
+    h: ComplexArray
+    m: ComplexArray
+    h_prime: ComplexArray
+    m_prime: ComplexArray
+    h_nonzero: ComplexArray
+
+
+@dataclass(frozen=True, eq=False)
+class SlopeLaw:
+    """A law of d >= 0: point masses, and a continuous part carried by panels of the Gaussian line.
+
+    Parameters
+    ----------
+    values, masses : (A,) arrays
+        Point masses of d > 0, increasing in value.
+    zero_mass : float
+        Mass at d = 0.
+    continuous : PanelRule or None
+        The rest.
+    """
+
+    values: Array
+    masses: Array
+    zero_mass: float = 0.0
+    continuous: PanelRule | None = None
+
+    @property
+    def nonzero_mass(self) -> float:
+        """P(d > 0): the rank of D per unit of width."""
+        return 1.0 - self.zero_mass
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether d takes one value only (a linear layer)."""
+        return self.continuous is None and self.zero_mass == 0.0 and self.values.size == 1
+
+    @property
+    def is_two_point(self) -> bool:
+        """Whether d is 0 or one value: then S of D^2 is rational, (1 + x)/(p + x)/value."""
+        return self.continuous is None and self.values.size == 1
+
+    @property
+    def support(self) -> list[tuple[float, float]]:
+        """Closed intervals that carry the mass of d > 0, increasing and disjoint (points for point masses)."""
+        intervals = [(float(value), float(value)) for value in self.values]
+        if self.continuous is not None:
+            intervals += self.continuous.ranges
+        merged: list[tuple[float, float]] = []
+        for low, high in sorted(intervals):
+            if merged and low <= merged[-1][1] * (1 + 1e-12):
+                merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+            else:
+                merged.append((low, high))
+        return merged
+
+    def averages(self, w: ComplexArray) -> Averages:
+        """Averages at (n,) points w of the closed upper half-plane, off the support where w is real."""
+        inverse = 1.0 / (w[:, None] - self.values)
+        square = inverse * inverse
+        weighted = self.masses * self.values
+        h, m = inverse @ self.masses, inverse @ weighted
+        h_prime, m_prime = -(square @ self.masses), -(square @ weighted)
+        if self.continuous is not None:
+            sums = graded_averages(self.continuous, w)
+            h, m = h + sums[0], m + sums[1]
+            h_prime, m_prime = h_prime - sums[2], m_prime - sums[3]
+        zero = self.zero_mass / w
+        return Averages(h + zero, m, h_prime - zero / w, m_prime, h)
+
+    def log_average(self, w: ComplexArray) -> ComplexArray:
+        """Phi(w) = E log(1 - d/w), (n,), the branch that vanishes at infinity."""
+        # Im(-d/w) >= 0 in the upper half-plane, so the principal logarithm is that branch.
+        result = np.log(_upper(1.0 - self.values / w[:, None])) @ self.masses.astype(complex)
+        if self.continuous is not None:
+            result = result + graded_averages(self.continuous, w, logarithm=True)[0]
+        return result
+
+    def moments(self, count: int) -> Array:
+        """mu_k = E d^k for k = 1..count, (count,)."""
+        powers = np.arange(1, count + 1)
+        result = (self.values[:, None] ** powers).T @ self.masses
+        if self.continuous is not None:
+            result = result + self.continuous.average(lambda d: d[..., None] ** powers)
+        return result
+
+    def mean_log(self) -> float:
+        """E[log d; d > 0]."""
+        result = float(np.log(self.values) @ self.masses)
+        if self.continuous is not None:
+            result += float(self.continuous.average(lambda d: np.log(np.maximum(d, 1e-300))[..., None])[0])
+        return result
+
+
+def _upper(values: ComplexArray) -> ComplexArray:
+    """The same numbers with -0.0 imaginary parts made +0.0, so that negative reals have argument +pi."""
+    return values.real + 1j * np.where(values.imag == 0.0, 0.0, values.imag)
+
+
+def point_masses(values: Sequence[float], masses: Sequence[float]) -> SlopeLaw:
+    """The law with these point masses; equal values are joined, the value 0 is kept apart."""
+    positions, index = np.unique(np.asarray(values, float), return_inverse=True)
+    joined = np.bincount(index, weights=np.asarray(masses, float))
+    joined = joined / joined.sum()
+    present = (positions > 0) & (joined > 0)
+    return SlopeLaw(positions[present], joined[present], zero_mass=float(joined[positions == 0].sum()))
+
+
+def slope_law(activation: Activation, q: float) -> SlopeLaw:
+    """The law of phi'(sqrt(q) x)^2.
+
+    Parameters
+    ----------
+    activation : Activation
+    q : float
+        Variance of the pre-activations; 0 makes d the constant phi'(0)^2.
+
+    Raises
+    ------
+    TheoryError
+        When phi' vanishes almost everywhere, so that no signal passes at all.
+    """
+    scale = math.sqrt(q)
+    if scale == 0.0:
+        constant = float(activation.derivative(np.zeros(1))[0]) ** 2
+        return _checked(point_masses([constant], [1.0]), activation, q)
+    kinks = np.array(activation.kinks, float) / scale
+    bounds = np.concatenate([[-np.inf], kinks, [np.inf]])
+    if activation.slopes is not None:
+        return _checked(
+            point_masses(np.square(activation.slopes), _interval_masses(bounds)), activation, q
+        )
+    reach = _reach(activation, scale)
+    values, masses, pieces = [], [], []
+    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        probe = np.linspace(max(low, -reach), min(high, reach), 4001)[1:-1]
+        if low >= reach or high <= -reach:
+            continue
+        d = np.square(activation.derivative(scale * probe))
+        if np.ptp(d) <= 4e-15 * np.max(d):
+            values.append(float(np.median(d)))
+            masses.append(float(_interval_masses(np.array([low, high]))[0]))
+        else:
+            pieces.append((max(low, -reach), min(high, reach)))
+    atoms = point_masses(values, masses) if values else None
+    share = float(np.sum(masses))
+    if not pieces:
+        assert atoms is not None
+        return _checked(atoms, activation, q)
+    if pieces == [(-reach, reach)] and _is_even(activation, scale, reach):
+        pieces, fold = [(0.0, reach)], 2.0
+    else:
+        fold = 1.0
+    cuts = [
+        np.array([low, *_turning_points(activation, scale, low, high), high]) for low, high in pieces
+    ]
+    rule = PanelRule.build(lambda x: np.square(activation.derivative(scale * x)), cuts, fold=fold)
+    law = SlopeLaw(
+        np.empty(0) if atoms is None else atoms.values,
+        np.empty(0) if atoms is None else atoms.masses * share,
+        zero_mass=0.0 if atoms is None else atoms.zero_mass * share,
+        continuous=rule,
+    )
+    return _checked(law, activation, q)
+
+
+def _checked(law: SlopeLaw, activation: Activation, q: float) -> SlopeLaw:
+    if law.nonzero_mass <= 0 or not law.moments(1)[0] > 0:
+        raise TheoryError(
+            f"phi' of {activation.name!r} vanishes at every pre-activation of variance q = {q:.6g}: the Jacobian "
+            "is zero. Choose a variance at which the activation is not constant."
+        )
+    return law
+
+
+def _interval_masses(bounds: Array) -> Array:
+    """Gaussian mass of the intervals between increasing bounds, each with full relative accuracy."""
+    low, high = bounds[:-1], bounds[1:]
+    # Both ends on the right: a difference of lower tails would cancel, so mirror it.
+    mirrored = low > 0
+    a, b = np.where(mirrored, -high, low), np.where(mirrored, -low, high)
+    return special.ndtr(b) - special.ndtr(a)
+
+
+def _reach(activation: Activation, scale: float) -> float:
+    """Where the Gaussian may be cut without loss in E 1/(w - d), also for small w, where d is small far out."""
+    x = np.linspace(-REACHES[-1], REACHES[-1], 1481)
+    d = np.square(activation.derivative(scale * x))
+    log_share = -0.5 * x * x - np.log(np.maximum(d, 1e-40))
+    plain = -0.5 * x * x
+    for reach in REACHES:
+        outside = np.abs(x) >= reach
+        if np.max(log_share[outside]) < np.max(log_share) - 40 and np.max(plain[outside]) < -40:
+            return reach
+    return REACHES[-1]
+
+
+def _is_even(activation: Activation, scale: float, reach: float) -> bool:
+    x = np.linspace(0.0, reach, 301)
+    right, left = activation.derivative(scale * x), activation.derivative(-scale * x)
+    return bool(np.all(np.abs(right - left) <= 4e-16 * np.max(np.abs(right))))
+
+
+def _turning_points(activation: Activation, scale: float, low: float, high: float) -> list[float]:
+    """Zeros and extrema of phi' inside (low, high).
+
+    At a zero d vanishes like a square, and panels must be able to end there; at an extremum d reaches the end of
+    its range, which edges of the spectrum are searched against.
+    """
+    x = np.linspace(low, high, 2001)
+    slope = activation.derivative(scale * x)
+
+    def at(value: float) -> float:
+        return float(activation.derivative(np.array([scale * value]))[0])
+
+    points = [
+        float(brentq(at, x[left], x[left + 1], xtol=1e-15))
+        for left in np.flatnonzero(np.sign(slope[:-1]) * np.sign(slope[1:]) < 0)
+    ]
+    largest = float(np.max(np.abs(slope)))
+    rise = np.diff(slope)
+    for middle in np.flatnonzero(rise[:-1] * rise[1:] < 0) + 1:
+        sign = -1.0 if rise[middle - 1] > 0 else 1.0
+        # Wiggles of rounding in a flat tail are no extrema.
+        if max(abs(rise[middle - 1]), abs(rise[middle])) > 1e-13 * largest:
+            found = minimize_scalar(
+                lambda value, sign=sign: sign * at(value),
+                bounds=(x[middle - 1], x[middle + 1]), method="bounded", options={"xatol": 1e-9},
+            )  # fmt: skip
+            points.append(float(found.x))
+    # A zero that the grid hits, unless it belongs to a tail that underflows.
+    points += [
+        float(x[index])
+        for index in np.flatnonzero((slope[1:-1] == 0) & (slope[:-2] != 0) & (slope[2:] != 0)) + 1
+    ]
+    ordered = np.unique(points)
+    return [float(point) for point in ordered[np.diff(ordered, prepend=-np.inf) > 1e-9]]
