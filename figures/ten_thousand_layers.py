@@ -11,12 +11,15 @@ kernels is trained; no normalisation, no skip connections.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import training_runs as runs
 
 from isometry.nn.data import load_dataset
 from isometry.nn.models import VanillaCNN
+from isometry.nn.record import read_record
 from isometry.nn.training import TrainingOptions
+from isometry.store import open_store
 
 NAME = "ten_thousand_layers"
 CHANNELS = 8
@@ -58,11 +61,45 @@ def compute(full: bool) -> None:
         )  # fmt: skip
 
 
+def draw(full: bool) -> None:
+    """Training accuracy on the left, test accuracy on the right; Gaussian networks dashed."""
+    import matplotlib.pyplot as plt
+
+    data, path = runs.places(NAME, full)
+    plan = [entry for entry in (FULL if full else SMALL) if is_there(data, entry[0], entry[1])]
+    depths = sorted({depth for _, depth, _ in plan})
+    colours = dict(zip(depths, (runs.SKY, runs.GREEN, runs.ORANGE, runs.BLUE), strict=False))
+    with plt.style.context(runs.STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(8.6, 4.3), sharey=True, layout="constrained")
+        for init, depth, _ in sorted(plan):
+            record = read_record(data, name=f"{init} {depth}")
+            gaussian = init == "gaussian"
+            for ax, values in zip(axes, (record.train_accuracy, record.test_accuracy), strict=True):
+                ax.plot(
+                    record.evaluation_step, 100 * values, "--" if gaussian else "-", marker="" if gaussian else "o",
+                    ms=3.5, color=colours[depth], lw=1.6 if gaussian else 2.0,
+                    label=f"{depth:,} layers" + (", Gaussian" if gaussian else ""),
+                )  # fmt: skip
+        for ax, title in zip(axes, ("Training images", "Test images"), strict=True):
+            ax.set(title=title, xlabel="step (batch of 64)", ylim=(0, 100))
+        axes[0].set_ylabel("accuracy on digits, %")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, columnspacing=1.2)
+        runs.save(figure, path)
+        plt.close(figure)
+
+
+def is_there(data: Path, init: str, depth: int) -> bool:
+    """Whether that run has been gathered: a figure may be drawn while the deepest ones still run."""
+    return f"{init} {depth}" in open_store(data).series_names()
+
+
 def main() -> None:
     """Compute, then draw."""
     arguments = runs.parser(__doc__).parse_args()
     if not arguments.draw:
         compute(arguments.full)
+    draw(arguments.full)
 
 
 if __name__ == "__main__":

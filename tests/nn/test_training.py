@@ -13,14 +13,10 @@ from torch import nn
 from isometry.errors import InputError, NonFiniteError, StoreError
 from isometry.nn.data import Dataset
 from isometry.nn.models import VanillaCNN
+from isometry.nn.options import TrainingOptions, learning_rate
 from isometry.nn.record import TrainingRecord, curve_names, read_record, record_from, write_record
-from isometry.nn.training import (
-    TrainingOptions,
-    accuracy,
-    learning_rate,
-    signal_scales,
-    train,
-)
+from isometry.nn.training import accuracy, train
+from isometry.nn.updates import signal_scales
 from isometry.spectrum import Spectrum
 from isometry.store import open_store
 
@@ -218,6 +214,15 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     )
     straight = train(network(), dataset, options=TrainingOptions(steps=4), progress=False)
     np.testing.assert_array_equal(longer.loss, straight.loss)
+    with pytest.raises(InputError, match="4 steps into its run, beyond the 3"):
+        train(
+            network(),
+            dataset,
+            options=TrainingOptions(steps=3),
+            record_path=path,
+            resume=True,
+            progress=False,
+        )
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
