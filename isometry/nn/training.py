@@ -105,8 +105,8 @@ def train(
         start, curves = load_checkpoint(checkpoint_path, model, optimizer, plan)
         if start > options.steps:
             raise InputError(
-                f"{checkpoint_path} is {start} steps into its run, beyond the {options.steps} asked for; ask for more, or "
-                "start anew under another name."
+                f"{checkpoint_path} is {start} steps into its run, beyond the {options.steps} asked for; ask for more, "
+                "or start anew under another name."
             )
     description = {**plan, **_surroundings(device), **(about or {})}
     update = make_update(model, parameters, optimizer, scales, options)
