@@ -49,9 +49,13 @@ def plot_comparison_cdf(comparison: Comparison, ax: Axes | None = None) -> Axes:
     ax : Axes, optional
         Where to draw; a new figure if None.
     """
-    if ax is None:
-        with house_style():
-            return plot_comparison_cdf(comparison, new_figure()[1][0])
+    with house_style():
+        ax = new_figure()[1][0] if ax is None else ax
+        _draw_cdfs(comparison, ax)
+    return ax
+
+
+def _draw_cdfs(comparison: Comparison, ax: Axes) -> None:
     spectra, labels = _pair(comparison)
     plot_spectra(spectra, ax, kind="cdf", labels=labels, legend=False)
     bound = comparison.chance.ks
@@ -63,7 +67,6 @@ def plot_comparison_cdf(comparison: Comparison, ax: Axes | None = None) -> Axes:
             ax.plot(x, np.clip(law + side, 0, 1), color="#555555", linestyle=":", linewidth=1.2)
         ax.plot([], [], color="#555555", linestyle=":", linewidth=1.2, label=f"by chance: ± {bound:.2g}")
         ax.legend(loc="upper left")
-    return ax
 
 
 def _pair(comparison: Comparison) -> tuple[list[Spectrum], list[str]]:

@@ -65,6 +65,13 @@ class Factor:
     columns: int
     name: str = ""
 
+    def __post_init__(self) -> None:
+        total = float(np.sum(self.multiplicities))
+        if not abs(total - self.side) < 1e-6 * self.side:
+            raise InputError(
+                f"the multiplicities of {self.name or 'a factor'} sum to its shorter side, {self.side}; got {total:.6g}"
+            )
+
     @classmethod
     def from_values(
         cls,
@@ -152,9 +159,11 @@ def _problem(factors: Sequence[Factor], bins: int) -> Problem:
     log_scale, kept, sizes = 0.0, [], []
     interfaces = [factor.rows for factor in factors[:-1]]
     for factor in factors:
-        squares, weights = factor.singular_values**2, factor.multiplicities / factor.side
+        # Divided by the largest first: squares of 1e-200 would underflow.
+        top = float(factor.singular_values.max())
+        squares, weights = (factor.singular_values / top) ** 2, factor.multiplicities / factor.side
         mean = float(weights @ squares)
-        log_scale += math.log(mean)
+        log_scale += 2 * math.log(top) + math.log(mean)
         squares = squares / mean
         if np.ptp(squares) < ROUNDING:
             squares, weights = np.ones(1), np.ones(1)
@@ -189,7 +198,7 @@ def _check_chain(factors: Sequence[Factor]) -> None:
                 f"{before.rows}"
             )
     for factor in factors:
-        if not factor.mean_square > 0:
+        if not factor.singular_values.max() > 0:
             raise InputError(
                 f"all singular values of {factor.name or 'a factor'} are zero: so is the whole product"
             )

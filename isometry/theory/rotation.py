@@ -99,6 +99,10 @@ def _dimension(sizes: Array, u: ComplexArray) -> tuple[ComplexArray, ComplexArra
     return value, slope
 
 
+def _nearest_turn(difference: ComplexArray) -> ComplexArray:
+    return difference - 2j * np.pi * np.round(difference.imag / (2 * np.pi))
+
+
 def _newton(
     problem: Problem, u: ComplexArray, v: ComplexArray, target: ComplexArray
 ) -> tuple[ComplexArray, ComplexArray, NDArray[np.bool_]]:
@@ -114,10 +118,9 @@ def _newton(
             own, own_slope = _slopes(problem, v[i])
             wanted, wanted_slope = _dimension(problem.sizes, u[i])
             between, between_slope = _dimension(problem.interfaces, u[i])
-            # A factor's log of a product of quotients is known up to full turns: the nearest one is meant.
-            miss = own - wanted
-            miss = miss - 2j * np.pi * np.round(miss.imag / (2 * np.pi))
-            rest = target[i] - v[i].sum(axis=1) - between.sum(axis=1)
+            # Logs of products and quotients are known up to full turns: the nearest one is meant.
+            miss = _nearest_turn(own - wanted)
+            rest = _nearest_turn(target[i] - v[i].sum(axis=1) - between.sum(axis=1))
             rate = (wanted_slope / own_slope).sum(axis=1) + between_slope.sum(axis=1)
             step_u = (rest + (miss / own_slope).sum(axis=1)) / rate
             step_v = (wanted_slope * step_u[:, None] - miss) / own_slope
@@ -239,7 +242,10 @@ def free_curve(problem: Problem, moments: tuple[float, ...], grid_points: int) -
     log_top = _log_upper_edge(problem)
     real = _negative_axis(problem, log_top)
     low = float(real.log_lambda[0])
-    coarse = np.linspace(low, log_top, 48)
+    # Towards the upper edge the density ends like a root, or rises like its inverse: places crowd there.
+    coarse = np.union1d(
+        np.linspace(low, log_top, 48), log_top - (log_top - low) * np.geomspace(1e-7, 0.02, 16)
+    )
     roots = _rotated(problem, real, coarse)
     zero = problem.zero_mass
     for _ in range(12):
