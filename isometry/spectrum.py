@@ -477,7 +477,8 @@ class Spectrum:
             )
             return f"not isometric, signals vanish in most directions: {reach}, {where}"
         if median > math.log10(high):
-            return f"not isometric, signals grow in most directions: {reach}, half are at least {self.quantile_text(0.5)}"
+            where = f"half are at least {self.quantile_text(0.5)}"
+            return f"not isometric, signals grow in most directions: {reach}, {where}"
         return f"not isometric: {reach}"
 
     def to_dict(self) -> dict[str, Any]:

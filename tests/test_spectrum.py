@@ -519,7 +519,7 @@ def test_verdicts_follow_the_share_and_the_median() -> None:
         "partly isometric:": [1.0] * 12 + [100.0] * 8,
         "signals vanish in most directions": [1e-4] * 15 + [1.0] * 5,
         "signals grow in most directions": [1e4] * 15 + [1.0] * 5,
-        "half of them are zero": [0.0] * 15 + [1.0] * 5,
+        "half are zero": [0.0] * 15 + [1.0] * 5,
     }
     for text, values in verdicts.items():
         assert text in Spectrum.from_singular_values(values).verdict()
