@@ -29,7 +29,9 @@ COMMANDS = {
     "show": "isometry.cli.files:show_command",
     "validate": "isometry.cli.files:validate_command",
     "layers": "isometry.cli.layers:layers_command",
+    "compare": "isometry.cli.compare:compare_command",
     "critical": "isometry.cli.critical:critical_command",
+    "train": "isometry.cli.train:train_command",
 }
 
 

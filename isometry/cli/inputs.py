@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 from dataclasses import dataclass
@@ -14,13 +15,13 @@ import numpy as np
 from isometry.cli.models import LoadedModel
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 INPUT_HELP = (
     "A shape of one input without batch axis such as 3x32x32 (standard normal, drawn with --seed), 'digits' "
     "(scikit-learn's handwritten digits, 1x8x8, standardised), or a .npy, .npz or .pt file: with --inputs B its "
     "first axis counts the inputs, otherwise the whole array is one input as the model takes it. Built-ins have an "
-    "input shape of their own."
+    "input of their own: normal, of the variance that their pre-activations keep from layer to layer."
 )
 
 
@@ -36,11 +37,14 @@ class LoadedInput:
         Whether the first axis counts inputs, each with its own Jacobian.
     description : str
         For the record.
+    stationary : bool
+        Whether it was drawn so that the variance of the pre-activations is q* from the first layer on.
     """
 
     tensor: Tensor
     batched: bool
     description: str
+    stationary: bool = False
 
 
 def load_input(
@@ -76,7 +80,9 @@ def load_input(
                 f"the model {model.spec} does not say what goes into it: give --input, a shape such as 3x32x32, "
                 "'digits', or a .npy, .npz or .pt file"
             )
-        return _normal(model.input_shape, count or 1, seed, batch_axis)
+        return _normal(
+            model.input_shape, count or 1, seed, batch_axis, variance=stationary_variance(model.module)
+        )
     if re.fullmatch(r"\d+(x\d+)*", spec):
         shape = tuple(int(part) for part in spec.split("x"))
         if 0 in shape:
@@ -87,14 +93,33 @@ def load_input(
     return _from_file(Path(spec), count)
 
 
-def _normal(shape: tuple[int, ...], count: int, seed: int, batch_axis: bool) -> LoadedInput:
+def stationary_variance(module: nn.Module) -> float:
+    """Variance of inputs that give the first layer of a reference network the pre-activations q* of all others.
+
+    q* = sigma_w^2 v + sigma_b^2. One where the network has a stem, which sees to that itself, or no q*.
+    """
+    q_star, sigma_w, sigma_b = (getattr(module, name, None) for name in ("q_star", "sigma_w", "sigma_b"))
+    if q_star is None or sigma_w is None or sigma_b is None or getattr(module, "stem", None) is not None:
+        return 1.0
+    signal = float(q_star) - float(sigma_b) ** 2
+    return signal / float(sigma_w) ** 2 if signal > 0 else 1.0
+
+
+def _normal(
+    shape: tuple[int, ...], count: int, seed: int, batch_axis: bool, *, variance: float = 1.0
+) -> LoadedInput:
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
+    # A stream of its own: with the plain seed the input would repeat the very numbers that a model of the same seed
+    # has as its first weights, and the two would be far from independent.
+    stream = np.random.SeedSequence([seed, *b"input"]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(stream) % 2**63)
     # Drawn in float64, so that both precisions measure at the same point.
-    tensor = torch.randn(count, *shape, generator=generator, dtype=torch.float64).float()
-    text = f"standard normal {'x'.join(map(str, shape))}, seed {seed}"
-    return LoadedInput(tensor if batch_axis else tensor[0], batch_axis, text)
+    tensor = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+    tensor = (tensor * math.sqrt(variance)).float()
+    kind = "standard normal" if variance == 1.0 else f"normal of variance {variance:.6g}"
+    text = f"{kind} {'x'.join(map(str, shape))}, seed {seed}"
+    return LoadedInput(tensor if batch_axis else tensor[0], batch_axis, text, stationary=variance != 1.0)
 
 
 def _digits(model: LoadedModel, count: int, batch_axis: bool) -> LoadedInput:

@@ -15,6 +15,7 @@ from isometry.cli.options import ByteCount, json_option, model_options, require_
 from isometry.cli.results import finish, refuse_taken_name, show_spectrum, store_spectrum
 
 if TYPE_CHECKING:
+    from isometry.cli.inputs import LoadedInput
     from isometry.spectrum import Spectrum
 
 
@@ -112,15 +113,15 @@ def measure_command(
     if weights is not None:
         load_weights(model.module, weights)
     point = load_input(input_spec, model, count=inputs, seed=seed, batch_axis=not no_batch_axis)
-    provenance = {
+    provenance: dict[str, Any] = {
         "model_spec": model.spec,
         "input_spec": point.description,
         "weights_file": str(weights) if weights is not None else None,
         "command": "isometry measure",
     }
-    if weights is not None:
-        # Loaded weights are no draw from the ensemble that the reference network was built from.
-        provenance["ensemble"] = None
+    provenance["ensemble"] = recorded_ensemble(
+        model.module, point, loaded=weights is not None, part=bool(options["source"] or options["target"])
+    )
     spectrum = _measure(
         model.module, point.tensor, batched=point.batched, seed=seed, name=name,
         provenance={key: value for key, value in provenance.items() if value is not None or key == "ensemble"},
@@ -129,6 +130,23 @@ def measure_command(
     failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
     show_spectrum(spectrum, as_json=as_json)
     finish(context, [spectrum], failure=failure, require_isometry=require_isometry, tol=options["tol"])
+
+
+def recorded_ensemble(module: Any, point: LoadedInput, *, loaded: bool, part: bool) -> dict[str, Any] | None:
+    """What `compare --theory` will need: the ensemble that J is a draw from; None where it is of no known one.
+
+    It is of the trunk alone (no stem, no head, no part), with weights as drawn; and it knows the variance q0 of the
+    first pre-activations, from the mean square of this input.
+    """
+    ensemble = getattr(module, "ensemble", None)
+    whole = getattr(module, "stem", None) is None and getattr(module, "head", None) is None
+    if ensemble is None or loaded or part or not whole:
+        return None
+    if point.stationary and ensemble.residual is None:
+        return dict(ensemble.to_dict())
+    mean_square = float(point.tensor.double().square().mean())
+    q0 = ensemble.sigma_w**2 * mean_square + (ensemble.sigma_b or 0.0) ** 2
+    return dict(replace(ensemble, q0=q0).to_dict())
 
 
 def _measure(

@@ -164,6 +164,39 @@ def test_what_is_stored_is_what_was_printed(isometry, models, tmp_path) -> None:
     assert provenance["input_spec"] == "standard normal 3x6x6, seed 0"
 
 
+def test_the_variance_of_the_first_layer_is_recorded_with_the_ensemble(isometry, tmp_path) -> None:
+    path, spec = tmp_path / "new.h5", "mlp:depth=2,width=400,activation=tanh,sigma_w=1.2,sigma_b=0.1"
+    options = ("--method", "lanczos", "--probes", "1", "--steps", "2", "-o", path, "--name")
+    isometry("measure", spec, *options, "own")
+    own = isometry("show", path, "own", "--json").json["provenance"]
+    # Its own input keeps the variance that the network has from layer to layer.
+    assert own["ensemble"]["q0"] is None
+    assert own["input_spec"].startswith("normal of variance")
+    isometry("measure", spec, "--input", "400", *options, "normal")
+    normal = isometry("show", path, "normal", "--json").json["provenance"]["ensemble"]
+    # sigma_w^2 times a mean square of 1 +- sqrt(2/400), plus sigma_b^2; four standard deviations.
+    assert normal["q0"] == pytest.approx(1.44 + 0.01, abs=1.44 * 4 * (2 / 400) ** 0.5)
+    isometry("measure", f"{spec},num_classes=3", *options, "head")
+    assert "ensemble" not in isometry("show", path, "head", "--json").json["provenance"]
+
+
+def test_the_input_of_a_built_in_is_stationary() -> None:
+    import torch
+
+    from isometry.cli.inputs import load_input
+    from isometry.cli.models import load_model
+
+    model = load_model("mlp:depth=6,width=2000,activation=tanh,init=gaussian,sigma_w=1.3,sigma_b=0.2")
+    x = load_input(None, model, count=1, seed=0).tensor
+    variances = []
+    with torch.no_grad():
+        for layer in model.module.trunk:
+            variances.append(float(torch.nn.functional.linear(x, layer.weight, layer.bias).square().mean()))
+            x = layer(x)
+    # Each mean over 2000 units is within four of its standard deviations sqrt(2/2000); twice that, as layers add up.
+    assert variances == pytest.approx([model.module.q_star] * 6, rel=2 * 4 * (2 / 2000) ** 0.5)
+
+
 def test_the_ensemble_of_a_reference_network_is_recorded_unless_weights_were_loaded(
     isometry, tmp_path
 ) -> None:
