@@ -225,8 +225,8 @@ def get_activation(
         the function takes complex arrays and agrees there with its differences; otherwise by ninth-order
         differences, with an error near 1e-12 max|phi| for functions that vary on the scale of one.
     kinks : sequence of float, optional
-        Where phi' (or a higher derivative) of a function jumps. Unless given, jumps of phi' of more than 1e-3 are
-        looked for in |h| < 64, and a function that proves linear between them is treated as exactly that.
+        Where phi' (or a higher derivative) of a function jumps. Unless given, jumps of phi' and phi'' of more than 1e-3
+        are looked for in |h| < 64, and a function that proves linear between them is treated as exactly that.
 
     Raises
     ------
@@ -255,7 +255,7 @@ def get_activation(
     points = find_kinks(function) if kinks is None else tuple(sorted({float(kink) for kink in kinks}))
     slopes = linear_slopes(function, points)
     if derivative is None:
-        slope = numerical_derivative(activation, kinks=points)
+        slope = _as_float(numerical_derivative(activation, kinks=points))
     else:
         slope = _as_float(derivative)
         checked_values(slope, points)
@@ -274,7 +274,9 @@ def _as_float(function: Callable[..., object]) -> ArrayFunction:
     """The function with its values as float64 arrays, whatever array-like type it returns."""
 
     def evaluate(h: Array) -> Array:
-        return np.asarray(function(h), dtype=np.float64)
+        # exp overflows on its way to a finite value in many a user's function; what is not finite is found later.
+        with np.errstate(all="ignore"):
+            return np.asarray(function(h), dtype=np.float64)
 
     return evaluate
 

@@ -23,11 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-from isometry.errors import InputError, TheoryError
+from isometry.errors import ConvergenceError, InputError, TheoryError
 from isometry.theory.activations import Activation, get_activation
 from isometry.theory.gaussian import checked_variance, gaussian_average
 from isometry.theory.remainder import remainder
 from isometry.theory.variance import (
+    SETTLED_Q,
     ActivationLike,
     checked_deviation,
     chi_1,
@@ -300,6 +301,11 @@ def _search(phi: Activation, name: str, target: float) -> CriticalPoint:
             pairs.append(critical_variances(phi, float(q)))
         except TheoryError:
             # A function that saturates for good has no gradient left at large q, and nothing critical beyond.
+            break
+        except ConvergenceError:
+            # A wave (sin) has too many periods under a Gaussian this wide.
+            if q <= SETTLED_Q:
+                raise
             break
     line = np.array(pairs)
     allowed = line[:, 1] >= 0.0

@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from isometry.errors import ConvergenceError, NonFiniteError
 from isometry.theory.activations import Activation
 from isometry.theory.gaussian import checked_variance, gaussian_average, legendre_rule
 from isometry.theory.pairs import checked_correlation, pair_average
@@ -31,6 +32,7 @@ POINTS = 24
 # |h_k(z)| exp(-z^2/4) is below one, and the other exp(-z^2/4) is 5e-22 there.
 TAIL = 14.0
 SERIES_TOLERANCE = 1e-14
+HALVINGS = 6
 
 
 def hermite_coefficients(
@@ -64,14 +66,10 @@ def hermite_coefficients(
         )
     cuts = np.unique(np.concatenate(edges))
     cuts = cuts[np.abs(cuts) <= TAIL]
-    nodes, weights = legendre_rule(POINTS)
-    width = np.diff(cuts)
-    z = (cuts[:-1, None] + width[:, None] * nodes).ravel()
-    with np.errstate(all="ignore"):
-        values = np.asarray(function(sigma * z), dtype=np.float64)
+    z, measure, values = _resolved(function, sigma, cuts)
     # Half of the Gaussian stays with the polynomials, which are then bounded by one and cannot overflow.
     root = np.exp(-0.25 * z * z)
-    integrand = (width[:, None] * weights).ravel() * values * root / math.sqrt(2.0 * math.pi)
+    integrand = measure * values * root / math.sqrt(2.0 * math.pi)
     coefficients = np.zeros(count)
     before, now = np.zeros_like(z), root
     for k in range(count):
@@ -82,6 +80,32 @@ def hermite_coefficients(
                 break
         before, now = now, (z * now - math.sqrt(k) * before) / math.sqrt(k + 1.0)
     return coefficients
+
+
+def _resolved(function: Callable[[Array], Array], sigma: float, cuts: Array) -> tuple[Array, Array, Array]:
+    """Nodes z, weights dz and values f(sigma z) on panels halved until E f^2 stands still.
+
+    Polynomials are resolved by the panels as they are; it is a function with a narrow feature that needs more.
+    """
+    nodes, weights = legendre_rule(POINTS)
+    before = math.inf
+    for _ in range(HALVINGS + 1):
+        width = np.diff(cuts)
+        z = (cuts[:-1, None] + width[:, None] * nodes).ravel()
+        measure = (width[:, None] * weights).ravel()
+        with np.errstate(all="ignore"):
+            values = np.asarray(function(sigma * z), dtype=np.float64)
+        now = float(measure @ (values**2 * np.exp(-0.5 * z * z)))
+        if not math.isfinite(now):
+            raise NonFiniteError(
+                f"the function is not finite within fourteen standard deviations of {sigma:.6g}."
+            )
+        if abs(now - before) <= SERIES_TOLERANCE * now:
+            return z, measure, values
+        before, cuts = now, np.sort(np.concatenate([cuts, (cuts[1:] + cuts[:-1]) / 2.0]))
+    raise ConvergenceError(
+        f"the Hermite expansion at variance {sigma**2:.6g} did not settle. List the function's kinks, or smooth it."
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
 """Where a function that came without its kinks has them, and whether it is linear between them.
 
-A kink shows in second differences: over a width w they fall like w where phi' jumps, and like w^2 elsewhere. Each
-place where they stand out is narrowed down until the two can be told apart, and located where the two sides,
-continued as parabolas, meet.
+A kink shows in differences of order m + 1 over a width w: they fall like w^m where the m-th derivative jumps, and
+faster where it does not. Each place where they stand out is narrowed down until the two can be told apart, and located
+where the two sides, continued as polynomials, meet. Looked for are jumps of phi' (ReLU) and of phi'' (softsign, ELU).
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ ArrayFunction = Callable[[Array], Array]
 
 REACH = 64.0
 SPACING = 2.0**-10
-FINAL_WIDTH = 2.0**-20
+# Three widths, each a quarter of the last; the third difference of values of order one loses its digits below 2^-16.
+FINAL_WIDTH = {1: 2.0**-20, 2: 2.0**-16}
 SMALLEST_JUMP = 1e-3
 CANDIDATES = 64
 
 
 def find_kinks(function: ArrayFunction) -> tuple[float, ...]:
-    """Points between -64 and 64, increasing, where phi' jumps by more than 1e-3.
+    """Points between -64 and 64, increasing, where phi' or phi'' jumps by more than 1e-3.
 
     Parameters
     ----------
@@ -39,18 +40,19 @@ def find_kinks(function: ArrayFunction) -> tuple[float, ...]:
     InputError
         When phi itself jumps: it has no derivative for mean-field theory to average.
     """
-    # Off the round numbers by an irrational shift, so that a kink at zero lies between two points.
-    grid = np.arange(-REACH, REACH, SPACING) + SPACING * math.pi / 10.0
-    bend = np.abs(_second_difference(function, grid, SPACING)) / SPACING
-    peaks = (
-        np.flatnonzero((bend[1:-1] >= bend[:-2]) & (bend[1:-1] > bend[2:]) & (bend[1:-1] > SMALLEST_JUMP)) + 1
-    )
-    peaks = peaks[np.argsort(bend[peaks])[::-1][:CANDIDATES]]
     found: list[float] = []
-    for start in grid[peaks]:
-        kink = _narrowed(function, float(start))
-        if kink is not None and all(abs(kink - other) > 1e-6 for other in found):
-            found.append(kink)
+    for order in (1, 2):
+        # Off the round numbers by an irrational shift, so that a kink at zero lies between two points.
+        grid = np.arange(-REACH, REACH, SPACING) + SPACING * math.pi / 10.0
+        bend = _jump(function, grid, SPACING, order)
+        peaks = np.flatnonzero(
+            (bend[1:-1] >= bend[:-2]) & (bend[1:-1] > bend[2:]) & (bend[1:-1] > SMALLEST_JUMP)
+        )
+        peaks = peaks[np.argsort(bend[peaks + 1], kind="stable")[::-1][:CANDIDATES]] + 1
+        for start in grid[peaks]:
+            kink = _narrowed(function, float(start), order)
+            if kink is not None and all(abs(kink - other) > 1e-4 for other in found):
+                found.append(kink)
     return tuple(sorted(found))
 
 
@@ -72,39 +74,47 @@ def linear_slopes(function: ArrayFunction, kinks: Sequence[float]) -> tuple[floa
     return tuple(slopes)
 
 
-def _second_difference(function: ArrayFunction, points: Array, width: float) -> Array:
-    values = np.asarray(function(np.concatenate([points - width, points, points + width])), dtype=np.float64)
-    before, at, after = values.reshape(3, -1)
-    return before - 2.0 * at + after
+def _jump(function: ArrayFunction, points: Array, width: float, order: int) -> Array:
+    """The jump of the derivative of this order that would explain the difference over ``width``, (points,)."""
+    offsets = np.arange(order + 2) - (order + 1) / 2.0
+    values = np.asarray(
+        function(np.concatenate([points + width * offset for offset in offsets])), dtype=np.float64
+    )
+    return np.abs(np.diff(values.reshape(order + 2, -1), n=order + 1, axis=0)[0]) / width**order
 
 
-def _narrowed(function: ArrayFunction, centre: float) -> float | None:
-    """The kink near a peak of the second differences, or None when the peak was only a sharp bend."""
+def _narrowed(function: ArrayFunction, centre: float, order: int) -> float | None:
+    """The kink near a peak of the differences, or None when the peak was only a sharp bend."""
     width = SPACING
     jumps: list[float] = []
-    while width > FINAL_WIDTH:
+    while width > FINAL_WIDTH[order]:
         width /= 4.0
         points = centre + width * np.arange(-4.0, 5.0)
-        bend = np.abs(_second_difference(function, points, width))
+        bend = _jump(function, points, width, order)
         centre = float(points[int(np.argmax(bend))])
-        jumps.append(float(bend.max()) / width)
-    # Over the last factor of sixteen in width: a bend falls sixteen-fold, a kink stays (a factor of two is luck in
-    # where it lies between the points), a jump of phi grows sixteen-fold.
+        jumps.append(float(bend.max()))
+    # Over the last factor of sixteen in width: what is smooth falls sixteen-fold, a kink stays (a factor of two is
+    # luck in where it lies between the points), a jump of a lower derivative grows sixteen-fold.
     change = jumps[-1] / jumps[-3] if jumps[-3] > 0 else 0.0
     if change > 5.0:
+        if order > 1:
+            return None
         raise InputError(
             f"the activation jumps near h = {centre:.6g}. Mean-field theory averages its derivative, which does not "
             "exist there; use a continuous function."
         )
     if change < 0.3 or jumps[-1] < SMALLEST_JUMP:
         return None
-    offsets = width * np.array([64.0, 128.0, 192.0, 256.0])
-    left = np.polynomial.Polynomial.fit(-offsets, function(centre - offsets), 2, domain=[-1, 1])
-    right = np.polynomial.Polynomial.fit(offsets, function(centre + offsets), 2, domain=[-1, 1])
-    gap = left - right
-    step = -gap(0.0) / gap.deriv()(0.0)
+    offsets = width * np.array([64.0, 112.0, 160.0, 208.0, 256.0])
+    left = np.polynomial.Polynomial.fit(-offsets, function(centre - offsets), order + 1, domain=[-1, 1])
+    right = np.polynomial.Polynomial.fit(offsets, function(centre + offsets), order + 1, domain=[-1, 1])
+    # The two sides differ by (h - kink)^order times the jump.
+    gap = (left - right).deriv(order - 1) if order > 1 else left - right
+    slope = gap.deriv()(0.0)
+    step = -gap(0.0) / slope if slope != 0.0 else math.inf
     if not math.isfinite(step) or abs(step) > 16.0 * width:
         return centre
     location = centre + float(step)
-    rounded = round(location, 6)
-    return rounded + 0.0 if abs(location - rounded) < 1e-9 else location
+    digits = 6 if order == 1 else 4
+    rounded = round(location, digits)
+    return rounded + 0.0 if abs(location - rounded) < 10.0 ** (-digits - 2) else location

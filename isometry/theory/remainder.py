@@ -111,10 +111,10 @@ def remainder(activation: Activation) -> Remainder:
     nearest = min((abs(kink) for kink in activation.kinks if kink != 0.0), default=np.inf)
     radius = min(LARGEST_RADIUS, 0.999 * nearest)
     while radius >= min(SMALLEST_RADIUS, 0.5 * nearest):
-        if 0.0 in activation.kinks:
+        left = right = None if 0.0 in activation.kinks else _taylor(activation, -radius, radius)
+        if left is None:
+            # Also where phi'' jumps at zero and nobody said so.
             left, right = _taylor(activation, -radius, 0.0), _taylor(activation, 0.0, radius)
-        else:
-            left = right = _taylor(activation, -radius, radius)
         if left is not None and right is not None:
             return Remainder(activation, value, (float(left[0]), float(right[0])), radius, (left, right))
         radius /= 2.0

@@ -192,6 +192,14 @@ def test_a_function_of_reals_only_is_differentiated_by_differences() -> None:
     )
 
 
+def test_a_jump_too_high_to_be_looked_for_is_seen_from_its_own_side() -> None:
+    # The third derivative jumps at zero. A stencil across it would be off by 1e-6; abs() rules out the complex step.
+    activation = get_activation(lambda h: np.abs(h) ** 3)
+    assert activation.kinks == ()
+    h = np.concatenate([np.linspace(-0.1, 0.1, 41), [1e-3, -1e-3]])
+    np.testing.assert_allclose(activation.derivative(h), 3.0 * h * np.abs(h), rtol=0, atol=1e-11)
+
+
 def test_a_lost_imaginary_part_is_noticed() -> None:
     def drops_imaginary(h):
         return np.tanh(np.real(h)) + 0j if np.iscomplexobj(h) else np.tanh(h)
@@ -217,6 +225,9 @@ def test_differences_agree_with_derivatives_also_beside_kinks(name: str) -> None
         (lambda h: np.clip(h, -1.0, 1.0), (-1.0, 1.0), (0.0, 1.0, 0.0)),
         (lambda h: h * np.clip(h / 6.0 + 0.5, 0.0, 1.0), (-3.0, 3.0), None),
         (lambda h: np.where(h > 0, h, 2.0 * np.expm1(np.minimum(h, 0.0))), (0.0,), None),
+        # Here it is the second derivative that jumps.
+        (lambda h: h / (1.0 + np.abs(h)), (0.0,), None),
+        (lambda h: np.where(h > 1.7, h * h, 3.4 * h - 2.89), (1.7,), None),
         (lambda h: np.tanh(30.0 * h), (), None),
         (lambda h: np.sin(5.0 * h), (), None),
     ],

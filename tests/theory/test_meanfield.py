@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import integrate, optimize
+from scipy import integrate, optimize, special
 
 from isometry.errors import InputError, TheoryError
 from isometry.theory.activations import get_activation
@@ -175,6 +175,15 @@ def test_a_falling_q_map_is_handled() -> None:
     assert point.stable
 
 
+def test_a_wave_has_its_fixed_point_although_its_averages_end_somewhere() -> None:
+    # E sin^2 = (1 - exp(-2 q)) / 2.
+    exact = optimize.brentq(lambda q: 1.62 * (1.0 - math.exp(-2.0 * q)) + 0.04 - q, 0.1, 5.0, xtol=1e-15)
+    assert fixed_point(np.sin, 1.8, 0.2) == pytest.approx(exact, rel=1e-12)
+    # E sin u sin v = exp(-q) sinh(q c).
+    c = c_star(np.sin, 1.8, 0.2)
+    assert 3.24 * math.exp(-exact) * math.sinh(exact * c) + 0.04 == pytest.approx(exact * c, rel=1e-12)
+
+
 # Correlations -------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +299,22 @@ def test_hermite_coefficients_of_a_cube_are_its_expansion() -> None:
     # (sqrt(q) z)^3 = q^1.5 (He_3 + 3 He_1), and He_3 = sqrt(6) h_3.
     expected = np.array([0.0, 3.0, 0.0, math.sqrt(6.0), 0.0, 0.0]) * 2.0**1.5
     np.testing.assert_allclose(hermite_coefficients(lambda h: h**3, 2.0, count=6), expected, atol=1e-13)
+
+
+def test_a_steep_place_off_centre_is_resolved() -> None:
+    # E erf(k (u - 1)) erf(k (v - 1)) by nested integration of the conditional mean, which is an erf itself.
+    steep, q, c = 40.0, 1.0, 0.6
+    phi = get_activation(lambda h: special.erf(steep * (h - 1.0)), kinks=())
+    width = math.sqrt(1.0 / steep**2 + 2.0 * q * (1.0 - c * c))
+
+    def integrand(u: float) -> float:
+        mean = math.erf((c * u - 1.0) / width)
+        return math.erf(steep * (u - 1.0)) * mean * math.exp(-u * u / 2.0) / math.sqrt(2.0 * math.pi)
+
+    exact = sum(
+        integrate.quad(integrand, a, b, epsabs=1e-14)[0] for a, b in ((-9, 0.9), (0.9, 1.1), (1.1, 9))
+    )
+    assert covariance(phi, q).value(c) == pytest.approx(exact, rel=1e-11)
 
 
 @pytest.mark.parametrize(
