@@ -92,8 +92,10 @@ def refuse_coupled_samples(product: Callable[[Tensor], Tensor], point: Tensor, s
         return
     generator = torch.Generator().manual_seed(seed)
     tangent = torch.randn(point.shape, generator=generator, dtype=torch.float64).to(point)
-    chosen = torch.arange(size, device=point.device) % 2 == 0
-    for moved in (chosen, ~chosen):
+    number = torch.arange(size, device=point.device)
+    # Any two samples differ in some binary digit of their numbers, so that one mask moves one and not the other.
+    digits = [(number >> digit) & 1 == 1 for digit in range((size - 1).bit_length())]
+    for moved in (side for chosen in digits for side in (chosen, ~chosen)):
         mask = moved.reshape(-1, *[1] * (point.dim() - 1))
         out = product((tangent * mask)[None])[0]
         if bool((out[~moved] != 0).any()):

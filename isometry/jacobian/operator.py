@@ -7,7 +7,8 @@ built.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -251,9 +252,7 @@ class JacobianOperator:
         first: Exception | None = None
         for note, make in ways:
             try:
-                with torch.no_grad(), self._numerics(), warnings.catch_warnings():
-                    # torch warns of its own slow paths; what matters is said below.
-                    warnings.simplefilter("ignore", UserWarning)
+                with torch.no_grad(), self._numerics(), _torch_silent():
                     product = make()
                     product(torch.ones_like(like)[None])
             except IsometryError:
@@ -262,6 +261,9 @@ class JacobianOperator:
                 if is_out_of_memory(error):
                     raise _too_large() from error
                 first = first or error
+                if "mutate a captured Tensor" in str(error):
+                    # Plain autograd would run it, and change what belongs to the caller at every product.
+                    break
                 continue
             if note is not None:
                 warnings.warn(f"{note} ({first_line(first)})", FallbackWarning, stacklevel=3)
@@ -277,8 +279,7 @@ class JacobianOperator:
             while start < count:
                 piece = block[start : start + self.chunk]
                 try:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore", UserWarning)
+                    with _torch_silent():
                         part = product(piece)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
@@ -346,6 +347,15 @@ class _LargestTensor(TorchDispatchMode):
         if isinstance(out, Tensor):
             self.largest = max(self.largest, out.nbytes)
         return out
+
+
+@contextmanager
+def _torch_silent() -> Iterator[None]:
+    """torch warns of its own slow paths and, on the first jvp, of its own old code; what matters is said by us."""
+    with warnings.catch_warnings():
+        for category in (UserWarning, DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        yield
 
 
 def _too_large() -> IsometryError:
