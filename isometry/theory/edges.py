@@ -69,7 +69,9 @@ def _gaps_between(curve: LeadingCurve, a: float, b: float) -> list[tuple[float, 
         return []
     radius = np.exp(grid)
     value, slope = curve.log_z(radius.astype(complex))
-    open_gap = _filled((np.abs(value.imag) < 1e-3) & (slope.real > 0), _is_noise(curve, radius, slope.real, a, b))
+    open_gap = _filled(
+        (np.abs(value.imag) < 1e-3) & (slope.real > 0), _is_noise(curve, radius, slope.real, a, b)
+    )
     found: list[tuple[float, bool, float, bool]] = []
     starts = [(-math.inf if a == 0.0 else math.log(a), False)] if open_gap[0] else []
     ends: list[tuple[float, bool]] = []

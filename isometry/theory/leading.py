@@ -61,9 +61,7 @@ class LeadingCurve:
         slope = self.product.explicit_slope(t, one_plus_t) * self.group.size * averages.m_prime
         if self.group.count:
             value = value + self.group.count * (lower_log(averages.m) - lower_log(averages.h))
-            slope = slope + self.group.count * (
-                averages.m_prime / averages.m - averages.h_prime / averages.h
-            )
+            slope = slope + self.group.count * (averages.m_prime / averages.m - averages.h_prime / averages.h)
         return value, w * slope
 
     def angles(self, log_radius: Array, guess: Array | None = None) -> Array:

@@ -110,7 +110,9 @@ class PanelRule:
             lowest, highest = float(corners.min()), float(corners.max())
             # A zero of phi' is a zero to rounding only.
             ranges.append((lowest if lowest > 1e-28 * scale else 0.0, highest))
-        return cls(function, left, width, d, weight, centre, half, log_centre, log_half, fold, stretches, ranges)
+        return cls(
+            function, left, width, d, weight, centre, half, log_centre, log_half, fold, stretches, ranges
+        )
 
     def average(self, integrand: Callable[[Array], Array]) -> Array:
         """E[integrand(d)] over this part, for integrands that map (P, 16) to (P, 16, k); gives (k,)."""
@@ -169,9 +171,7 @@ def graded_averages(rule: PanelRule, w: ComplexArray, *, logarithm: bool = False
     """
     result = np.zeros((1 if logarithm else 4, w.size), complex)
     log_w = np.log(w)
-    far = _pole_is_far(
-        w[:, None], log_w[:, None], rule.centre, rule.half, rule.log_centre, rule.log_half
-    )
+    far = _pole_is_far(w[:, None], log_w[:, None], rule.centre, rule.half, rule.log_centre, rule.log_half)
     owner, panel = np.nonzero(far)
     _accumulate(result, w, owner, rule.d[panel], rule.weight[panel], logarithm)
     owner, panel = np.nonzero(~far)

@@ -140,9 +140,7 @@ def resolve(
         rough = ~fine
         # Parents interpolate the guesses of their halves.
         parents = (sample.unknown.reshape(-1, ORDER) @ _TO_COEFFICIENTS)[rough]
-        halves = [
-            parents @ legendre.legvander(0.5 * (NODES + shift), ORDER - 1).T for shift in (-1.0, 1.0)
-        ]
+        halves = [parents @ legendre.legvander(0.5 * (NODES + shift), ORDER - 1).T for shift in (-1.0, 1.0)]
         guesses = np.concatenate(halves).ravel()
         width = np.concatenate([width[rough], width[rough]]) * 0.5
         left = np.concatenate([left[rough], left[rough] + width[: int(np.sum(rough))]])

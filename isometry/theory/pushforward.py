@@ -81,9 +81,14 @@ def law_of_one_layer(
     limit = 3.0 * np.maximum(np.append(secant, secant[-1]), np.insert(secant, 0, secant[0]))
     lowest = min([float(values[0]), *places]) if rule_minimum(rule.ranges) > 1e-15 else -math.inf
     highest = max([float(values[-1]), *places])
-    return values + shift, np.maximum.accumulate(cdf), np.minimum(density, limit), (
-        lowest + shift,
-        highest + shift,
+    return (
+        values + shift,
+        np.maximum.accumulate(cdf),
+        np.minimum(density, limit),
+        (
+            lowest + shift,
+            highest + shift,
+        ),
     )
 
 

@@ -166,9 +166,7 @@ def slope_law(activation: Activation, q: float) -> SlopeLaw:
     kinks = np.array(activation.kinks, float) / scale
     bounds = np.concatenate([[-np.inf], kinks, [np.inf]])
     if activation.slopes is not None:
-        return _checked(
-            point_masses(np.square(activation.slopes), _interval_masses(bounds)), activation, q
-        )
+        return _checked(point_masses(np.square(activation.slopes), _interval_masses(bounds)), activation, q)
     reach = _reach(activation, scale)
     values, masses, pieces = [], [], []
     for low, high in zip(bounds[:-1], bounds[1:], strict=True):
@@ -190,9 +188,7 @@ def slope_law(activation: Activation, q: float) -> SlopeLaw:
         pieces, fold = [(0.0, reach)], 2.0
     else:
         fold = 1.0
-    cuts = [
-        np.array([low, *_turning_points(activation, scale, low, high), high]) for low, high in pieces
-    ]
+    cuts = [np.array([low, *_turning_points(activation, scale, low, high), high]) for low, high in pieces]
     rule = PanelRule.build(lambda x: np.square(activation.derivative(scale * x)), cuts, fold=fold)
     law = SlopeLaw(
         np.empty(0) if atoms is None else atoms.values,
