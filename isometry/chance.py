@@ -11,7 +11,8 @@ law** would show:
   such a sample's cdf encloses.
 
 Where the law is that of the network's own layers (`isometry.predict_for`) the slopes are no chance any more, only
-the directions of the weights are, whose fluctuations are of order 1/N: the draws are then (N / `OWN_LAYERS`)^2.
+the directions of the weights are, whose fluctuations are of order 1/N: the draws are then (N / `OWN_LAYERS`)^2,
+at most `OWN_LAYERS_MOST`.
 
 On top of it come the errors of the measurement: `SIGMAS` standard errors over probes (of Student's t; the largest
 over the cdf), and the truncation bound of the quadrature.
@@ -46,6 +47,8 @@ WASSERSTEIN_SCALE = 3.0
 SIGMAS = 3.0
 MOMENT_SIGMAS = 4.0
 OWN_LAYERS = 4.0
+# The discrete free product is itself accurate to about 3e-3 in the cdf.
+OWN_LAYERS_MOST = 25_000.0
 
 
 @dataclass(frozen=True)
@@ -107,10 +110,22 @@ def probe_factor(spectrum: Spectrum) -> float:
     return float(stdtrit(spectrum.n_inputs * (spectrum.n_probes - 1), ndtr(SIGMAS)))
 
 
-def chance_of(measured: Spectrum, predicted: Spectrum, width: float, log_floor: float) -> Chance:
+def chance_of(
+    measured: Spectrum, predicted: Spectrum, *, width: float, log_floor: float, tolerance: float
+) -> Chance:
+    """What a network of this width, measured this way, shows of the predicted law by chance.
+
+    Parameters
+    ----------
+    measured, predicted : Spectrum
+    width : float
+        Independent units of a layer; nan if unknown, and so is the result then.
+    log_floor, tolerance : float
+        As the distances have them; ``tolerance`` in ln s is the rounding allowed to places, and so to moments.
+    """
     law = predicted.distribution
     draws = _draws(width, predicted)
-    moments = tuple(_moment_chance(measured, predicted, k, draws) for k in MOMENTS)
+    moments = tuple(_moment_chance(measured, predicted, k, draws) + 2 * k * tolerance for k in MOMENTS)
     unit = 0.5 * law.log_moment(2)
     area = spread_integral(law, log_floor=-math.inf, log_unit=unit) if math.isfinite(unit) else math.nan
     log_area = spread_integral(law, log_floor=log_floor)
@@ -139,7 +154,7 @@ def _draws(width: float, predicted: Spectrum) -> float:
         # Two networks, two draws: their fluctuations add.
         return width / 2
     if predicted.provenance.get("own_layers"):
-        return max(width, (width / OWN_LAYERS) ** 2)
+        return max(width, min((width / OWN_LAYERS) ** 2, OWN_LAYERS_MOST))
     return width
 
 

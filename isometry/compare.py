@@ -303,7 +303,7 @@ def compare(
         predicted,
         raw=_distances(measured, predicted, log_floor, tolerance),
         shape=_distances(scaled, predicted, shape_floor, tolerance),
-        chance=chance_of(measured, predicted, width, log_floor),
+        chance=chance_of(measured, predicted, width=width, log_floor=log_floor, tolerance=tolerance),
         s_max=_edge(measured, predicted, top=True),
         s_min=_edge(measured, predicted, top=False),
         width=width,

@@ -35,7 +35,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHTED = (nn.Linear, *CONVOLUTIONS, DenseLayer, ConvolutionLayer)
 # Layers without a formula: dense up to this shorter side, Lanczos quadrature beyond.
 DENSE_SIDE = 1500
-PROBES, STEPS = 8, 80
+PROBES, STEPS = 8, 40
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,13 @@ def test_a_scaled_spectrum_agrees_in_shape_only():
     assert found.shape.ks == pytest.approx(compare(sample, law).raw.ks, abs=2e-3)
 
 
+def test_a_law_without_spread_allows_rounding_in_the_mean_square():
+    # An isometry at infinite width is an atom: its mean square may differ by rounding, and by nothing else.
+    law = spectrum(np.ones(100))
+    assert compare(spectrum(np.full(100, 1 + 3e-7)), law).agrees is True
+    assert compare(spectrum(np.full(100, 1 + 1e-4)), law).agrees is False
+
+
 def test_edges_come_with_their_residual_and_their_ratio():
     found = compare(spectrum([0.5, 1.0, 2.2]), spectrum([0.4, 1.0, 2.0]))
     assert (found.s_max.measured, found.s_max.predicted) == (2.2, 2.0)

@@ -1,0 +1,136 @@
+"""Real CNNs approach the law of infinite width as their channels grow.
+
+Vanilla tanh CNNs of depth 8 on 8 x 8 maps, circular 3x3 convolutions, critical at q* = 0.25: 32, 64 and 128
+channels, with Gaussian and with delta-orthogonal kernels. The prediction is that of a dense network, for it does not
+know of space (Xiao et al. 2018, arXiv 1806.05393, section 2.4). Left and middle: the singular values of J (of c x 64
+of them) at one input, one network of each size, over the predicted density. Right: the largest distance of the two
+cdfs for several draws, against the channels, with their mean; the dotted line is what `isometry.compare` allows by
+chance, 1.63 / sqrt(channels). Spectra are by stochastic Lanczos quadrature, 16 probes of 60 steps; at 32 channels the dense SVD of
+the first draw, stored beside it, checks that.
+
+    python figures/cnn_width.py           # four draws of each: about five minutes on one core
+    python figures/cnn_width.py --full    # ten draws, and 256 channels: an hour
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import sampled_networks as networks
+
+import isometry
+from isometry.nn import VanillaCNN
+
+NAME = "cnn_width"
+SIZE, DEPTH, Q_STAR = 8, 8, 0.25
+WEIGHTS = ("gaussian", "orthogonal")
+TITLES = {"gaussian": "Gaussian kernels", "orthogonal": "delta-orthogonal kernels"}
+COLOURS = {32: networks.SKY, 64: networks.ORANGE, 128: networks.GREEN, 256: networks.PURPLE}
+
+
+def plan(full: bool) -> tuple[tuple[int, ...], int]:
+    """Channels and draws."""
+    return ((32, 64, 128, 256), 10) if full else ((32, 64, 128), 4)
+
+
+def compute(full: bool) -> None:
+    """Draw, measure and store the networks; the distances of all draws become one series for each kernel law."""
+    sizes, draws = plan(full)
+    store = networks.fresh_store(NAME)
+    for weights in WEIGHTS:
+        ensemble = networks.ensemble_of("tanh", DEPTH, weights, Q_STAR)
+        theory = isometry.predict(ensemble)
+        store.add(theory, f"{weights} theory")
+        rows: dict[str, list[float]] = {
+            "channels": [],
+            "seed": [],
+            "ks": [],
+            "ks_shape": [],
+            "mean_square": [],
+        }
+        for channels in sizes:
+            for seed in range(draws):
+                model = networks.network(ensemble, channels, seed=seed, kind=VanillaCNN)
+                x = networks.stationary_input(ensemble, channels, SIZE, SIZE, seed=1000 + seed)
+                name = f"{weights} {channels}"
+                measured = isometry.measure(
+                    model, x, "lanczos", probes=16, steps=60, seed=seed, progress=False, name=name
+                )
+                found = isometry.compare(measured, theory)
+                if seed == 0:
+                    store.add(measured)
+                    if channels == min(sizes):
+                        dense = isometry.measure(model, x, "exact", progress=False, name=f"{name} dense")
+                        store.add(dense)
+                        print("dense:", isometry.compare(dense, theory).verdict(), flush=True)
+                values = (channels, seed, found.raw.ks, found.shape.ks, measured.mean_square)
+                for column, value in zip(rows.values(), values, strict=True):
+                    column.append(value)
+                print(f"{name} draw {seed}: {found.verdict()}", flush=True)
+        store.add_series(
+            f"{weights} distances", {key: np.array(column) for key, column in rows.items()},
+            {"activation": "tanh", "depth": DEPTH, "q_star": Q_STAR, "size": SIZE},
+            descriptions={
+                "ks": "sup distance of the measured and the predicted cdf",
+                "ks_shape": "the same with the measured mean square divided out",
+                "mean_square": "measured mean of s^2; predicted: 1",
+            },
+        )  # fmt: skip
+
+
+def draw() -> None:
+    """Two panels of spectra, one of distances."""
+    import matplotlib.pyplot as plt
+
+    store = isometry.open_store(networks.data_file(NAME))
+    with plt.style.context(networks.STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(11.0, 4.0), layout="constrained")
+        for ax, weights in zip(axes, WEIGHTS, strict=False):
+            theory = store[f"{weights} theory"]
+            sizes = sorted({int(value) for value in store.series(f"{weights} distances").columns["channels"]})
+            low = float(theory.log10_quantile(0.01))
+            high = float(theory.distribution.log_range[1] / np.log(10))
+            low, high = low - 0.1 * (high - low), high + 0.08 * (high - low)
+            for channels in sizes:
+                edges, density = networks.log_histogram(store[f"{weights} {channels}"], low, high, 36)
+                ax.stairs(density, edges, color=COLOURS[channels], lw=1.6, label=f"{channels} channels")
+            x, curve = networks.log_curve(theory, low, high)
+            ax.plot(x, curve, color=networks.BLACK, lw=1.6, label="theory")
+            networks.power_ticks(ax, low, high)
+            ax.set(
+                title=TITLES[weights], xlabel="singular value s", ylabel="density per decade", ylim=(0, None)
+            )
+            ax.legend(loc="upper left", fontsize=9.5)
+        _distances(axes[2], store)
+        networks.save(figure, NAME)
+        plt.close(figure)
+
+
+def _distances(ax, store: isometry.store.Store) -> None:
+    for weights, colour, marker, shift in (
+        ("gaussian", networks.BLUE, "o", 0.97), ("orthogonal", networks.VERMILION, "s", 1.03),
+    ):  # fmt: skip
+        columns = store.series(f"{weights} distances").columns
+        channels, ks = np.asarray(columns["channels"], float), np.asarray(columns["ks"], float)
+        sizes = np.unique(channels)
+        means = [ks[channels == size].mean() for size in sizes]
+        ax.plot(channels * shift, ks, marker, color=colour, ms=4, alpha=0.45)
+        ax.plot(sizes * shift, means, marker=marker, ms=7, color=colour, label=TITLES[weights])
+    ax.plot(sizes, 1.63 / np.sqrt(sizes), ":", color=networks.BLACK, lw=1.4, label="by chance, at most")
+    ax.plot(sizes, means[0] * np.sqrt(sizes[0] / sizes), "--", color="#888888", lw=1.2, label="∝ 1/√channels")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    ax.set(title="Distance to theory", xlabel="channels", ylabel="KS distance")
+    ax.legend(loc="lower left", fontsize=9)
+
+
+def main() -> None:
+    """Compute, then draw."""
+    options = networks.arguments(__doc__)
+    if not options.draw:
+        compute(options.full)
+    draw()
+
+
+if __name__ == "__main__":
+    main()
