@@ -29,6 +29,7 @@ COMMANDS = {
     "show": "isometry.cli.files:show_command",
     "validate": "isometry.cli.files:validate_command",
     "layers": "isometry.cli.layers:layers_command",
+    "predict": "isometry.cli.predict:predict_command",
     "compare": "isometry.cli.compare:compare_command",
     "critical": "isometry.cli.critical:critical_command",
     "train": "isometry.cli.train:train_command",

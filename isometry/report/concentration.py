@@ -1,8 +1,9 @@
-"""Where a distribution is too narrow for a histogram: point masses, and clusters within one cell.
+"""Where a distribution is too narrow for a histogram, or its tail too long: clusters, point masses, far values.
 
 A delta-orthogonal network has all its singular values within a thousandth of each other. Drawn as a density,
 such a cluster is a needle whose height says nothing and which flattens everything beside it. It is shown as
-what it is: a mass at a place.
+what it is: a mass at a place. A ReLU network's law reaches down to s = 0 with next to no mass: a picture of all its
+decades would show nothing else.
 """
 
 from __future__ import annotations
@@ -22,6 +23,19 @@ Array = NDArray[np.float64]
 CONCENTRATED = 0.3
 # So many point masses at most are shown one by one.
 MOST = 8
+
+
+def shown_range(distribution: Distribution) -> tuple[float, float]:
+    """The range of ln s worth showing: all of it, unless a hundredth of the mass takes most of the picture.
+
+    The lower end is at most half the span of the upper 99 % below that span. (nan, nan) when all mass is at zero.
+    """
+    low, high = distribution.log_range
+    if math.isnan(low):
+        return low, high
+    zero = distribution.zero_mass
+    main = float(distribution.quantile(np.asarray(zero + 0.01 * (1 - zero))))
+    return max(low, main - 0.5 * (high - main)) if high > main > low else low, high
 
 
 @dataclass(frozen=True)

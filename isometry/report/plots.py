@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from isometry.errors import InputError
 from isometry.spectrum import Spectrum
 
-from .concentration import cell_masses, concentrations
+from .concentration import cell_masses, concentrations, shown_range
 from .log_axis import label_log_axis
 from .numbers import plain
 
@@ -248,7 +248,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, kind: str | Non
 
 def _shown_range(spectra: Sequence[Spectrum], *, log: bool) -> tuple[float, float]:
     """Range of the x data that shows all of them, with room where all singular values are equal."""
-    ranges = [spectrum.distribution.log_range for spectrum in spectra]
+    ranges = [shown_range(spectrum.distribution) for spectrum in spectra]
     finite = [pair for pair in ranges if not math.isnan(pair[0])]
     if not finite:
         return (-1.0, 1.0) if log else (0.0, 1.0)
@@ -293,6 +293,9 @@ def _draw_density(
     for cluster in clusters:
         place = cluster.log_s / LN10 if log else math.exp(min(cluster.log_s, 709.0))
         _remember(ax, _arrow_up(ax, place, cluster.mass, color), f"   {cluster.text()}")
+    tail = float(spectrum.distribution.cdf(to_log(np.asarray(shown[0])), left=True)) - spectrum.zero_mass
+    if tail >= 0.001:
+        _remember(ax, Line2D([], [], linestyle="none"), f"   {100 * tail:.2g} % further left")
     if spectrum.zero_mass > 0:
         text = f"   {100 * spectrum.zero_mass:.3g} % {_zero_place(spectrum)}"
         _remember(ax, _arrow_left(ax, spectrum.zero_mass, color, shift=shift), text)

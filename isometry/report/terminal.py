@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from isometry.errors import InputError
-from isometry.report.concentration import cell_masses
+from isometry.report.concentration import cell_masses, shown_range
 from isometry.report.numbers import headline_rows, plain
 from isometry.report.tables import encoded_output
 from isometry.spectrum import Spectrum
@@ -105,16 +105,19 @@ class Histogram:
         Fractions of each spectrum's singular values.
     at_zero : (spectra,) array
         Mass at zero or below the floor.
+    open_below : bool
+        Whether the first cell also holds a long thin tail below its lower edge.
     """
 
     edges: Array
     masses: Array
     at_zero: Array
+    open_below: bool = False
 
 
 def histogram(spectra: Sequence[Spectrum], *, rows: int = HISTOGRAM_ROWS) -> Histogram:
     """The masses of the spectra in at most ``rows`` common cells of log10 s with round edges."""
-    ranges = [spectrum.distribution.log_range for spectrum in spectra]
+    ranges = [shown_range(spectrum.distribution) for spectrum in spectra]
     finite = [(a / LN10, b / LN10) for a, b in ranges if not math.isnan(a)]
     at_zero = np.array([spectrum.zero_mass for spectrum in spectra])
     if not finite:
@@ -127,11 +130,12 @@ def histogram(spectra: Sequence[Spectrum], *, rows: int = HISTOGRAM_ROWS) -> His
         if count <= rows and width >= 0.02:
             break
     edges = width * (np.arange(first, first + count + 1, dtype=np.float64) - 0.5)
-    # The outermost values belong to the outermost cells even where rounding puts them just outside.
+    # The outermost values belong to the outermost cells: those that rounding puts just outside, and a long tail.
     logs: Array = edges * LN10
-    logs[0], logs[-1] = min(logs[0], low * LN10), max(logs[-1], high * LN10)
+    lowest = min(a for a in (spectrum.distribution.log_range[0] for spectrum in spectra) if not math.isnan(a))
+    logs[0], logs[-1] = min(logs[0], lowest), max(logs[-1], high * LN10)
     masses = np.array([cell_masses(spectrum.distribution, logs) for spectrum in spectra])
-    return Histogram(edges, masses, at_zero)
+    return Histogram(edges, masses, at_zero, open_below=bool(lowest / LN10 < edges[0] - 0.01 * width))
 
 
 def _histogram_rows(spectra: Sequence[Spectrum], column: int, *, ascii_only: bool) -> list[list[Text]]:
@@ -146,7 +150,9 @@ def _histogram_rows(spectra: Sequence[Spectrum], column: int, *, ascii_only: boo
     for k in range(cells.edges.size - 2, -1, -1):
         middle = round(0.5 * float(cells.edges[k] + cells.edges[k + 1]), 4) + 0.0
         inside = abs(middle) <= math.log10(2.0)
-        label = Text(f"{middle:+11.4g}" if middle else f"{'0':>11}", style="green" if inside else "dim")
+        number = f"{middle:+.4g}" if middle else "0"
+        number = f"≤ {number}" if k == 0 and cells.open_below else number
+        label = Text(f"{number:>11}", style="green" if inside else "dim")
         bars = [
             _bar(mass, highest, length, ascii_only=ascii_only, inside=inside) for mass in cells.masses[:, k]
         ]

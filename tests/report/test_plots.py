@@ -64,8 +64,11 @@ def test_a_histogram_holds_all_mass_that_is_not_at_zero(log: bool) -> None:
 def test_a_predicted_density_integrates_to_its_continuous_mass_and_shows_its_atoms() -> None:
     ax = plot_density(quarter_circle(zero=0.3, atom=0.2))
     x, y = next(line.get_data() for line in ax.lines if len(line.get_xdata()) > 100)
-    # Cell means times cell widths: exact but for the mass 0.5 * 2 s_0/pi left of the first grid point, 3e-5.
-    assert np.sum(y) * (x[1] - x[0]) == pytest.approx(0.5, abs=1e-4)
+    # Cell means times cell widths: exactly the mass right of the first cell's edge s; the tail beyond it is not drawn.
+    s = 10 ** (x[0] - 0.5 * (x[1] - x[0]))
+    tail = (s * math.sqrt(4 - s**2) / 2 + 2 * math.asin(s / 2)) / math.pi
+    assert tail < 0.002
+    assert np.sum(y) * (x[1] - x[0]) == pytest.approx(0.5 * (1 - tail), abs=1e-6)
     assert legend_texts(ax) == ["theory", "   20 % at s = 3", "   30 % at zero"]
 
 
@@ -90,6 +93,14 @@ def test_an_isometry_is_an_arrow_and_does_not_flatten_its_neighbour() -> None:
 def test_the_floor_of_a_measurement_is_named_with_its_mass() -> None:
     spectrum = Spectrum.from_singular_values([1.0, 0.5, 0.2, 1e-9], floor=1e-6)
     assert any("25 % below the floor (1e-06)" in text for text in legend_texts(plot_density(spectrum)))
+
+
+def test_a_long_thin_tail_does_not_fill_the_picture_and_is_counted() -> None:
+    t = np.array([-301.0, -1.0, 0.0]) * math.log(10)
+    curve = Curve(t, np.array([0.0, 0.005, 1.0]), np.array([0.0, 0.0, 0.4]), np.empty(0), np.empty(0))
+    ax = plot_density(Spectrum(curve, method="predicted", name="tail"))
+    assert ax.get_xlim()[0] > -2
+    assert any("0.5 % further left" in text for text in legend_texts(ax))
 
 
 def test_the_cdf_band_contains_the_law_that_the_quadrature_stands_for() -> None:

@@ -57,6 +57,18 @@ def test_the_histogram_holds_everything_in_few_rows_with_round_edges(low: float,
     assert min(abs(leading - digit) for digit in (1, 2, 5)) < 1e-6
 
 
+def test_a_long_thin_tail_is_gathered_in_the_last_row() -> None:
+    # 99.5 % of the mass over one decade, the rest spread over the 300 below it.
+    t = np.array([-301.0, -1.0, 0.0]) * math.log(10)
+    curve = Curve(t, np.array([0.0, 0.005, 1.0]), np.array([0.0, 0.0, 0.4]), np.empty(0), np.empty(0))
+    spectrum = Spectrum(curve, method="predicted", name="tail")
+    cells = histogram([spectrum])
+    assert cells.open_below
+    assert cells.edges[0] > -2
+    assert cells.masses.sum() == pytest.approx(1.0)
+    assert any(line.strip().startswith("≤ -1") for line in report(spectrum).splitlines())
+
+
 def test_what_a_person_looks_for_is_there() -> None:
     text = report(decades())
     for words in (
