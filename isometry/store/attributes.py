@@ -75,7 +75,7 @@ def write_attributes(target: h5py.Group, values: Mapping[str, Any], *, reserved:
 
 
 def read_attributes(source: h5py.Group, *, reserved: Iterable[str] = ()) -> dict[str, Any]:
-    """What `write_attributes` wrote, in order of name.
+    """what `write_attributes` wrote.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def read_attributes(source: h5py.Group, *, reserved: Iterable[str] = ()) -> dict
     }
     if NESTED in source.attrs:
         values |= json.loads(source.attrs[NESTED])
-    return dict(sorted(values.items()))
+    return values
 
 
 def _native(value: Any) -> bool:

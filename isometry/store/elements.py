@@ -120,12 +120,12 @@ def chosen(group: h5py.Group, known: Mapping[tuple[str, int], Reader]) -> Reader
 def write_element(parent: h5py.Group, name: str, element: Element, *, reserved: frozenset[str]) -> None:
     """Write the element as ``parent[name]``, in place of one that is there.
 
-    It is complete under a hidden name before it takes the name, and the space of what it replaces is reused.
+    It is complete under a hidden name before it takes the name, and most of the space of what it replaces is reused.
     """
     if name in parent:
         del parent[name]
     hidden = f".new {name}"
-    group = parent.create_group(hidden)
+    group = parent.create_group(hidden, track_order=True)
     group.attrs["encoding_type"], group.attrs["encoding_version"] = element.encoding
     for key, value in element.header.items():
         group.attrs[key] = value

@@ -66,7 +66,7 @@ def create(path: Path, *, replace: bool, timeout: float) -> None:
 
     With ``replace``, in place of one that is there, which must be a file of spectra; without, one that is there stays.
     """
-    with _explained(path, "created"):
+    with _explained(path, "written"):
         if not path.parent.is_dir():
             raise StoreError(f"{path} cannot be created: there is no folder {path.parent}. Make it first.")
         if not path.exists():
@@ -93,7 +93,8 @@ def create(path: Path, *, replace: bool, timeout: float) -> None:
                 with h5py.File(Overlay(raw), "r") as file:
                     _check_format(path, file)
                 _place(path, os.replace)
-        elif path.is_file() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        elif path.is_file() and not (_writable(path) and _writable(path.parent)):
+            # Said now, and not after the hours of work whose result was to be stored.
             raise PermissionError(errno.EACCES, "Permission denied")
 
 
@@ -124,6 +125,10 @@ def _place(path: Path, put: Callable[[Path, Path], None]) -> None:
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path)
+
+
+def _writable(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _finish_killed_writer(path: Path, timeout: float) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from isometry.errors import StoreError
 from isometry.store.overlay import Change, Overlay
 
 _MAGIC = b"isometry journal, version 1\n"
@@ -48,7 +49,9 @@ def commit(path: Path, file: BinaryIO, overlay: Overlay) -> None:
     Raises
     ------
     OSError
-        When there is no room or no permission; the file is then as before, or will be as after when it is next opened.
+        When there is no room or no permission; the file is then as before.
+    StoreError
+        When the last step fails; the change is then done when the file is next opened.
     """
     changes, tail = overlay.changes(), overlay.tail
     before = overlay.file_size
@@ -68,7 +71,13 @@ def commit(path: Path, file: BinaryIO, overlay: Overlay) -> None:
         with suppress(OSError):
             file.truncate(before)
         raise
-    _apply(path, file, journal)
+    try:
+        _apply(path, file, journal)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: the change is decided, but putting it in place failed ({error.strerror}). It is safe in "
+            f"{beside.name} beside the file, and done when the file is next opened: free some space, then open it."
+        ) from error
 
 
 def recover(path: Path, file: BinaryIO) -> None:

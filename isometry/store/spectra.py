@@ -231,7 +231,7 @@ def _value_problems(arrays: Arrays) -> list[str]:
     problems = []
     for key in ("nodes", "weights", "floor", "cdf", "density", "atom_mass"):
         if key in arrays:
-            problems += _sign_problems(key, arrays[key])
+            problems += _number_problems(key, arrays[key])
     for key in ("top", "top_residual", "bottom", "bottom_residual"):
         if key in arrays and np.any(arrays[key] < 0):
             problems.append(f"{key}: {int(np.sum(arrays[key] < 0))} negative values")
@@ -244,9 +244,12 @@ def _value_problems(arrays: Arrays) -> list[str]:
                 f"weights: the rows of {len(wrong)} of {sums.size} (input, probe) pairs do not sum to 1; that of "
                 f"{where} sums to {sums[where]:.6g}"
             )
-    if "log_s" in arrays and not np.all(np.diff(arrays["log_s"]) > 0):
-        problems.append("log_s: does not increase strictly")
-    if "cdf" in arrays and np.any(np.diff(arrays["cdf"]) < 0):
+    if "log_s" in arrays:
+        if not np.all(np.isfinite(arrays["log_s"])):
+            problems.append(f"log_s: {int(np.sum(~np.isfinite(arrays['log_s'])))} values are NaN or inf")
+        elif not np.all(np.diff(arrays["log_s"]) > 0):
+            problems.append("log_s: does not increase strictly")
+    if "cdf" in arrays and np.all(np.isfinite(arrays["cdf"])) and np.any(np.diff(arrays["cdf"]) < 0):
         problems.append("cdf: falls somewhere")
     if "cdf" in arrays and "atom_mass" in arrays:
         total = float(arrays["cdf"][-1] if arrays["cdf"].size else 0.0) + float(arrays["atom_mass"].sum())
@@ -255,7 +258,7 @@ def _value_problems(arrays: Arrays) -> list[str]:
     return problems
 
 
-def _sign_problems(key: str, values: NDArray[Any]) -> list[str]:
+def _number_problems(key: str, values: NDArray[Any]) -> list[str]:
     problems = []
     if not np.all(np.isfinite(values)):
         problems.append(f"{key}: {int(np.sum(~np.isfinite(values)))} values are NaN or inf")

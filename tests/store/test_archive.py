@@ -1,0 +1,56 @@
+"""Files written by earlier versions are read for ever. A new schema or element version adds a file here."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from store_samples import assert_same
+
+from isometry.store import open_store
+
+ARCHIVE = Path(__file__).parent / "archive"
+
+
+@pytest.fixture(scope="module")
+def schema_1() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("schema_1", ARCHIVE / "schema_1.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_schema_1_is_read_as_it_was_written(schema_1):
+    store = open_store(ARCHIVE / "schema-1.h5")
+    assert store.names() == ["lanczos, two inputs", "exact", "predicted"]
+    for spectrum in schema_1.spectra():
+        assert_same(spectrum, store[spectrum.name])
+    series = store.series("training")
+    assert list(series.columns) == ["step", "loss", "accuracy", "finite"]
+    for name, values in schema_1.columns().items():
+        assert series[name].dtype == values.dtype
+        assert series[name].tobytes() == values.tobytes()
+    assert series.attributes == {"learning_rate": 0.1, "created": "2026-01-02"}
+    assert series.units == {"loss": "nats"}
+
+
+def test_schema_1_is_valid_and_small():
+    assert open_store(ARCHIVE / "schema-1.h5").validate() == []
+    assert (ARCHIVE / "schema-1.h5").stat().st_size < 200_000
+
+
+def test_schema_1_can_be_added_to(schema_1, tmp_path):
+    path = tmp_path / "a.h5"
+    shutil.copyfile(ARCHIVE / "schema-1.h5", path)
+    path.chmod(0o644)
+    store = open_store(path, "a")
+    store.add(schema_1.spectra()[0], name="new")
+    store.append_series("training", {name: values[:1] for name, values in schema_1.columns().items()})
+    assert np.array_equal(store.series("training")["step"], [0, 10, 20, 0])
+    assert store.validate() == []

@@ -1,0 +1,306 @@
+"""A process killed at any moment leaves a valid file with everything whose storing had returned."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import h5py
+import pytest
+from store_samples import assert_same, measured, predicted
+
+from isometry.errors import StoreError
+from isometry.store import journal, open_store
+from isometry.store.journal import journal_path
+
+WRITER = Path(__file__).parent / "writer_process.py"
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the code under test catches it or cleans up after it."""
+
+
+class Interrupter:
+    """Ends the program, or fills the disk, at the n-th step of a commit; a step is a write of a piece, or a sync."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> None:
+        self.left, self.error = at, error
+        write, sync = journal._write_at, journal._sync
+
+        def write_in_pieces(file, offset, data):
+            # 512 bytes are what the code takes to be written whole; the long ends need not be cut as finely.
+            piece = 512 if len(data) <= 512 else 4096
+            for start in range(0, len(data), piece):
+                self.step()
+                write(file, offset + start, data[start : start + piece])
+
+        def counted_sync(file):
+            self.step()
+            sync(file)
+
+        monkeypatch.setattr(journal, "_write_at", write_in_pieces)
+        monkeypatch.setattr(journal, "_sync", counted_sync)
+
+    def step(self) -> None:
+        if self.left == 0:
+            raise self.error
+        self.left -= 1
+
+
+def acts():
+    """Every kind of change, as (label, function of a store)."""
+    return [
+        ("add", lambda store: store.add(measured(99), name="new")),
+        ("overwrite", lambda store: store.add(predicted(), name="s3", overwrite=True)),
+        ("remove", lambda store: store.remove("s8")),
+        ("append", lambda store: store.append_series("curve", {"step": list(range(900))})),
+    ]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    """Nine spectra: enough for HDF5 to keep the names in an index of several blocks."""
+    path = tmp_path_factory.mktemp("kills") / "original.h5"
+    store = open_store(path, "a")
+    for seed in range(9):
+        store.add(measured(seed), name=f"s{seed}")
+    store.add_series("curve", {"step": list(range(300))})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("act", "stride"),
+    [
+        # Replacing reuses old space, some hundred blocks: by default at every fifth of its steps.
+        pytest.param(act, 5 if label == "overwrite" else 1, id=label)
+        for label, act in acts()
+    ]
+    + [pytest.param(dict(acts())["overwrite"], 1, id="overwrite, every step", marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize(
+    "error", [Killed(), OSError(28, "No space left on device")], ids=["kill", "full disk"]
+)
+def test_stopping_at_any_step_leaves_the_file_as_before_or_as_after(act, stride, error, original, tmp_path):
+    path = tmp_path / "a.h5"
+    before = original.read_bytes()
+    shutil.copyfile(original, path)
+    act(open_store(path, "a"))
+    after = path.read_bytes()
+    assert open_store(path).validate() == []
+    outcomes = []
+    for at in range(0, 10_000, stride):
+        shutil.copyfile(original, path)
+        store = open_store(path, "a")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            interrupter = Interrupter(monkeypatch, at, error)
+            with contextlib.suppress(Killed, StoreError):
+                act(store)
+            if interrupter.left > 0:
+                break  # this act has fewer steps: it went through
+        store.names()  # whoever opens the file next finishes what is to be finished
+        assert not journal_path(path).exists()
+        found = path.read_bytes()
+        if found != after:
+            # Bytes beyond the old end that nothing points to may stay behind; nothing within may differ.
+            assert found[: len(before)] == before, f"torn at step {at}"
+        outcomes.append(found == after)
+    # Once decided it stays decided, and both sides were really met.
+    assert outcomes == sorted(outcomes)
+    assert len(outcomes) > 8
+    assert outcomes[0] is False
+    assert outcomes[-1] is True
+    # The next writer takes a file with such a rest at its end as it takes any other.
+    path.write_bytes(before + b"\x55" * 5000)
+    act(open_store(path, "a"))
+    assert open_store(path).validate() == []
+
+
+def test_without_the_journal_the_same_kills_would_tear_the_file(original, tmp_path):
+    """The test above can fail: the file as it stands between two steps, before anybody finishes it."""
+    path = tmp_path / "a.h5"
+    for at in range(10_000):
+        shutil.copyfile(original, path)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            interrupter = Interrupter(monkeypatch, at, Killed())
+            with contextlib.suppress(Killed):
+                open_store(path, "a").add(measured(99), name="new")
+            if interrupter.left > 0:
+                break
+        journal_path(path).unlink(missing_ok=True)
+        try:
+            problems = open_store(path).validate()
+        except StoreError:
+            problems = ["cannot be opened"]
+        if problems:
+            return
+    pytest.fail(
+        "no step leaves a torn file: then the journal is not needed, or the steps are not those of a kill"
+    )
+
+
+def test_a_kill_while_a_kill_is_made_good_loses_nothing(original, tmp_path):
+    path = tmp_path / "a.h5"
+    shutil.copyfile(original, path)
+    open_store(path, "a").add(measured(99), name="new")
+    after = path.read_bytes()
+    for at in range(10_000):
+        shutil.copyfile(original, path)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(journal, "_apply", die)
+            with pytest.raises(Killed):
+                open_store(path, "a").add(measured(99), name="new")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            interrupter = Interrupter(monkeypatch, at, Killed())
+            with contextlib.suppress(Killed):
+                open_store(path).names()
+            if interrupter.left > 0:
+                break
+        assert "new" in open_store(path)
+        assert path.read_bytes() == after
+    assert at > 3
+
+
+def die(*arguments: object) -> None:
+    raise Killed
+
+
+def test_a_journal_of_another_file_is_not_applied(original, tmp_path):
+    path = tmp_path / "a.h5"
+    shutil.copyfile(original, path)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(journal, "_apply", die)
+        with pytest.raises(Killed):
+            open_store(path, "a").add(measured(99), name="new")
+    assert journal_path(path).exists()
+    # The file is exchanged for another one of the same name before anybody opens it.
+    path.unlink()
+    other = tmp_path / "other.h5"
+    open_store(other, "a").add(predicted())
+    os.replace(other, path)
+    exchanged = path.read_bytes()
+    assert open_store(path).names() == ["predicted"]
+    assert path.read_bytes() == exchanged
+    assert not journal_path(path).exists()
+
+
+def start(path: Path, task: str, argument: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, WRITER, path, task, argument],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(WRITER.parent)} | environment,
+    )
+
+
+def kill_at_random(path: Path, rounds: int, seed: int) -> int:
+    """Kill ``rounds`` writers in turn; return how many spectra were known to be stored."""
+    moments = random.Random(seed)
+    promised: dict[str, int] = {}
+    rows = 0
+    open_store(path, "a")
+    with start(path, "forker", "") as forker:
+        assert forker.stdin is not None
+        assert forker.stdout is not None
+        for number in range(rounds):
+            forker.stdin.write(f"run{number}\n")
+            forker.stdin.flush()
+            process = None
+            while process is None:  # the process may say its first name before its parent says its number
+                word, _, value = forker.stdout.readline().partition(" ")
+                if word == "process":
+                    process = int(value)
+                else:
+                    promised[word.strip()] = int(word.rsplit("-", 1)[1])
+            time.sleep(moments.uniform(0.0, 0.25))
+            os.kill(process, signal.SIGKILL)
+            while (line := forker.stdout.readline().strip()) != "dead":
+                promised[line] = int(line.rsplit("-", 1)[1])
+            with h5py.File(path, "r") as file:  # any other program, before we open it
+                assert file.attrs["format"] == "isometry-spectra"
+            store = open_store(path)
+            assert set(promised) <= set(store.names())
+            if "curve" in store.series_names():
+                rows, before = len(store.series("curve")), rows
+                assert rows >= before
+        forker.stdin.close()
+    store = open_store(path)
+    assert store.validate() == []
+    for name, spectrum_seed in promised.items():
+        assert_same(measured(spectrum_seed, name=name), store[name])
+    assert not list(path.parent.glob(".*.new"))
+    return len(promised)
+
+
+def test_twenty_writers_killed_at_random_lose_nothing(tmp_path):
+    # Some must have been stored for this to mean anything; a writer stores one in about 0.1 s.
+    assert kill_at_random(tmp_path / "a.h5", 20, seed=0) > 5
+
+
+@pytest.mark.slow
+def test_a_hundred_writers_killed_at_random_lose_nothing(tmp_path):
+    assert kill_at_random(tmp_path / "a.h5", 100, seed=1) > 50
+
+
+def test_writers_in_competition_lose_nothing(tmp_path):
+    """Whether or not HDF5's own locks are switched off, as on many clusters; the file is not even there at first."""
+    path = tmp_path / "a.h5"
+    switches = ("TRUE", "FALSE", "BEST_EFFORT")
+    writers = [start(path, "some", f"with-{switch}", HDF5_USE_FILE_LOCKING=switch) for switch in switches]
+    said = [writer.communicate()[0].split() for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    store = open_store(path)
+    assert sorted(name for names in said for name in names) == sorted(store.names())
+    assert len(store) == 15
+    assert store.validate() == []
+
+
+def test_threads_share_a_store(tmp_path):
+    store = open_store(tmp_path / "a.h5", "a")
+
+    def work(label: str) -> None:
+        for number in range(4):
+            store.add(measured(number), name=f"{label}-{number}")
+            assert_same(measured(number, name=f"{label}-{number}"), store[f"{label}-{number}"])
+
+    threads = [threading.Thread(target=work, args=(label,)) for label in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(store) == 12
+    assert store.validate() == []
+
+
+def test_a_writer_waits_for_the_lock_and_says_so_when_it_gives_up(tmp_path):
+    path = tmp_path / "a.h5"
+    open_store(path, "a")
+    with start(path, "hold", "") as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(StoreError, match=r"in use for 0\.2 s.*there is no lock file to delete"):
+            open_store(path, "a", timeout=0.2)
+        # Killed while it holds the lock: it blocks nobody any longer.
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        assert open_store(path, "a", timeout=5).add(measured()) == "measured"
+
+
+def test_a_reader_with_another_tool_delays_a_writer_and_no_more(tmp_path):
+    store = open_store(tmp_path / "a.h5", "a", timeout=0.1)
+    store.add(measured())
+    with h5py.File(store.path, "r"):
+        assert store.names() == ["measured"]
+        if os.environ.get("HDF5_USE_FILE_LOCKING", "TRUE").upper() in ("TRUE", "1", "BEST_EFFORT"):
+            with pytest.raises(StoreError, match=r"h5py\.File still open"):
+                store.add(predicted())
+    store.add(predicted())
+    assert store.names() == ["measured", "predicted"]
