@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from isometry.cli.codes import FAILED, INTERRUPTED, NOT_CONVERGED, UNREADABLE
-from isometry.cli.streams import note, silence_closed_output
+from isometry.cli.streams import note, silence_closed_output, stand_in_for_closed_streams
 from isometry.errors import ConvergenceError, IsometryError, IsometryWarning, StoreError
 
 # Command name -> "module:attribute". A command's module is loaded when it is called or its help is asked for, and
@@ -111,6 +111,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     arguments : sequence of str, optional
         What follows `isometry`; ``sys.argv[1:]`` if None.
     """
+    stand_in_for_closed_streams()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         # Ours are about this very result: shown each time, whatever filters are set for libraries.

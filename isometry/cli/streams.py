@@ -49,6 +49,13 @@ def quiet_when_closed() -> Iterator[None]:
         silence_closed_output()
 
 
+def stand_in_for_closed_streams() -> None:
+    """Python leaves None for a stream that was closed when it started (`>&-`); then nothing listens."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it stands in for the stream until the end
+
+
 def silence_closed_output() -> None:
     """Point standard output at nothing, so that the interpreter's last flush does not complain."""
     with contextlib.suppress(OSError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 
 import click
 import pytest
@@ -102,6 +103,27 @@ def test_a_module_that_fails_while_it_is_imported_says_so(tmp_path, monkeypatch)
 def test_libraries_that_are_absent_or_lack_the_model_are_named(library: str) -> None:
     with pytest.raises(click.ClickException, match=library):
         load_model(f"{library}:no_such_model_anywhere")
+
+
+@pytest.mark.parametrize(
+    ("spec", "package", "maker"),
+    [("torchvision:small", "torchvision.models", "get_model"), ("timm:hub/small", "timm", "create_model")],
+)
+def test_libraries_are_asked_for_their_models(spec: str, package: str, maker: str, monkeypatch) -> None:
+    # Neither library is needed to test ours: a stand-in with the one function that is called.
+    stand_in = types.ModuleType(package)
+    made = nn.Linear(2, 2)
+    asked = []
+    setattr(stand_in, maker, lambda name, **options: asked.append((name, options)) or made)
+    monkeypatch.setitem(sys.modules, package.partition(".")[0], stand_in)
+    monkeypatch.setitem(sys.modules, package, stand_in)
+    loaded = load_model(spec)
+    assert loaded.module is made
+    assert asked[0][0] == spec.partition(":")[2]
+    # Random weights: nothing is downloaded.
+    assert not asked[0][1].get("weights")
+    assert not asked[0][1].get("pretrained")
+    assert "/" not in loaded.name
 
 
 def test_evaluation_mode_is_the_users_choice(models: str) -> None:

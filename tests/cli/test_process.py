@@ -70,6 +70,24 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert process.wait(60) == 0
 
 
+@pytest.mark.parametrize("redirection", [">&-", "2>&-"])
+def test_a_closed_stream_is_no_fault(tmp_path, redirection: str) -> None:
+    command = f'"{sys.executable}" -c "from isometry.cli import main; main()" critical --help {redirection}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_behind_standard_output_is_code_1() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: No space left on device"
+
+
 def test_an_interrupt_is_code_130_without_a_traceback(tmp_path) -> None:
     started = tmp_path / "started"
     (tmp_path / "slow.py").write_text(
