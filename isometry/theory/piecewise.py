@@ -15,6 +15,7 @@ from numpy.polynomial import legendre
 from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
+from isometry.theory.leading import CurvePoints
 
 Array = NDArray[np.float64]
 
@@ -23,22 +24,12 @@ NODES, WEIGHTS = legendre.leggauss(ORDER)
 _VALUES = legendre.legvander(NODES, ORDER - 1)
 # Values at the nodes -> Legendre coefficients, by the discrete orthogonality of the Gauss rule.
 _TO_COEFFICIENTS = ((_VALUES * WEIGHTS[:, None]).T * (np.arange(ORDER) + 0.5)[:, None]).T
+_TO_FIRST_HALF, _TO_SECOND_HALF = (
+    legendre.legvander(0.5 * (NODES + shift), ORDER - 1) @ _TO_COEFFICIENTS.T for shift in (-1.0, 1.0)
+)
 _DERIVATIVE = np.stack([legendre.legval(NODES, legendre.legder(row)) for row in np.eye(ORDER)])
 MOST_PANELS = 600
 NARROWEST = 1e-9
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """What one call of the solver gives at (n,) points of the variable s.
-
-    ``log_lambda, density, mass_above`` as in the solvers; ``unknown`` (real or complex) starts Newton nearby.
-    """
-
-    log_lambda: Array
-    density: Array
-    mass_above: Array
-    unknown: NDArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +76,7 @@ class PiecewiseCurve:
 
 
 def resolve(
-    solve: Callable[[Array, NDArray], Sample],
+    solve: Callable[[Array, NDArray], CurvePoints],
     start: Array,
     guess: Callable[[Array], NDArray],
     *,
@@ -97,7 +88,7 @@ def resolve(
     Parameters
     ----------
     solve : callable
-        (s, guess) -> Sample.
+        (s, guess) -> CurvePoints.
     start : (K + 1,) array
         Ends of the first panels; s may run against log lambda.
     guess : callable
@@ -139,9 +130,9 @@ def resolve(
             break
         rough = ~fine
         # Parents interpolate the guesses of their halves.
-        parents = (sample.unknown.reshape(-1, ORDER) @ _TO_COEFFICIENTS)[rough]
-        halves = [parents @ legendre.legvander(0.5 * (NODES + shift), ORDER - 1).T for shift in (-1.0, 1.0)]
-        guesses = np.concatenate(halves).ravel()
+        nodal = sample.unknown.reshape(left.size, ORDER, -1)[rough]
+        halves = [np.einsum("co,pok->pck", matrix, nodal) for matrix in (_TO_FIRST_HALF, _TO_SECOND_HALF)]
+        guesses = np.concatenate(halves).reshape(-1, nodal.shape[2])
         width = np.concatenate([width[rough], width[rough]]) * 0.5
         left = np.concatenate([left[rough], left[rough] + width[: int(np.sum(rough))]])
     if not np.all(fine):

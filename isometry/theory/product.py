@@ -121,8 +121,9 @@ class FreeProduct:
 
 def lower_log(values: ComplexArray) -> ComplexArray:
     """log with arguments in [-pi, 0]: the branch of the closed lower half-plane, negative reals included."""
-    flat = np.asarray(values, complex)
-    return np.log(flat.real + 1j * np.where(flat.imag == 0.0, -0.0, flat.imag))
+    signed = np.array(values, complex)
+    signed.imag[signed.imag == 0.0] = -0.0
+    return np.log(signed)
 
 
 def group_integral(w: ComplexArray, averages: Averages, log_average: ComplexArray) -> ComplexArray:

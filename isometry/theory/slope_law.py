@@ -35,7 +35,7 @@ REACHES = (9.0, 13.0, 17.0, 21.0, 25.0, 29.0, 33.0, 37.0)
 class Averages:
     """h, m and their derivatives in w, each (n,) complex; 1 + m = w h without cancellation near m = -1.
 
-    ``h_nonzero`` leaves out the mass at d = 0, which makes 1/w of its share.
+    ``h_nonzero`` and its derivative leave out the mass at d = 0, which makes 1/w of its share.
     """
 
     h: ComplexArray
@@ -43,6 +43,7 @@ class Averages:
     h_prime: ComplexArray
     m_prime: ComplexArray
     h_nonzero: ComplexArray
+    h_nonzero_prime: ComplexArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,7 @@ class SlopeLaw:
             h, m = h + sums[0], m + sums[1]
             h_prime, m_prime = h_prime - sums[2], m_prime - sums[3]
         zero = self.zero_mass / w
-        return Averages(h + zero, m, h_prime - zero / w, m_prime, h)
+        return Averages(h + zero, m, h_prime - zero / w, m_prime, h, h_prime)
 
     def log_average(self, w: ComplexArray) -> ComplexArray:
         """Phi(w) = E log(1 - d/w), (n,), the branch that vanishes at infinity."""
@@ -133,7 +134,9 @@ class SlopeLaw:
 
 def _upper(values: ComplexArray) -> ComplexArray:
     """The same numbers with -0.0 imaginary parts made +0.0, so that negative reals have argument +pi."""
-    return values.real + 1j * np.where(values.imag == 0.0, 0.0, values.imag)
+    signed = values.copy()
+    signed.imag[signed.imag == 0.0] = 0.0
+    return signed
 
 
 def point_masses(values: Sequence[float], masses: Sequence[float]) -> SlopeLaw:

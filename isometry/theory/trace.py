@@ -1,0 +1,186 @@
+"""One band of the spectrum, traced from edge to edge (or down to where no mass is left)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isometry.errors import ConvergenceError
+from isometry.theory.edges import Band
+from isometry.theory.leading import CurvePoints
+from isometry.theory.piecewise import PiecewiseCurve, resolve
+from isometry.theory.product import FreeProduct
+
+Array = NDArray[np.float64]
+
+# The grid reaches down until less than this mass is left below it.
+REMAINING_MASS = 5e-10
+TOLERANCE = 1e-9
+
+
+class SpectralCurve(Protocol):
+    """A solver that gives points of the curve along a real coordinate that grows with lambda."""
+
+    @property
+    def product(self) -> FreeProduct: ...
+
+    @property
+    def cusps(self) -> list[float]:
+        """Coordinates at which the density may be infinite."""
+        ...
+
+    @property
+    def stages(self) -> list[float]:
+        """How far below the top to look for the place where no mass is left, in growing steps."""
+        ...
+
+    @property
+    def terms(self) -> float:
+        """Number of terms log z is summed from, which its rounding grows with."""
+        ...
+
+    def points(self, coordinate: Array, guess: NDArray | None = None) -> CurvePoints: ...
+
+    def log_lambda_at(self, coordinate: float) -> float:
+        """log lambda at a real edge."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TracedBand:
+    """One band resolved: its curve, whether s runs against log lambda, and its exact ends where they are edges."""
+
+    curve: PiecewiseCurve
+    reversed: bool
+    low_edge: float | None
+    high_edge: float | None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """The coordinate as a function of s in which the curve is analytic up to the ends of its band.
+
+    A true edge is a square root in the coordinate, so s enters as a square there.
+    """
+
+    low: float
+    high: float
+    low_edge: bool
+    high_edge: bool
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Range of s."""
+        return 0.0, 1.0 if self._both else float(np.sqrt(self.high - self.low))
+
+    @property
+    def backward(self) -> bool:
+        """Whether s = 0 is the upper end."""
+        return not self.low_edge
+
+    @property
+    def _both(self) -> bool:
+        return self.low_edge and self.high_edge
+
+    def coordinate(self, s: Array) -> Array:
+        if self._both:
+            return self.low + (self.high - self.low) * np.sin(0.5 * np.pi * s) ** 2
+        return self.high - s * s if self.backward else self.low + s * s
+
+    def parameter(self, coordinate: float) -> float:
+        """s of a coordinate inside the band."""
+        if self._both:
+            share = (coordinate - self.low) / (self.high - self.low)
+            return 2.0 / np.pi * float(np.arcsin(np.sqrt(share)))
+        return float(np.sqrt(self.high - coordinate if self.backward else coordinate - self.low))
+
+
+def trace(curve: SpectralCurve, band: Band) -> TracedBand | None:
+    """The curve through one band, or None where the band carries no mass that could be seen.
+
+    Raises
+    ------
+    ConvergenceError
+        When the curve cannot be followed or does not come out smooth.
+    """
+    offsets, below, unknown, log_top = _look_down(curve, band)
+    low, low_edge = band.low, band.low_edge
+    reach = band.high - band.low
+    enough = np.flatnonzero(below <= REMAINING_MASS)
+    if enough.size and enough[0] == 0:
+        return None
+    if enough.size and offsets[enough[0]] < 0.95 * reach:
+        # Mass falls roughly like a power: interpolate its logarithm.
+        index = int(enough[0])
+        a, b = np.log(below[index - 1]), np.log(max(below[index], 1e-4 * REMAINING_MASS))
+        share = min(max((a - np.log(REMAINING_MASS)) / max(a - b, 1e-9), 0.0), 1.0)
+        low = band.high - float(offsets[index - 1] + share * (offsets[index] - offsets[index - 1]))
+        low_edge = False
+    elif not np.isfinite(band.low):
+        raise ConvergenceError(
+            f"the spectrum still has {below[-1]:.2g} of its mass where averages leave the range of floats. Choose a "
+            "smaller q, or an activation whose slope does not vanish that fast."
+        )
+    chart = Chart(low, band.high, low_edge, band.high_edge)
+    inner = [chart.parameter(cusp) for cusp in curve.cusps if low < cusp < band.high]
+    start = np.unique(np.concatenate([np.linspace(*chart.ends, 5), inner]))
+
+    def guess(s: Array) -> NDArray:
+        at = chart.coordinate(s)
+        known = (band.high - offsets)[::-1]
+        columns = [np.interp(at, known, column[::-1].real) for column in unknown.T]
+        if np.iscomplexobj(unknown):
+            columns = [
+                real + 1j * np.interp(at, known, column[::-1].imag)
+                for real, column in zip(columns, unknown.T, strict=True)
+            ]
+        return np.stack(columns, axis=1)
+
+    resolved = resolve(
+        lambda s, near: curve.points(chart.coordinate(s), near),
+        start,
+        guess,
+        tolerance=TOLERANCE + 3e-13 * curve.terms,
+        log_top=log_top,
+    )
+    return TracedBand(
+        resolved,
+        chart.backward,
+        curve.log_lambda_at(low) if low_edge else None,
+        curve.log_lambda_at(band.high) if band.high_edge else None,
+    )
+
+
+def _look_down(curve: SpectralCurve, band: Band) -> tuple[Array, Array, NDArray, float]:
+    """Offsets below the top, continuous mass below each, the unknowns there, and log lambda at the topmost.
+
+    Stage by stage: far down averages get dear, and mostly there is no mass left to look for.
+    """
+    reach = band.high - band.low
+    stages = [stage for stage in curve.stages if stage < reach]
+    if np.isfinite(reach):
+        stages.append(reach * (1 - 1e-9))
+    offsets = np.geomspace(1e-5 * min(reach, stages[0] / 16.0), stages[0], 48)
+    found = curve.points(band.high - offsets)
+    below, unknown = continuous_below(curve.product, found.log_lambda, found.mass_above), found.unknown
+    log_top = float(found.log_lambda[0])
+    for nearer, further in zip(stages[:-1], stages[1:], strict=True):
+        if below[-1] <= REMAINING_MASS:
+            break
+        steps = np.geomspace(nearer, further, 9)[1:]
+        found = curve.points(band.high - steps)
+        more = continuous_below(curve.product, found.log_lambda, found.mass_above)
+        offsets, below = np.concatenate([offsets, steps]), np.concatenate([below, more])
+        unknown = np.concatenate([unknown, found.unknown])
+    return offsets, below, unknown, log_top
+
+
+def continuous_below(product: FreeProduct, log_lambda: Array, mass_above: Array) -> Array:
+    """Continuous mass at or below each lambda: what is neither above nor in a point mass below."""
+    result = 1.0 - mass_above
+    for place, mass in product.atoms:
+        result = result - mass * (place <= log_lambda)
+    return result

@@ -1,0 +1,246 @@
+"""The spectrum's curve for a product of several kinds of layers, turned in from the negative axis.
+
+With one w per kind nothing leads: t and every w_g are unknown together,
+
+    log z(t, w) = log lambda + i eta,        m_g(w_g) = t/nu_g.
+
+For eta = pi, z on the negative axis, all of them are real and monotone in |z|, so the solution is unique and found by
+bisection. From there eta is turned down to 0 for all lambda at once, by Newton's method with steps that adapt to each
+lambda: the solution is analytic in the upper half-plane, so no root has to be chosen.
+
+Unknowns are kept as u = log(-t/(1 + t)) and v_g = log(-w_g), real on the negative axis and free of cancellation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isometry.errors import ConvergenceError
+from isometry.theory.leading import CurvePoints
+from isometry.theory.product import FreeProduct, group_integral, lower_log
+from isometry.theory.slope_law import SlopeLaw
+
+Array = NDArray[np.float64]
+ComplexArray = NDArray[np.complex128]
+
+# u on the table of the negative axis: |t| from e^-60 to 1 - e^-26, beyond which there is less mass than anyone sees.
+TABLE = np.linspace(-60.0, 26.0, 87)
+FIRST_STEP = 0.25
+SMALLEST_STEP = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class TurningCurve:
+    """A product with several groups (or one whose level does not limit the rank)."""
+
+    product: FreeProduct
+
+    def _evaluate(
+        self, unknown: ComplexArray
+    ) -> tuple[ComplexArray, ComplexArray, ComplexArray, ComplexArray, ComplexArray]:
+        """(log z, its slope in u with the groups eliminated, correction, v slopes, v corrections) at (n, 1 + K).
+
+        A Newton step for log z = target is du = (target - log z + correction)/slope, dv = v_slope du - v_correction.
+        """
+        t, one_plus_t = _from_u(unknown[:, 0])
+        # dt/du = t (1 + t)
+        rate = t * one_plus_t
+        value = self.product.explicit_log_z(t, one_plus_t)
+        slope = self.product.explicit_slope(t, one_plus_t) * rate
+        correction = np.zeros_like(value)
+        v_slopes, v_corrections = np.empty_like(unknown[:, 1:]), np.empty_like(unknown[:, 1:])
+        for index, group in enumerate(self.product.groups):
+            w = -np.exp(unknown[:, 1 + index])
+            averages = group.law.averages(w)
+            # m = t/nu as log m/(p + m) = log t/(nu p + t), which keeps its digits at both ends.
+            size = group.size * group.law.nonzero_mass
+            rest = size - 1.0 + one_plus_t
+            miss = _ratio(averages.m, w * averages.h_nonzero) - _ratio(t, rest)
+            per_v = w * (averages.m_prime / averages.m - averages.h_nonzero_prime / averages.h_nonzero) - 1.0
+            v_slope, v_miss = (1.0 / t - 1.0 / rest) * rate / per_v, miss / per_v
+            both = w * (averages.m_prime / averages.m - averages.h_prime / averages.h)
+            value = value + group.count * (lower_log(averages.m) - lower_log(averages.h))
+            slope = slope + group.count * both * v_slope
+            correction = correction + group.count * both * v_miss
+            v_slopes[:, index], v_corrections[:, index] = v_slope, v_miss
+        return value, slope, correction, v_slopes, v_corrections
+
+    def newton(
+        self, unknown: ComplexArray, target: ComplexArray, rounds: int = 12
+    ) -> tuple[ComplexArray, NDArray]:
+        """Solutions of log z = target near the given unknowns, and which of them converged in the right half-plane."""
+        current = unknown.copy()
+        good = np.zeros(target.size, bool)
+        active = np.arange(target.size)
+        for _ in range(rounds):
+            with np.errstate(all="ignore"):
+                value, slope, correction, v_slopes, v_corrections = self._evaluate(current[active])
+                du = (target[active] - value + correction) / slope
+                dv = v_slopes * du[:, None] - v_corrections
+            step = np.concatenate([du[:, None], dv], axis=1)
+            size = np.max(np.abs(step), axis=1)
+            # Beyond one the linearisation means nothing.
+            step = step / np.maximum(size, 1.0)[:, None]
+            current[active] += np.where(np.isfinite(size)[:, None], step, 0.0)
+            valid = np.isfinite(size) & _in_half_plane(current[active], 1e-9)
+            settled = valid & (size < 1e-10)
+            good[active[settled]] = True
+            active = active[valid & ~settled]
+            if active.size == 0:
+                break
+        return _clipped(current), good
+
+    def on_negative_axis(self) -> tuple[Array, Array]:
+        """(log |z|, unknowns) on the table: (n,) and (n, 1 + K), real; log |z| decreases."""
+        t, one_plus_t = _from_u(TABLE)
+        unknown = np.empty((TABLE.size, 1 + len(self.product.groups)))
+        unknown[:, 0] = TABLE
+        for index, group in enumerate(self.product.groups):
+            size = group.size * group.law.nonzero_mass
+            unknown[:, 1 + index] = _negative_inverse(group.law, np.log(-t / (size - 1.0 + one_plus_t)))
+        return self._evaluate(unknown.astype(complex))[0].real, unknown
+
+    def turned(self, log_lambda: Array) -> ComplexArray:
+        """The unknowns on the positive axis at (n,) points, (n, 1 + K), from the negative axis.
+
+        Raises
+        ------
+        ConvergenceError
+            When some lambda cannot be reached.
+        """
+        heights, table = self.on_negative_axis()
+        order = np.argsort(heights)
+        start = np.stack(
+            [np.interp(log_lambda, heights[order], column[order]) for column in table.T], axis=1
+        ).astype(complex)
+        angle = np.full(log_lambda.size, np.pi)
+        current, good = self.newton(start, log_lambda + 1j * angle, rounds=40)
+        if not np.all(good):
+            raise ConvergenceError(
+                f"the equations of the layers could not be solved at z = -exp({log_lambda[~good][0]:.6g}), where they "
+                "are real. No spectrum is given; please report the ensemble."
+            )
+        previous, previous_angle = current.copy(), angle.copy()
+        step = np.full(log_lambda.size, FIRST_STEP)
+        active = np.arange(log_lambda.size)
+        for _ in range(4000):
+            target_angle = np.maximum(angle[active] - step[active], 0.0)
+            # Extrapolate along the path.
+            run = previous_angle[active] - angle[active]
+            share = np.where(run > 0, (angle[active] - target_angle) / np.where(run > 0, run, 1.0), 0.0)
+            guess = current[active] + share[:, None] * (current[active] - previous[active])
+            guess = _clipped(guess)
+            found, good = self.newton(guess, log_lambda[active] + 1j * target_angle, rounds=7)
+            # A root that is far from where the path points is another root.
+            good &= np.max(np.abs(found - guess), axis=1) < 0.5 + 2.0 * step[active]
+            moved = active[good]
+            previous[moved], previous_angle[moved] = current[moved], angle[moved]
+            current[moved], angle[moved] = found[good], target_angle[good]
+            step[moved] = np.minimum(1.6 * step[moved], 0.5)
+            step[active[~good]] *= 0.4
+            if np.any(step[active] < SMALLEST_STEP):
+                break
+            active = active[angle[active] > 0.0]
+            if active.size == 0:
+                return current
+        raise ConvergenceError(
+            f"the path from the negative to the positive axis stopped at angle {angle[active][0]:.3g} for lambda = "
+            f"exp({log_lambda[active][0]:.6g}). No spectrum is given; please report the ensemble."
+        )
+
+    @property
+    def terms(self) -> float:
+        """Number of terms log z is summed from."""
+        counts = sum(group.count for group in self.product.groups)
+        return 1.0 + counts + float(np.abs(self.product.exponents).sum())
+
+    @property
+    def cusps(self) -> list[float]:
+        """Point masses, whose places are known; next to one the density may be infinite."""
+        return [place for place, _ in self.product.atoms]
+
+    @property
+    def stages(self) -> list[float]:
+        """How far down in log lambda to look: t reaches -1 exponentially, at a rate of one per factor."""
+        return [self.terms * stage for stage in (4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0, 40.0)]
+
+    def log_lambda_at(self, log_lambda: float) -> float:
+        """The coordinate is log lambda itself."""
+        return log_lambda
+
+    def points(self, log_lambda: Array, guess: ComplexArray | None = None) -> CurvePoints:
+        """The curve at (n,) values of log lambda."""
+        if guess is None:
+            unknown = self.turned(log_lambda)
+        else:
+            unknown, good = self.newton(guess, log_lambda.astype(complex))
+            if not np.all(good):
+                unknown[~good] = self.turned(log_lambda[~good])
+        t, one_plus_t = _from_u(unknown[:, 0])
+        integral = self.product.explicit_integral(t, one_plus_t)
+        for index, group in enumerate(self.product.groups):
+            w = -np.exp(unknown[:, 1 + index])
+            averages = group.law.averages(w)
+            integral = integral + group.count * group.size * group_integral(
+                w, averages, group.law.log_average(w)
+            )
+        above = (t.imag * log_lambda - integral.imag) / np.pi
+        return CurvePoints(log_lambda, np.maximum(-t.imag, 0.0) / np.pi, above, unknown)
+
+
+def _in_half_plane(unknown: ComplexArray, slack: float) -> NDArray[np.bool_]:
+    """Whether w lies in the upper and t/(1 + t) in the lower half-plane: Im v in [-pi, 0], Im u in [0, pi]; (n,)."""
+    inside = (unknown.imag[:, 0] > -slack) & (unknown.imag[:, 0] < np.pi + slack)
+    v = unknown.imag[:, 1:]
+    return inside & np.all((v < slack) & (v > -np.pi - slack), axis=1)
+
+
+def _clipped(unknown: ComplexArray) -> ComplexArray:
+    result = unknown.copy()
+    result.imag[:, 0] = np.clip(result.imag[:, 0], 0.0, np.pi)
+    result.imag[:, 1:] = np.clip(result.imag[:, 1:], -np.pi, 0.0)
+    return result
+
+
+def _from_u(u: NDArray) -> tuple[NDArray, NDArray]:
+    """(t, 1 + t) of u = log(-t/(1 + t)), neither with cancellation."""
+    small = (
+        np.exp(-np.abs(u.real) + 1j * np.where(u.real > 0, -u.imag, u.imag))
+        if np.iscomplexobj(u)
+        else np.exp(-np.abs(u))
+    )
+    low = u.real <= 0
+    one_plus_t = np.where(low, 1.0 / (1.0 + small), small / (1.0 + small))
+    t = np.where(low, -small / (1.0 + small), -1.0 / (1.0 + small))
+    return t, one_plus_t
+
+
+def _ratio(m: ComplexArray, rest: ComplexArray) -> ComplexArray:
+    """log of m/(p + m), both numbers in the closed lower half-plane."""
+    return lower_log(m) - lower_log(rest)
+
+
+def _negative_inverse(law: SlopeLaw, target: Array) -> Array:
+    """v with log(-m/(p + m)) = target at w = -e^v, for (n,) values: m runs monotonically from -p to 0."""
+    low, high = np.full(target.size, -690.0), np.full(target.size, 690.0)
+    # For a constant d this is v = log d - target.
+    v = np.clip(np.log(law.moments(1)[0]) - target, -680.0, 680.0)
+    for _ in range(200):
+        w = -np.exp(v)
+        averages = law.averages(w.astype(complex))
+        rest = w * averages.h_nonzero.real
+        value = np.log(-averages.m.real / rest)
+        slope = w * (
+            averages.m_prime.real / averages.m.real - averages.h_nonzero_prime.real / averages.h_nonzero.real
+        )
+        # The left side falls as w moves away from zero.
+        low, high = np.where(value > target, v, low), np.where(value <= target, v, high)
+        step = (target - value) / np.minimum(slope - 1.0, -1e-3)
+        moved = v + step
+        v = np.where((moved > low) & (moved < high), moved, 0.5 * (low + high))
+        if np.all((np.abs(step) < 1e-9) | (high - low < 1e-9)):
+            break
+    return v
