@@ -61,6 +61,10 @@ def lanczos(
     -----
     A single start vector sees each distinct singular value once: ``top`` lists distinct values, without
     their multiplicities. The top values are lower bounds of the true ones, the bottom value an upper bound of s_min.
+
+    Where one singular value carries nearly all of the mean square, the spread of the probes is a chi-square of one
+    degree of freedom, and the 95 % interval of 16 probes covers 86 % of the time; take
+    :func:`isometry.estimators.randomized`, which takes such values out first.
     """
     if probes < 1:
         raise InputError(f"at least one probe is needed; got {probes}")

@@ -63,6 +63,7 @@ def randomized(
         ||A^T u - s v||, computed, not estimated. Where Golub-Kahan finds a larger value in the rest, that one stands
         first (the leading triplets are then far from converged, as their residuals say). The standard error of the
         mean square comes from the deflated part alone, so it is small where few singular values dominate.
+        ``cdf_bounds`` take the leading values for exact: they hold to within the residuals.
     """
     if rank < 1 or oversample < 0 or iterations < 0:
         raise InputError(
@@ -95,6 +96,8 @@ def randomized(
     s, error = values.cpu().numpy(), residuals.cpu().numpy()
     noise = side.noise_floor(s[:, 0])
     if rank == side.short:
+        if progress is not None:
+            progress(stages, stages)
         return _complete(side, s, error, noise, began, seed)
 
     frame = vectors.to(side.dtype)
