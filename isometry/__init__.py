@@ -7,6 +7,7 @@
 >>> print(spectrum)  # doctest: +SKIP
 
 Everything public stands here; names are loaded when they are first used, so that ``import isometry`` is quick.
+No module has the name of a public function: importing it would put the module where the function belongs.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .compare import Comparison, compare
+    from .comparison import Comparison, compare
     from .jacobian import JacobianOperator
-    from .measure import measure
+    from .layerwise import predict_for
+    from .measurement import measure
     from .nn import init
     from .spectrum import Spectrum
     from .store import open_store
@@ -26,15 +28,16 @@ if TYPE_CHECKING:
     from .theory.predict import predict
 
 _HOMES = {
-    "Comparison": "isometry.compare",
+    "Comparison": "isometry.comparison",
     "Ensemble": "isometry.theory.ensemble",
     "JacobianOperator": "isometry.jacobian",
     "Spectrum": "isometry.spectrum",
-    "compare": "isometry.compare",
+    "compare": "isometry.comparison",
     "critical_point": "isometry.theory.meanfield",
-    "measure": "isometry.measure",
+    "measure": "isometry.measurement",
     "open_store": "isometry.store",
     "predict": "isometry.theory.predict",
+    "predict_for": "isometry.layerwise",
 }
 
 __all__ = [
@@ -48,6 +51,7 @@ __all__ = [
     "measure",
     "open_store",
     "predict",
+    "predict_for",
 ]
 
 

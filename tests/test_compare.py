@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from isometry.chance import error_band, network_width
-from isometry.compare import Comparison, compare
+from isometry.comparison import Comparison, compare
 from isometry.distances import kolmogorov_smirnov, spread_integral, wasserstein
 from isometry.distribution import Curve, Quadrature
 from isometry.errors import InputError

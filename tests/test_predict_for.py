@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from isometry.compare import compare
+from isometry.comparison import compare
 from isometry.errors import InputError, ModelError
-from isometry.measure import measure
+from isometry.layerwise import predict_for
+from isometry.measurement import measure
 from isometry.nn import MLP, ResNet, VanillaCNN
-from isometry.predict_for import predict_for
 
 
 def both(model, x, **options):

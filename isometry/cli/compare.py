@@ -65,7 +65,7 @@ def compare_command(
         raise click.UsageError("compare with a second FILE.h5:NAME, or with --theory: one of the two")
     first = stored_spectrum(measured)
     second = predicted_for(first, measured) if predicted is None else stored_spectrum(predicted)
-    from isometry.compare import compare
+    from isometry.comparison import compare
 
     comparison = compare(first, second, width=width, floor=floor)
     if as_json:

@@ -162,7 +162,7 @@ def _measure(
     import torch
 
     from isometry.errors import IsometryError
-    from isometry.measure import measure
+    from isometry.measurement import measure
 
     if chosen is not None:
         options["output"] = int(chosen) if chosen.lstrip("-").isdigit() else chosen

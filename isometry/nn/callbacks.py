@@ -140,7 +140,7 @@ class SpectrumRecorder:
         return _Recording()
 
     def _measured(self, model: nn.Module, step: int) -> Spectrum:
-        from isometry.measure import measure
+        from isometry.measurement import measure
 
         reference = next(model.parameters(), self.x)
         x = self.x.to(device=reference.device, dtype=reference.dtype)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from isometry.compare import Comparison
+from isometry.comparison import Comparison
 from isometry.spectrum import Spectrum
 
 from .plots import house_style, new_figure, plot_spectra

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from isometry.compare import compare
+from isometry.comparison import compare
 from isometry.errors import InputError
 from isometry.spectrum import Spectrum
 from isometry.theory.discrete import Factor, free_product

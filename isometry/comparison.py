@@ -131,7 +131,7 @@ class Comparison:
 
     def verdict(self) -> str:
         """One sentence: is this the predicted law?"""
-        distance = f"KS {self.raw.ks_beyond_error:.3g}, by chance up to {self.chance.ks:.3g}"
+        distance = f"KS {self.raw.ks:.3g}{self._beyond_text()}, by chance up to {self.chance.ks:.3g}"
         ratio = _ratio_text(self.raw.log_moment_ratios[0])
         if self.agrees is None:
             return (
@@ -148,10 +148,15 @@ class Comparison:
             )
         if self.agrees_in_shape:
             return (
-                f"agrees in shape only: mean square {ratio} of the predicted; KS {self.raw.ks_beyond_error:.3g} raw, "
-                f"{self.shape.ks_beyond_error:.3g} with that divided out, by chance up to {self.chance.ks:.3g}"
+                f"agrees in shape only: mean square {ratio} of the predicted; KS {self.raw.ks:.3g} raw, "
+                f"{self.shape.ks:.3g} with that divided out, by chance up to {self.chance.ks:.3g}"
             )
         return f"disagrees: {distance}; mean square {ratio} of the predicted"
+
+    def _beyond_text(self) -> str:
+        if self.raw.ks == self.raw.ks_beyond_error:
+            return ""
+        return f" ({self.raw.ks_beyond_error:.3g} beyond the error of the measurement)"
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """The table as (label, raw, shape, by chance): what every rendering of a comparison shows."""

@@ -1,0 +1,78 @@
+"""What the documentation shows must run: README blocks, README command lines, docstring examples."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import isometry
+from isometry.cli.entry import run
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+MY_MODEL = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    features = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(8)))
+    return nn.Sequential(__import__("collections").OrderedDict(
+        features=features, norm=nn.BatchNorm2d(3), flat=nn.Flatten(), head=nn.Linear(3 * 32 * 32, 4)))
+"""
+
+
+def modules() -> list[str]:
+    found = pkgutil.walk_packages(isometry.__path__, "isometry.")
+    return sorted(module.name for module in found if "__main__" not in module.name)
+
+
+@pytest.mark.parametrize("name", modules())
+def test_docstring_examples_run(name: str) -> None:
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0, f"{result.failed} of {result.attempted} examples in {name}"
+
+
+def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        # The same lines on a smaller network: what is tested is that they run as they stand.
+        exec(block.replace("depth=100", "depth=10").replace('"tanh", 100', '"tanh", 10'), names)
+    spectrum = names["spectrum"]
+    assert isinstance(spectrum, isometry.Spectrum)
+    assert spectrum.shape == (1024, 1024)
+    assert isometry.open_store("runs.h5").names() == ["delta, depth 100"]
+
+
+def test_readme_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command line of "The command line in one screen", on small stand-ins for the reader's own files."""
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    Path("my_model.py").write_text(MY_MODEL)
+    scope: dict[str, object] = {}
+    exec(MY_MODEL, scope)
+    torch.save(scope["build"]().state_dict(), "checkpoint.pt")  # type: ignore[operator]
+    np.save("images.npy", np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype("float32"))
+    screen = README.split("## The command line in one screen")[1].split("## ")[0]
+    lines = [part for line in screen.splitlines() if line.startswith("    isometry") for part in line.split(";")]
+    assert len(lines) >= 10
+    for line in lines:
+        words = shlex.split(line, comments=True)[1:]
+        small = [word.replace("depth=32", "depth=4").replace("channels=16", "channels=4") for word in words]
+        code = run(small)
+        assert code == 0, f"{line.strip()} -> {code}\n{capsys.readouterr().err}"
