@@ -84,7 +84,7 @@ class Spectrum:
     Examples
     --------
     >>> spectrum = Spectrum.from_singular_values([3.0, 1.0, 1.0, 0.0])
-    >>> float(spectrum.mean_square), float(spectrum.quantile(0.5)), spectrum.zero_mass
+    >>> round(spectrum.mean_square, 9), float(spectrum.quantile(0.5)), spectrum.zero_mass
     (2.75, 1.0, 0.25)
     """
 
