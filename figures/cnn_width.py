@@ -5,8 +5,8 @@ channels, with Gaussian and with delta-orthogonal kernels. The prediction is tha
 know of space (Xiao et al. 2018, arXiv 1806.05393, section 2.4). Left and middle: the singular values of J (of c x 64
 of them) at one input, one network of each size, over the predicted density. Right: the largest distance of the two
 cdfs for several draws, against the channels, with their mean; the dotted line is what `isometry.compare` allows by
-chance, 1.63 / sqrt(channels). Spectra are by stochastic Lanczos quadrature, 16 probes of 60 steps; at 32 channels the dense SVD of
-the first draw, stored beside it, checks that.
+chance, 1.63 / sqrt(channels). Spectra are by stochastic Lanczos quadrature, 16 probes of 60 steps; at 32 channels the
+dense SVD of the first draw, stored beside it, checks that.
 
     python figures/cnn_width.py           # four draws of each: about five minutes on one core
     python figures/cnn_width.py --full    # ten draws, and 256 channels: an hour

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,16 @@ def stationary_input(ensemble: isometry.Ensemble, *shape: int, seed: int) -> Ten
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     mean_square = (ensemble.q_star - ensemble.sigma_b**2) / ensemble.sigma_w**2
     return x * math.sqrt(mean_square / float(x.square().mean()))
+
+
+def light(spectrum: isometry.Spectrum, count: int = 10) -> isometry.Spectrum:
+    """The spectrum with the residuals of its largest values only, for a small file."""
+    e = spectrum.extremes
+    if e is None:
+        return spectrum
+    return replace(
+        spectrum, extremes=replace(e, top=e.top[:, :count], top_residual=e.top_residual[:, :count])
+    )
 
 
 def log_histogram(spectrum: isometry.Spectrum, low: float, high: float, cells: int) -> tuple[Array, Array]:
