@@ -49,8 +49,10 @@ class LeadingCurve:
     product: FreeProduct
     group: Group
 
-    def _transform(self, w: ComplexArray) -> tuple[Averages, ComplexArray, ComplexArray]:
-        averages = self.group.law.averages(w)
+    def _transform(
+        self, w: ComplexArray, *, logarithm: bool = False
+    ) -> tuple[Averages, ComplexArray, ComplexArray]:
+        averages = self.group.law.averages(w, logarithm=logarithm)
         # 1 + t = w E[1/(w - d); d > 0]/P(d > 0), free of cancellation near t = -1.
         one_plus_t = w * averages.h_nonzero / self.group.law.nonzero_mass
         return averages, self.group.size * averages.m, one_plus_t
@@ -95,8 +97,8 @@ class LeadingCurve:
                 inside[:] = False
             # Toward an angle of zero bisect in the logarithm, for it may be 1e-9.
             middle = np.where(b < 0.05, np.sqrt(np.maximum(a, 1e-3 * b) * b), 0.5 * (a + b))
-            # Newton: a step of 1e-9 leaves an error of 1e-18.
-            settled = (steepness > 0) & (np.abs(step) <= 1e-9 * here)
+            # Newton: a relative step of 1e-6 leaves an error of 1e-12.
+            settled = (steepness > 0) & (np.abs(step) <= 1e-6 * here)
             gap = b <= smallest
             new = np.maximum(np.where(inside | settled, new, middle), 0.5 * smallest)
             angle[active] = np.where(gap, 0.0, new)
@@ -133,13 +135,11 @@ class LeadingCurve:
         angle = self.angles(log_radius, None if guess is None else guess[:, 0])
         # A gap inside the range of d (of no visible mass) must not be entered on the axis itself.
         w = np.exp(log_radius + 1j * np.maximum(angle, SMALLEST_ANGLE))
-        averages, t, one_plus_t = self._transform(w)
+        averages, t, one_plus_t = self._transform(w, logarithm=True)
         log_z = self.product.explicit_log_z(t, one_plus_t)
         integral = self.product.explicit_integral(t, one_plus_t)
         if self.group.count:
             log_z = log_z + self.group.count * (lower_log(averages.m) - lower_log(averages.h))
-            integral = integral + self.group.count * self.group.size * group_integral(
-                w, averages, self.group.law.log_average(w)
-            )
+            integral = integral + self.group.count * self.group.size * group_integral(w, averages)
         above = (t.imag * log_z.real - integral.imag) / np.pi
         return CurvePoints(log_z.real, np.maximum(-t.imag, 0.0) / np.pi, above, angle[:, None])

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ FAR = 2.0
 # Half-range of log d up to which "log d is linear" is trusted.
 LOG_SPAN = 1.5
 DEEPEST = 48
+NEGLIGIBLE = 1e-19
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +114,16 @@ class PanelRule:
             function, left, width, d, weight, centre, half, log_centre, log_half, fold, stretches, ranges
         )
 
+    @cached_property
+    def mass(self) -> Array:
+        """Gaussian mass of each panel, (P,)."""
+        return self.weight.sum(axis=1)
+
+    @cached_property
+    def largest(self) -> float:
+        """Largest d."""
+        return max(high for _, high in self.ranges)
+
     def average(self, integrand: Callable[[Array], Array]) -> Array:
         """E[integrand(d)] over this part, for integrands that map (P, 16) to (P, 16, k); gives (k,)."""
         return np.einsum("pn,pnk->k", self.weight, integrand(self.d))
@@ -154,7 +166,7 @@ def _pole_is_far(
 
 
 def graded_averages(rule: PanelRule, w: ComplexArray, *, logarithm: bool = False) -> ComplexArray:
-    """Sums over the panels, (4, n): E 1/(w-d), E d/(w-d), E 1/(w-d)^2, E d/(w-d)^2; or (1, n): E log(1 - d/w).
+    """Sums over the panels, (4, n): E 1/(w-d), E d/(w-d), E 1/(w-d)^2, E d/(w-d)^2; a fifth, E log(1 - d/w), on request.
 
     Parameters
     ----------
@@ -162,12 +174,18 @@ def graded_averages(rule: PanelRule, w: ComplexArray, *, logarithm: bool = False
     w : (n,) complex array
         Points in the closed upper half-plane, not on the range of d.
     """
-    result = np.zeros((1 if logarithm else 4, w.size), complex)
+    result = np.zeros((5 if logarithm else 4, w.size), complex)
     log_w = np.log(w)
-    far = _pole_is_far(w[:, None], log_w[:, None], rule.centre, rule.half, rule.log_centre, rule.log_half)
-    owner, panel = np.nonzero(far)
+    gap = np.abs(w[:, None] - rule.centre)
+    far = (gap >= FAR * rule.half) | (
+        (rule.log_half <= LOG_SPAN) & (np.abs(log_w[:, None] - rule.log_centre) >= FAR * rule.log_half)
+    )
+    # A panel in the tail of the Gaussian adds at most its weight over its distance to sums of order 1/(|w| + max d).
+    distance = np.maximum(gap - rule.half, np.maximum(np.abs(w.imag), 1e-3 * np.abs(w))[:, None])
+    matters = rule.mass * (np.abs(w)[:, None] + rule.largest) > NEGLIGIBLE * distance
+    owner, panel = np.nonzero(far & matters)
     _accumulate(result, w, owner, rule.d[panel], rule.weight[panel], logarithm)
-    owner, panel = np.nonzero(~far)
+    owner, panel = np.nonzero(~far & matters)
     left, width = rule.left[panel], rule.width[panel]
     for _ in range(DEEPEST):
         if owner.size == 0:
@@ -191,16 +209,16 @@ def _accumulate(
     if owner.size == 0:
         return
     at = w[owner][:, None]
+    inverse = 1.0 / (at - d)
+    weighted = weight * inverse
+    with_d = weighted * d
+    terms = [
+        weighted.sum(axis=1),
+        with_d.sum(axis=1),
+        np.einsum("pn,pn->p", weighted, inverse),
+        np.einsum("pn,pn->p", with_d, inverse),
+    ]
     if logarithm:
-        terms = [np.sum(weight * np.log(1.0 - d / at), axis=1)]
-    else:
-        inverse = 1.0 / (at - d)
-        weighted = weight * inverse
-        terms = [
-            weighted.sum(axis=1),
-            np.einsum("pn,pn->p", weighted, d),
-            np.einsum("pn,pn->p", weighted, inverse),
-            np.einsum("pn,pn,pn->p", weighted, inverse, d, optimize=False),
-        ]
+        terms.append(np.sum(weight * np.log(1.0 - d / at), axis=1))
     for row, term in enumerate(terms):
         result[row] += np.bincount(owner, term.real, w.size) + 1j * np.bincount(owner, term.imag, w.size)

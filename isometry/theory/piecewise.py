@@ -55,24 +55,45 @@ class PiecewiseCurve:
         """int integrand(log lambda) density d log lambda over each panel, (P,)."""
         log_lambda, density, _ = self.coefficients @ _VALUES.T
         slope = self.coefficients[0] @ _DERIVATIVE
-        lumped = integrand(log_lambda[:, ORDER // 2]) * self._mass
-        return np.where(self.narrow, lumped, (integrand(log_lambda) * density * slope) @ WEIGHTS)
+        return (integrand(log_lambda) * density * slope) @ WEIGHTS
 
-    @property
-    def narrow(self) -> NDArray[np.bool_]:
-        """(P,): panels too narrow to resolve their density, next to a point where it is infinite."""
+    def flattened(
+        self, mass_at_start: float | None, mass_at_end: float | None
+    ) -> tuple[PiecewiseCurve, float]:
+        """The curve with panels too narrow to resolve their density made linear, and the mass in them.
+
+        Such panels surround a point where the density is infinite. Their log lambda is exact, but their masses are
+        noisy; their neighbours' are not.
+
+        Parameters
+        ----------
+        mass_at_start, mass_at_end : float, optional
+            Mass above at the first and at the last s, where it is known.
+        """
         ends = self.at(np.array([0.0, 1.0]))
-        return np.abs(ends[0, :, 1] - ends[0, :, 0]) < NARROWEST
-
-    @property
-    def narrow_mass(self) -> float:
-        """Mass in the panels that are too narrow; inside them the cdf is known to this only."""
-        return float(np.sum(np.abs(self._mass[self.narrow])))
-
-    @property
-    def _mass(self) -> Array:
-        ends = self.at(np.array([0.0, 1.0]))
-        return ends[2, :, 0] - ends[2, :, 1]
+        narrow = np.abs(ends[0, :, 1] - ends[0, :, 0]) < NARROWEST
+        if not np.any(narrow):
+            return self, 0.0
+        coefficients = self.coefficients.copy()
+        total = 0.0
+        steps = np.flatnonzero(np.diff(np.concatenate([[0], narrow.astype(int), [0]])))
+        for first, stop in zip(steps[::2], steps[1::2], strict=True):
+            before = ends[2, first - 1, 1] if first > 0 else ends[2, 0, 0]
+            if first == 0 and mass_at_start is not None:
+                before = mass_at_start
+            after = ends[2, stop, 0] if stop < narrow.size else ends[2, -1, 1]
+            if stop == narrow.size and mass_at_end is not None:
+                after = mass_at_end
+            start, run = ends[0, first, 0], ends[0, stop - 1, 1] - ends[0, first, 0]
+            total += abs(float(after - before))
+            for panel in range(first, stop):
+                a, b = ends[0, panel]
+                masses = before + (after - before) * (np.array([a, b]) - start) / run
+                coefficients[:, panel] = 0.0
+                coefficients[0, panel, :2] = 0.5 * (a + b), 0.5 * (b - a)
+                coefficients[1, panel, 0] = (before - after) / run
+                coefficients[2, panel, :2] = 0.5 * masses.sum(), 0.5 * (masses[1] - masses[0])
+        return PiecewiseCurve(self.left, self.width, coefficients), total
 
 
 def resolve(

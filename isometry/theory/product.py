@@ -126,15 +126,16 @@ def lower_log(values: ComplexArray) -> ComplexArray:
     return np.log(signed)
 
 
-def group_integral(w: ComplexArray, averages: Averages, log_average: ComplexArray) -> ComplexArray:
+def group_integral(w: ComplexArray, averages: Averages) -> ComplexArray:
     """int log(m/h) dm along the curve of one group, by parts; the constant is that of w = infinity.
 
-    m/h = w m/(1 + m), and int log w dm = m log w - E log(1 - d/w).
+    m/h = w m/(1 + m), and int log w dm = m log w - E log(1 - d/w). The averages must hold that logarithm.
     """
+    assert averages.logarithm is not None
     one_plus_m = w * averages.h
     return (
         averages.m * np.log(w)
-        - log_average
+        - averages.logarithm
         + averages.m * lower_log(averages.m)
         - one_plus_m * lower_log(one_plus_m)
     )

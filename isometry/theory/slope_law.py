@@ -35,7 +35,8 @@ REACHES = (9.0, 13.0, 17.0, 21.0, 25.0, 29.0, 33.0, 37.0)
 class Averages:
     """h, m and their derivatives in w, each (n,) complex; 1 + m = w h without cancellation near m = -1.
 
-    ``h_nonzero`` and its derivative leave out the mass at d = 0, which makes 1/w of its share.
+    ``h_nonzero`` and its derivative leave out the mass at d = 0, which makes 1/w of its share. ``logarithm`` is Phi, the
+    branch that vanishes at infinity, where it was asked for.
     """
 
     h: ComplexArray
@@ -44,6 +45,7 @@ class Averages:
     m_prime: ComplexArray
     h_nonzero: ComplexArray
     h_nonzero_prime: ComplexArray
+    logarithm: ComplexArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,27 +96,22 @@ class SlopeLaw:
                 merged.append((low, high))
         return merged
 
-    def averages(self, w: ComplexArray) -> Averages:
+    def averages(self, w: ComplexArray, *, logarithm: bool = False) -> Averages:
         """Averages at (n,) points w of the closed upper half-plane, off the support where w is real."""
         inverse = 1.0 / (w[:, None] - self.values)
         square = inverse * inverse
         weighted = self.masses * self.values
         h, m = inverse @ self.masses, inverse @ weighted
         h_prime, m_prime = -(square @ self.masses), -(square @ weighted)
+        # Im(-d/w) >= 0 in the upper half-plane, so the principal logarithm is the right branch.
+        log = np.log(_upper(1.0 - self.values / w[:, None])) @ self.masses if logarithm else None
         if self.continuous is not None:
-            sums = graded_averages(self.continuous, w)
+            sums = graded_averages(self.continuous, w, logarithm=logarithm)
             h, m = h + sums[0], m + sums[1]
             h_prime, m_prime = h_prime - sums[2], m_prime - sums[3]
+            log = None if log is None else log + sums[4]
         zero = self.zero_mass / w
-        return Averages(h + zero, m, h_prime - zero / w, m_prime, h, h_prime)
-
-    def log_average(self, w: ComplexArray) -> ComplexArray:
-        """Phi(w) = E log(1 - d/w), (n,), the branch that vanishes at infinity."""
-        # Im(-d/w) >= 0 in the upper half-plane, so the principal logarithm is that branch.
-        result = np.log(_upper(1.0 - self.values / w[:, None])) @ self.masses.astype(complex)
-        if self.continuous is not None:
-            result = result + graded_averages(self.continuous, w, logarithm=True)[0]
-        return result
+        return Averages(h + zero, m, h_prime - zero / w, m_prime, h, h_prime, log)
 
     def moments(self, count: int) -> Array:
         """mu_k = E d^k for k = 1..count, (count,)."""

@@ -51,55 +51,76 @@ class SpectralCurve(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TracedBand:
-    """One band resolved: its curve, whether s runs against log lambda, and its exact ends where they are edges."""
+    """One band resolved: its curve, whether s runs against log lambda, and its exact ends where they are edges.
+
+    ``blurred`` is the mass next to infinite densities, inside panels a relative 1e-9 of lambda wide: there the cdf is
+    interpolated.
+    """
 
     curve: PiecewiseCurve
     reversed: bool
     low_edge: float | None
     high_edge: float | None
+    blurred: float = 0.0
+
+    @property
+    def bottom(self) -> tuple[float, float]:
+        """(log lambda, mass above) at the lower end."""
+        ends = self.curve.at(np.array([0.0, 1.0]))
+        log_lambda, _, mass = ends[:, -1, 1] if self.reversed else ends[:, 0, 0]
+        return float(log_lambda), float(mass)
 
 
 @dataclass(frozen=True)
 class Chart:
     """The coordinate as a function of s in which the curve is analytic up to the ends of its band.
 
-    A true edge is a square root in the coordinate, so s enters as a square there.
+    An end of the spectrum is a square root in the coordinate, so s enters as a square there; ``cut`` says that the
+    lower end is none, but merely where no mass is left.
     """
 
     low: float
     high: float
-    low_edge: bool
-    high_edge: bool
+    cut: bool
 
     @property
     def ends(self) -> tuple[float, float]:
         """Range of s."""
-        return 0.0, 1.0 if self._both else float(np.sqrt(self.high - self.low))
+        return 0.0, float(np.sqrt(self.high - self.low)) if self.cut else 1.0
 
     @property
     def backward(self) -> bool:
         """Whether s = 0 is the upper end."""
-        return not self.low_edge
-
-    @property
-    def _both(self) -> bool:
-        return self.low_edge and self.high_edge
+        return self.cut
 
     def coordinate(self, s: Array) -> Array:
-        if self._both:
-            return self.low + (self.high - self.low) * np.sin(0.5 * np.pi * s) ** 2
-        return self.high - s * s if self.backward else self.low + s * s
+        """Coordinates at (n,) values of s."""
+        if self.cut:
+            return self.high - s * s
+        # From the nearer end, so that a small distance to either keeps its digits.
+        span = self.high - self.low
+        up, down = span * np.sin(0.5 * np.pi * s) ** 2, span * np.sin(0.5 * np.pi * (1.0 - s)) ** 2
+        return np.where(s < 0.5, self.low + up, self.high - down)
 
     def parameter(self, coordinate: float) -> float:
         """s of a coordinate inside the band."""
-        if self._both:
-            share = (coordinate - self.low) / (self.high - self.low)
-            return 2.0 / np.pi * float(np.arcsin(np.sqrt(share)))
-        return float(np.sqrt(self.high - coordinate if self.backward else coordinate - self.low))
+        if self.cut:
+            return float(np.sqrt(self.high - coordinate))
+        share = (coordinate - self.low) / (self.high - self.low)
+        return 2.0 / np.pi * float(np.arcsin(np.sqrt(share)))
 
 
-def trace(curve: SpectralCurve, band: Band) -> TracedBand | None:
+def trace(curve: SpectralCurve, band: Band, above: tuple[float, float], lowest: bool) -> TracedBand | None:
     """The curve through one band, or None where the band carries no mass that could be seen.
+
+    Parameters
+    ----------
+    curve : SpectralCurve
+    band : Band
+    above : (float, float)
+        log lambda where the next band above ends, and the mass above that; (inf, 0) for the topmost.
+    lowest : bool
+        Whether there is no band below.
 
     Raises
     ------
@@ -107,7 +128,7 @@ def trace(curve: SpectralCurve, band: Band) -> TracedBand | None:
         When the curve cannot be followed or does not come out smooth.
     """
     offsets, below, unknown, log_top = _look_down(curve, band)
-    low, low_edge = band.low, band.low_edge
+    low, cut = band.low, False
     reach = band.high - band.low
     enough = np.flatnonzero(below <= REMAINING_MASS)
     if enough.size and enough[0] == 0:
@@ -118,13 +139,13 @@ def trace(curve: SpectralCurve, band: Band) -> TracedBand | None:
         a, b = np.log(below[index - 1]), np.log(max(below[index], 1e-4 * REMAINING_MASS))
         share = min(max((a - np.log(REMAINING_MASS)) / max(a - b, 1e-9), 0.0), 1.0)
         low = band.high - float(offsets[index - 1] + share * (offsets[index] - offsets[index - 1]))
-        low_edge = False
+        cut = True
     elif not np.isfinite(band.low):
         raise ConvergenceError(
             f"the spectrum still has {below[-1]:.2g} of its mass where averages leave the range of floats. Choose a "
             "smaller q, or an activation whose slope does not vanish that fast."
         )
-    chart = Chart(low, band.high, low_edge, band.high_edge)
+    chart = Chart(low, band.high, cut)
     inner = [chart.parameter(cusp) for cusp in curve.cusps if low < cusp < band.high]
     start = np.unique(np.concatenate([np.linspace(*chart.ends, 5), inner]))
 
@@ -146,11 +167,16 @@ def trace(curve: SpectralCurve, band: Band) -> TracedBand | None:
         tolerance=TOLERANCE + 3e-13 * curve.terms,
         log_top=log_top,
     )
+    between = sum(mass for place, mass in curve.product.atoms if log_top < place < above[0])
+    at_top = above[1] + between
+    at_bottom = None if cut or not lowest else 1.0
+    flat, blurred = resolved.flattened(at_top if cut else at_bottom, at_bottom if cut else at_top)
     return TracedBand(
-        resolved,
+        flat,
         chart.backward,
-        curve.log_lambda_at(low) if low_edge else None,
+        curve.log_lambda_at(low) if band.low_edge and not cut else None,
         curve.log_lambda_at(band.high) if band.high_edge else None,
+        blurred,
     )
 
 
@@ -163,7 +189,7 @@ def _look_down(curve: SpectralCurve, band: Band) -> tuple[Array, Array, NDArray,
     stages = [stage for stage in curve.stages if stage < reach]
     if np.isfinite(reach):
         stages.append(reach * (1 - 1e-9))
-    offsets = np.geomspace(1e-5 * min(reach, stages[0] / 16.0), stages[0], 48)
+    offsets = np.geomspace(1e-5 * min(reach, stages[0] / 16.0), stages[0], 36)
     found = curve.points(band.high - offsets)
     below, unknown = continuous_below(curve.product, found.log_lambda, found.mass_above), found.unknown
     log_top = float(found.log_lambda[0])

@@ -183,10 +183,8 @@ class TurningCurve:
         integral = self.product.explicit_integral(t, one_plus_t)
         for index, group in enumerate(self.product.groups):
             w = -np.exp(unknown[:, 1 + index])
-            averages = group.law.averages(w)
-            integral = integral + group.count * group.size * group_integral(
-                w, averages, group.law.log_average(w)
-            )
+            averages = group.law.averages(w, logarithm=True)
+            integral = integral + group.count * group.size * group_integral(w, averages)
         above = (t.imag * log_lambda - integral.imag) / np.pi
         return CurvePoints(log_lambda, np.maximum(-t.imag, 0.0) / np.pi, above, unknown)
 
