@@ -3,8 +3,9 @@
 Every function draws into the Matplotlib ``ax`` it is given (or a new one, in the style of the house) and
 returns it. The x data of a logarithmic picture are log10 s, labelled with the values of s: a deep network's
 singular values leave the range of floats. A point mass has no density, so it is an arrow whose height is its
-mass (the top of the frame is 100 %); mass at zero, or below the floor of a measurement, is an arrow that
-leaves the picture to the left. pyplot and its global state are not used: a notebook shows ``ax.figure``.
+mass (the top of the frame is 100 %); mass at zero is an arrow that leaves the picture to the left, mass below the
+floor of a measurement one that points to the left from there. pyplot and its global state are not used: a notebook
+shows ``ax.figure``.
 """
 
 from __future__ import annotations
@@ -297,8 +298,10 @@ def _draw_density(
     if tail >= 0.001:
         _remember(ax, Line2D([], [], linestyle="none"), f"   {100 * tail:.2g} % further left")
     if spectrum.zero_mass > 0:
+        floor = math.log10(spectrum.floor) if log and spectrum.floor > 0 else None
+        floor = floor if floor is not None and floor > shown[0] else None
         text = f"   {100 * spectrum.zero_mass:.3g} % {_zero_place(spectrum)}"
-        _remember(ax, _arrow_left(ax, spectrum.zero_mass, color, shift=shift), text)
+        _remember(ax, _arrow_left(ax, spectrum.zero_mass, color, floor=floor, shift=shift), text)
 
 
 def _draw_cdf(
@@ -350,15 +353,17 @@ def _arrow_up(ax: Axes, place: float, mass: float, color: str) -> Line2D:
     return Line2D([], [], color=color, marker="^", markersize=7, linestyle="none")
 
 
-def _arrow_left(ax: Axes, mass: float, color: str, *, shift: float) -> Line2D:
-    """Mass at zero or below the floor: a bar at the left edge, its height the mass, that points out of the frame."""
-    place = 0.006 + 0.03 * shift
-    ax.plot(
-        [place] * 2, [0, 0.97 * mass], color=color, linewidth=4, transform=ax.transAxes, solid_capstyle="butt"
-    )
-    ax.plot(
-        [place], [0.97 * mass], color=color, marker="<", markersize=8, transform=ax.transAxes, clip_on=False
-    )
+def _arrow_left(ax: Axes, mass: float, color: str, *, floor: float | None, shift: float) -> Line2D:
+    """Mass at zero or below the floor: a bar as high as the mass, that points to the left.
+
+    It stands at the floor where that is in the picture (``floor``, in x data), since the mass is anywhere to the left
+    of it; otherwise at the left edge.
+    """
+    transform = ax.transAxes if floor is None else blended_transform_factory(ax.transData, ax.transAxes)
+    place = 0.006 + 0.03 * shift if floor is None else floor
+    height = 0.97 * mass
+    ax.plot([place] * 2, [0, height], color=color, linewidth=4, transform=transform, solid_capstyle="butt")
+    ax.plot([place], [height], color=color, marker="<", markersize=8, transform=transform, clip_on=False)
     return Line2D([], [], color=color, marker="<", markersize=7, linestyle="none")
 
 

@@ -93,6 +93,11 @@ def test_an_isometry_is_an_arrow_and_does_not_flatten_its_neighbour() -> None:
 def test_the_floor_of_a_measurement_is_named_with_its_mass() -> None:
     spectrum = Spectrum.from_singular_values([1.0, 0.5, 0.2, 1e-9], floor=1e-6)
     assert any("25 % below the floor (1e-06)" in text for text in legend_texts(plot_density(spectrum)))
+    # Beside a spectrum that reaches further down, the arrow stands at the floor and as high as the mass.
+    deep = Spectrum.from_singular_values([1.0, 1e-9], name="deep")
+    ax = plot_spectra([spectrum, deep])
+    marker = next(line for line in ax.lines if line.get_marker() == "<")
+    assert (marker.get_xdata()[0], marker.get_ydata()[0]) == (pytest.approx(-6), pytest.approx(0.97 * 0.25))
 
 
 def test_a_long_thin_tail_does_not_fill_the_picture_and_is_counted() -> None:
