@@ -56,11 +56,11 @@ def run(
     dataset: Dataset,
     options: TrainingOptions,
     *,
-    into: Path,
-    series: str,
+    into: Path | None = None,
+    series: str = "",
     about: dict[str, Any] | None = None,
 ) -> TrainingRecord:
-    """The record of a run: finished before, gone on with, or begun; gathered into `into` as `series`."""
+    """The record of a run: finished before, gone on with, or begun; gathered into `into` as `series`, if asked for."""
     folder = ROOT / "out" / "runs"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.h5"
@@ -72,7 +72,8 @@ def run(
             callbacks=[Announcer(name, options.evaluate_every)],
         )  # fmt: skip
         Path(f"{path}.checkpoint").unlink(missing_ok=True)
-    write_record(into, record, name=series)
+    if into is not None:
+        write_record(into, record, name=series)
     print(f"{name}: {record} in {record.seconds[-1] if record.steps else 0:.0f} s", flush=True)
     return record
 
