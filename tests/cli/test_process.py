@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from isometry.cli.entry import COMMANDS
+
 COMMAND = [sys.executable, "-c", "from isometry.cli import main; main()"]
 ENVIRONMENT = {
     **os.environ,
@@ -56,6 +58,14 @@ def test_usage_errors_are_code_2(arguments: list[str]) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert "error:" in done.stderr
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_help_and_json(isometry, name: str) -> None:
+    done = isometry(name, "--help")
+    assert done.code == 0
+    assert "--json" in done.out
+    assert done.err == ""
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
