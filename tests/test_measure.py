@@ -1,0 +1,424 @@
+"""measure: the front door. Which method, which numbers, what is recorded, what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from datetime import datetime
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isometry import measurement
+from isometry.distribution import Quadrature
+from isometry.errors import ConvergenceWarning, FallbackWarning, InputError
+from isometry.measurement import converged, measure
+from isometry.spectrum import Spectrum
+
+METHODS = ["exact", "lanczos", "randomized"]
+
+
+def linear_network(*widths: int, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = [nn.Linear(a, b, bias=False) for a, b in pairwise(widths)]
+    return nn.Sequential(*layers).double()
+
+
+def singular_values(network: nn.Sequential) -> np.ndarray:
+    product = network[0].weight
+    for layer in list(network)[1:]:
+        product = layer.weight @ product
+    return np.linalg.svd(product.detach().numpy(), compute_uv=False)
+
+
+def with_spectrum(s: Tensor, seed: int = 0) -> nn.Linear:
+    """A layer with chosen singular values."""
+    generator = torch.Generator().manual_seed(seed)
+    q = [
+        torch.linalg.qr(torch.randn(s.numel(), s.numel(), generator=generator).double())[0] for _ in range(2)
+    ]
+    layer = nn.Linear(s.numel(), s.numel(), bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(q[0] * s @ q[1])
+    return layer
+
+
+# ---- numbers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("widths", [(30, 30, 30), (20, 40, 30), (30, 25, 20), (24, 6, 24)], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_linear_network_is_the_product_of_its_matrices(widths: tuple[int, ...], method: str) -> None:
+    network = linear_network(*widths)
+    s = singular_values(network)
+    spectrum = measure(network, torch.ones(widths[0]).double(), method)
+    assert spectrum.shape == (widths[-1], widths[0])
+    assert spectrum.method == method
+    # 50 steps exhaust a side of at most 30: every method is complete here, up to rounding.
+    assert spectrum.s_max == pytest.approx(s[0], rel=1e-12)
+    low, high = spectrum.mean_square_interval(0.9999)
+    assert low - 1e-12 <= np.mean(s**2) <= high + 1e-12
+    rank = min(widths)
+    if rank < s.size:
+        # A bottleneck: rank 6 of 24, and the zeros below the floor are counted, not reported as values.
+        assert spectrum.support[0] == pytest.approx(s[rank - 1], rel=1e-9)
+        assert spectrum.below_floor == pytest.approx(
+            1 - rank / s.size, abs=1e-12 if method == "exact" else 0.1
+        )
+        assert spectrum.condition_number == math.inf
+    else:
+        assert spectrum.s_min == pytest.approx(s[-1], abs=spectrum.s_min_residual + 1e-13)
+        assert spectrum.condition_number == pytest.approx(s[0] / s[-1], rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_inputs_are_averaged(method: str) -> None:
+    """y = x^2 / 2 has J = diag(x): the inputs are the singular values."""
+    x = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]], dtype=torch.float64)
+    spectrum = measure(lambda z: z.square() / 2, x, method, batched=True, probes=8)
+    assert spectrum.n_inputs == 2
+    assert spectrum.input(0).s_max == pytest.approx(3.0, rel=1e-12)
+    assert spectrum.input(1).s_max == pytest.approx(30.0, rel=1e-12)
+    assert spectrum.s_min == pytest.approx(1.0, rel=1e-9)
+    low, high = spectrum.mean_square_interval(0.9999)
+    assert low - 1e-9 <= (14 / 3 + 1400 / 3) / 2 <= high + 1e-9
+    # Without batched the two are one J of side six.
+    assert measure(lambda z: z.square() / 2, x, "exact").shape == (6, 6)
+
+
+def test_dtype_is_that_of_the_model_or_of_the_user() -> None:
+    network = linear_network(12, 12).float()
+    assert measure(network, torch.ones(12)).provenance["dtype"] == "float32"
+    double = measure(network, torch.ones(12), dtype=torch.float64)
+    assert double.provenance["dtype"] == "float64"
+    assert double.floor == pytest.approx(8 * 2**-52 * double.s_max)
+    exact = np.linalg.svd(network[0].weight.detach().double().numpy(), compute_uv=False)
+    assert double.distribution.nodes[0, 0] == pytest.approx(exact, abs=1e-14)
+    assert next(network.parameters()).dtype == torch.float32
+
+
+def test_parts_and_outputs_reach_the_operator() -> None:
+    network = linear_network(6, 8, 5)
+    part = measure(network, torch.ones(6).double(), source="1")
+    assert part.shape == (5, 8)
+    assert part.s_max == pytest.approx(float(torch.linalg.matrix_norm(network[1].weight.detach(), 2)), rel=1e-12)
+    chosen = measure(lambda z: {"y": network(z), "z": z}, torch.ones(6).double(), output="y")
+    assert chosen.s_max == pytest.approx(singular_values(network)[0], rel=1e-12)
+
+
+# ---- the choice of a method --------------------------------------------------------------------------------
+
+
+def test_auto_is_exact_while_that_takes_no_more_products() -> None:
+    """2 probes of 3 steps are 12 products: a side of 12 is materialised, a side of 13 is probed."""
+    for side, method in ((12, "exact"), (13, "lanczos")):
+        spectrum = measure(linear_network(side, 40), torch.ones(side).double(), probes=2, steps=3)
+        assert spectrum.method == method
+        assert spectrum.products <= 12
+    # By default 2 * 16 * 50 = 1600.
+    assert measure(nn.Linear(300, 200), torch.ones(300)).method == "exact"
+
+
+def test_auto_does_not_build_a_matrix_that_does_not_fit() -> None:
+    network = linear_network(40, 40)
+    # The matrix, its copy and the work space of the SVD: 3 * 8 * 1600 bytes.
+    for limit, method in ((3 * 8 * 1600, "exact"), (3 * 8 * 1600 - 1, "lanczos")):
+        assert measure(network, torch.ones(40).double(), memory_limit=limit).method == method
+    with pytest.raises(
+        InputError, match=r"dense 40 x 40 Jacobian.*more than memory_limit.*take method='lanczos'"
+    ):
+        measure(network, torch.ones(40).double(), "exact", memory_limit=3 * 8 * 1600 - 1)
+
+
+def test_options_of_the_methods() -> None:
+    network, x = linear_network(40, 40), torch.ones(40).double()
+    lanczos = measure(network, x, "lanczos", probes=3, steps=7, top=2)
+    assert (lanczos.n_probes, lanczos.provenance["steps"], lanczos.extremes.top.shape) == (3, 7, (1, 2))
+    assert lanczos.products == 2 * 3 * 7
+    randomized = measure(network, x, "randomized", probes=2, steps=4, rank=5)
+    assert (randomized.n_probes, randomized.provenance["rank"], randomized.extremes.top.shape) == (
+        2,
+        5,
+        (1, 5),
+    )
+    assert measure(network, x, "randomized", top=3).provenance["rank"] == 3
+
+
+# ---- seeds, chunks and groups ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_seeds_repeat_bit_for_bit(method: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(48, 20))
+    x = torch.randn(1, 2, 4, 4)
+    first = measure(model, x, method, probes=4, steps=6, seed=11)
+    torch.manual_seed(99)
+    torch.randn(7)
+    again = measure(model, x, method, probes=4, steps=6, seed=11)
+    assert np.array_equal(first.distribution.nodes, again.distribution.nodes)
+    assert np.array_equal(first.distribution.weights, again.distribution.weights)
+    assert np.array_equal(first.extremes.top_residual, again.extremes.top_residual)
+    other = measure(model, x, method, probes=4, steps=6, seed=12)
+    assert (method == "exact") == np.array_equal(first.distribution.nodes, other.distribution.nodes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_memory_limit_does_not_change_the_numbers(method: str) -> None:
+    """Chunks of one product against 64 at once: other sums, so other rounding; nothing else. float64."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(48, 20)).double()
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64)
+    # 20000 bytes hold the dense matrix but chunks of 8 only (the largest tensor has 384 bytes).
+    small, large = (
+        measure(model, x, method, probes=4, steps=6, memory_limit=limit) for limit in (20000, 2**31)
+    )
+    assert small.distribution.nodes == pytest.approx(large.distribution.nodes, rel=1e-9)
+    assert small.distribution.weights == pytest.approx(large.distribution.weights, rel=1e-7)
+    assert small.products == large.products
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_in_groups_are_the_inputs_together(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 5)).double()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    # Kept for an input: 3 * 8 * 30 bytes of a dense matrix, or 4 probes of 3 steps of 11 numbers.
+    limit = {"exact": 3 * 8 * 30 * 2, "lanczos": 4 * 3 * 11 * 8 * 2, "randomized": 4 * 3 * 11 * 8 * 2}[method]
+    firsts: list[int] = []
+    original = getattr(measurement, method)
+
+    def spy(operator, **options):
+        firsts.append((options.get("first_input", 0), operator.batch))
+        return original(operator, **options)
+
+    monkeypatch.setattr(measurement, method, spy)
+    options = {"probes": 4, "steps": 3, "batched": True}
+    if method == "randomized":
+        options["rank"] = 2
+    grouped = measure(model, x, method, memory_limit=limit, **options)
+    assert [batch for _, batch in firsts] == [2, 2, 1]
+    if method != "exact":
+        assert [first for first, _ in firsts] == [0, 2, 4]
+    together = measure(model, x, method, **options)
+    assert grouped.n_inputs == together.n_inputs == 5
+    assert grouped.products == together.products
+    for k in range(5):
+        mine, theirs = grouped.input(k), together.input(k)
+        assert mine.mean_square == pytest.approx(theirs.mean_square, rel=1e-12)
+        assert mine.s_max == pytest.approx(theirs.s_max, rel=1e-10)
+        assert mine.quantile([0.1, 0.5, 0.9]) == pytest.approx(theirs.quantile([0.1, 0.5, 0.9]), rel=1e-8)
+        assert mine.floor == pytest.approx(theirs.floor, rel=1e-10)
+    assert grouped.moment_stderr(1, over="inputs") == pytest.approx(
+        together.moment_stderr(1, over="inputs"), rel=1e-9
+    )
+    # The first input has the streams it would have alone.
+    alone = measure(model, x[:1], method, **options)
+    assert alone.mean_square == pytest.approx(together.input(0).mean_square, rel=1e-12)
+
+
+def test_groups_that_end_at_different_steps_are_joined() -> None:
+    """One input whose J is an isometry (one step) and one whose J is not: padded, not mixed."""
+
+    def model(z: Tensor) -> Tensor:
+        return z.square() / 2
+
+    x = torch.stack([torch.ones(6), torch.linspace(1, 2, 6)]).double()
+    options = {"method": "lanczos", "probes": 3, "steps": 4, "batched": True}
+    kept = 3 * 4 * 12 * 8
+    joined, together = measure(model, x, memory_limit=kept, **options), measure(model, x, **options)
+    assert joined.distribution.nodes.shape == together.distribution.nodes.shape == (2, 3, 4)
+    assert joined.cdf([0.99, 1.01, 1.5]) == pytest.approx(together.cdf([0.99, 1.01, 1.5]), abs=1e-12)
+    assert joined.input(0).mean_square_stderr == pytest.approx(0.0, abs=1e-14)
+    assert joined.input(0).floor < 1e-12 < joined.input(1).floor
+    assert math.isnan(joined.s_min)
+    json.dumps(joined.to_dict(), allow_nan=False)
+
+
+def test_a_slower_way_is_said_once_for_all_groups() -> None:
+    image = torch.randn(6, 1, 3, 3)
+    grid = 0.8 * torch.rand(1, 2, 2, 2) - 0.4
+
+    def model(z: Tensor) -> Tensor:
+        return F.grid_sample(z, grid.expand(z.shape[0], -1, -1, -1), align_corners=False)
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", FallbackWarning)
+        spectrum = measure(model, image, "exact", batched=True, memory_limit=3 * 8 * 36)
+    assert spectrum.n_inputs == 6
+    notes = [w for w in said if issubclass(w.category, FallbackWarning)]
+    assert len(notes) == 1
+    assert "double backward" in str(notes[0].message)
+
+
+# ---- what is recorded --------------------------------------------------------------------------------------
+
+
+def test_the_record_says_how_it_was_made() -> None:
+    network = linear_network(12, 10)
+    spectrum = measure(
+        network, torch.ones(12).double(), "lanczos", probes=2, steps=3, seed=5, name="mine", tol=10.0,
+        provenance={"experiment": 7, "seed_of_weights": 3},
+    )  # fmt: skip
+    record = json.loads(json.dumps(dict(spectrum.provenance)))
+    assert spectrum.name == "mine"
+    assert 0 < spectrum.seconds < 60
+    assert record["model"] == "Sequential (120 parameters)"
+    assert record["input"] == "(12,) float64"
+    assert (record["dtype"], record["device"], record["seed"]) == ("float64", "cpu", 5)
+    assert (record["probes"], record["steps"]) == (2, 3)
+    assert record["options"] == {"batched": False, "tol": 10.0, "memory_limit": 2 * 1024**3}
+    assert (record["experiment"], record["seed_of_weights"]) == (7, 3)
+    assert record["torch_version"] == torch.__version__
+    assert record["threads"] == torch.get_num_threads()
+    assert datetime.fromisoformat(record["created"]).utcoffset().total_seconds() == 0
+    assert record["git_commit"] is None or len(record["git_commit"]) == 40
+    shown = spectrum.to_dict()
+    assert (shown["seed"], shown["dtype"], shown["device"], shown["products"]) == (5, "float64", "cpu", 12)
+
+
+def test_a_network_that_knows_its_ensemble_records_it() -> None:
+    class Sampled(nn.Linear):
+        class Ensemble:
+            def to_dict(self) -> dict[str, int]:
+                return {"depth": 1}
+
+        ensemble = Ensemble()
+
+    x = torch.ones(4)
+    assert measure(Sampled(4, 4), x).provenance["ensemble"] == {"depth": 1}
+    # A part of it is no draw from that ensemble.
+    assert "ensemble" not in measure(Sampled(4, 4), x, source="").provenance
+
+
+# ---- progress ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_progress_reaches_its_end_over_all_groups(method: str) -> None:
+    seen: list[tuple[float, float, str]] = []
+    x = torch.randn(5, 6, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh()).double()
+    measure(
+        model, x, method, batched=True, probes=2, steps=3, memory_limit=3 * 8 * 54 * 2, name="net",
+        progress=lambda done, total, text: seen.append((done, total, text)),
+    )  # fmt: skip
+    done = [share for share, _, _ in seen]
+    assert len({total for _, total, _ in seen}) == 1
+    assert np.all(np.diff(done) >= 0)
+    assert done[-1] == seen[-1][1]
+    assert {text for _, _, text in seen} == {f"net ({method})"}
+
+
+@pytest.mark.parametrize("progress", [None, True, False])
+def test_no_bar_where_there_is_no_terminal(progress, capsys: pytest.CaptureFixture[str]) -> None:
+    measure(nn.Linear(4, 4), torch.ones(4), progress=progress)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_interrupt_passes_through_and_leaves_everything_as_it_was() -> None:
+    model, x = nn.Linear(40, 40), torch.ones(40)
+    before = [p.clone() for p in model.parameters()]
+    precision = torch.backends.mkldnn.matmul.fp32_precision
+
+    def stop(done: float, total: float, text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, x, "lanczos", progress=stop)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert torch.backends.mkldnn.matmul.fp32_precision == precision
+    assert torch.is_grad_enabled()
+
+
+# ---- convergence -------------------------------------------------------------------------------------------
+
+
+def test_tol_warns_of_top_values_that_are_not_known_that_well() -> None:
+    layer = with_spectrum(torch.linspace(0.5, 2.0, 60).double())
+    x = torch.ones(60).double()
+    with pytest.warns(
+        ConvergenceWarning, match=r"worst relative residual.*above tol=1e-06: take more steps"
+    ) as said:
+        rough = measure(layer, x, "lanczos", probes=2, steps=8, tol=1e-6)
+    assert said[0].filename == __file__
+    assert not converged(rough, 1e-6)
+    worst = float(np.max(rough.extremes.top_residual / rough.extremes.top))
+    assert f"{worst:.1e}" in str(said[0].message)
+    assert converged(rough, 1.01 * worst)
+    # Enough steps, and the test suite would turn a warning into an error.
+    assert converged(measure(layer, x, "lanczos", probes=2, steps=60, tol=1e-6), 1e-6)
+
+
+def test_small_singular_values_of_an_exact_measurement_are_no_matter_of_convergence() -> None:
+    """It lists them all; those near rounding have a relative error of one, and nobody asked about them."""
+    layer = with_spectrum(torch.logspace(0, -18, 40).double())
+    spectrum = measure(layer, torch.ones(40).double(), "exact", tol=1e-9, top=3)
+    assert converged(spectrum, 1e-9)
+    single = measure(layer.float(), torch.ones(40), "exact")
+    assert not converged(single, 1e-7)
+    with pytest.warns(ConvergenceWarning):
+        measure(layer, torch.ones(40), "exact", tol=1e-7)
+    zero = measure(lambda z: 0 * z, torch.ones(4).double(), tol=1e-9)
+    assert converged(zero, 1e-9)
+
+
+def test_a_prediction_has_nothing_to_converge() -> None:
+    assert converged(
+        Spectrum(Quadrature(*[np.ones((1, 1, 1))] * 2, np.zeros(1), np.ones((1, 1, 1), bool)), "x"), 1e-9
+    )
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "svd"}, "method is one of auto, exact, lanczos, randomized; got 'svd'"),
+        ({"probes": 0}, "probes is at least 1; got 0"),
+        ({"steps": -3}, "steps is at least 1; got -3"),
+        ({"top": 0}, "top is at least 1"),
+        ({"rank": 0}, "rank is at least 1"),
+        ({"tol": 0.0}, "tol is a positive relative residual; got 0.0"),
+        ({"tol": float("nan")}, "tol is a positive relative residual"),
+        ({"seed": -1}, "seed is a non-negative integer; got -1"),
+        ({"memory_limit": 0}, "memory_limit is a positive number of bytes; got 0"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        measure(nn.Linear(4, 4), torch.ones(4), **options)
+
+
+@pytest.mark.parametrize("x", [torch.ones(0, 4), torch.tensor(1.0)], ids=["no input", "a scalar"])
+def test_a_batch_of_nothing(x: Tensor) -> None:
+    with pytest.raises(InputError, match="batched=True needs at least one input"):
+        measure(nn.Linear(4, 4), x, batched=True)
+
+
+# ---- on a GPU ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device: measuring on a GPU is not tested here"
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_measures_the_same(method: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(48, 20))
+    x = torch.randn(1, 2, 4, 4)
+    here = measure(model, x, method, probes=4, steps=6)
+    there = measure(model, x, method, probes=4, steps=6, device="cuda")
+    again = measure(model, x, method, probes=4, steps=6, device="cuda")
+    assert there.provenance["device"].startswith("cuda:0 (")
+    # The probes are the same; full float32 on both, summed in another order.
+    assert there.mean_square == pytest.approx(here.mean_square, rel=1e-5)
+    assert there.s_max == pytest.approx(here.s_max, rel=1e-5)
+    assert np.array_equal(there.distribution.nodes, again.distribution.nodes)
