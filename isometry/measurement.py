@@ -165,9 +165,10 @@ def measure(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
-    ensemble = getattr(model, "ensemble", None)
-    if ensemble is not None and source is None and target is None:
-        record["ensemble"] = ensemble.to_dict()
+    if source is None and target is None:
+        ensemble = _drawn_from(model, x)
+        if ensemble is not None:
+            record["ensemble"] = ensemble
     spectrum = replace(
         spectrum,
         name=name,
@@ -299,6 +300,26 @@ def _listener(progress: Any, name: str) -> Iterator[Callable[[float, float, str]
         yield silent
     else:
         yield progress
+
+
+def _drawn_from(model: Any, x: Tensor) -> dict[str, Any] | None:
+    """The ensemble that J is a draw from, where the model knows one: its bare trunk, entered by this input.
+
+    A stem or a head multiplies J by factors that the ensemble of the trunk does not hold.
+    """
+    ensemble = getattr(model, "ensemble", None)
+    if (
+        ensemble is None
+        or getattr(model, "stem", None) is not None
+        or getattr(model, "head", None) is not None
+    ):
+        return None
+    if ensemble.sigma_w is None or not x.is_floating_point():
+        return dict(ensemble.to_dict())
+    mean_square = float(x.detach().double().square().mean())
+    return dict(
+        replace(ensemble, q0=ensemble.sigma_w**2 * mean_square + (ensemble.sigma_b or 0.0) ** 2).to_dict()
+    )
 
 
 def _device_name(device: torch.device) -> str:

@@ -325,8 +325,16 @@ class Spectrum:
 
     @property
     def variance(self) -> float:
-        """Var[s^2] = m_2 - m_1^2, the sigma^2_JJ of Pennington et al. (2017, arXiv 1711.04735)."""
-        return max(self.moment(2) - self.moment(1) ** 2, 0.0)
+        """Var[s^2] = m_2 - m_1^2, the sigma^2_JJ of Pennington et al. (2017, arXiv 1711.04735).
+
+        0 or inf where it leaves the range of floats, as :meth:`moment`.
+        """
+        first, second = self.distribution.log_moment(2), self.distribution.log_moment(4)
+        if not math.isfinite(second):
+            return 0.0 if second < 0 else math.inf
+        # Relative to m_2, so that neither square over- nor underflows on the way.
+        share = max(-math.expm1(2 * first - second), 0.0)
+        return share * math.exp(second) if second < 709.7 else (math.inf if share > 0 else 0.0)
 
     # ---- errors ------------------------------------------------------------------------------------
 
