@@ -121,9 +121,9 @@ class LeadingCurve:
         """A point mass of d inside a band may leave a cusp there: it does where L (1 - p) = 1."""
         return [float(np.log(value)) for value in self.group.law.values]
 
-    @property
-    def stages(self) -> list[float]:
-        """How far down in log |w| to look; mostly e^-30 is the lowest worth seeing."""
+    def looking_down(self, top: float) -> list[float]:
+        """How far down in log |w| mass has to be looked for, by stages; mostly e^-30 is the lowest worth seeing."""
+        del top
         return [16.0, 24.0, 32.0, 40.0, 48.0, 56.0, 64.0, 100.0, 200.0, 400.0, 690.0]
 
     def log_lambda_at(self, log_radius: float) -> float:

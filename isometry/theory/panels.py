@@ -14,6 +14,7 @@ for a pole at distance D from the middle (Trefethen, Approximation Theory and Pr
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,9 +75,9 @@ class PanelRule:
         """Panels between the cuts of each piece, halved until E d and E d^2 agree to rounding."""
         starts, ends, stretches, ranges = [], [], [], []
         for piece in cuts:
-            for low, high in zip(piece[:-1], piece[1:], strict=True):
+            for low, high in itertools.pairwise(piece):
                 stretches.append((float(low), float(high)))
-                edges = np.linspace(low, high, max(1, math.ceil(high - low)) + 1)
+                edges = np.linspace(low, high, max(1, math.ceil((high - low) / 2)) + 1)
                 starts.append(edges[:-1])
                 ends.append(edges[1:])
         left = np.concatenate(starts)
@@ -166,7 +167,7 @@ def _pole_is_far(
 
 
 def graded_averages(rule: PanelRule, w: ComplexArray, *, logarithm: bool = False) -> ComplexArray:
-    """Sums over the panels, (4, n): E 1/(w-d), E d/(w-d), E 1/(w-d)^2, E d/(w-d)^2; a fifth, E log(1 - d/w), on request.
+    """Sums over the panels, (4, n): E 1/(w-d), E d/(w-d), E 1/(w-d)^2, E d/(w-d)^2; and E log(1 - d/w) on request.
 
     Parameters
     ----------

@@ -11,12 +11,12 @@ elsewhere `panels` cuts the line so that a Gauss-Legendre rule is exact whatever
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import special
 from scipy.optimize import brentq, minimize_scalar
 
@@ -35,8 +35,8 @@ REACHES = (9.0, 13.0, 17.0, 21.0, 25.0, 29.0, 33.0, 37.0)
 class Averages:
     """h, m and their derivatives in w, each (n,) complex; 1 + m = w h without cancellation near m = -1.
 
-    ``h_nonzero`` and its derivative leave out the mass at d = 0, which makes 1/w of its share. ``logarithm`` is Phi, the
-    branch that vanishes at infinity, where it was asked for.
+    ``h_nonzero`` and its derivative leave out the mass at d = 0, which makes 1/w of its share. ``logarithm`` is
+    Phi, the branch that vanishes at infinity, where it was asked for.
     """
 
     h: ComplexArray
@@ -104,7 +104,11 @@ class SlopeLaw:
         h, m = inverse @ self.masses, inverse @ weighted
         h_prime, m_prime = -(square @ self.masses), -(square @ weighted)
         # Im(-d/w) >= 0 in the upper half-plane, so the principal logarithm is the right branch.
-        log = np.log(_upper(1.0 - self.values / w[:, None])) @ self.masses if logarithm else None
+        log = (
+            np.log(_upper(1.0 - self.values / w[:, None])) @ self.masses.astype(complex)
+            if logarithm
+            else None
+        )
         if self.continuous is not None:
             sums = graded_averages(self.continuous, w, logarithm=logarithm)
             h, m = h + sums[0], m + sums[1]
@@ -136,7 +140,7 @@ def _upper(values: ComplexArray) -> ComplexArray:
     return signed
 
 
-def point_masses(values: Sequence[float], masses: Sequence[float]) -> SlopeLaw:
+def point_masses(values: ArrayLike, masses: ArrayLike) -> SlopeLaw:
     """The law with these point masses; equal values are joined, the value 0 is kept apart."""
     positions, index = np.unique(np.asarray(values, float), return_inverse=True)
     joined = np.bincount(index, weights=np.asarray(masses, float))
@@ -169,7 +173,7 @@ def slope_law(activation: Activation, q: float) -> SlopeLaw:
         return _checked(point_masses(np.square(activation.slopes), _interval_masses(bounds)), activation, q)
     reach = _reach(activation, scale)
     values, masses, pieces = [], [], []
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in itertools.pairwise(bounds):
         probe = np.linspace(max(low, -reach), min(high, reach), 4001)[1:-1]
         if low >= reach or high <= -reach:
             continue

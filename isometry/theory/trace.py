@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,8 +33,7 @@ class SpectralCurve(Protocol):
         """Coordinates at which the density may be infinite."""
         ...
 
-    @property
-    def stages(self) -> list[float]:
+    def looking_down(self, top: float) -> list[float]:
         """How far below the top to look for the place where no mass is left, in growing steps."""
         ...
 
@@ -186,14 +186,14 @@ def _look_down(curve: SpectralCurve, band: Band) -> tuple[Array, Array, NDArray,
     Stage by stage: far down averages get dear, and mostly there is no mass left to look for.
     """
     reach = band.high - band.low
-    stages = [stage for stage in curve.stages if stage < reach]
+    stages = [stage for stage in curve.looking_down(band.high) if stage < reach]
     if np.isfinite(reach):
         stages.append(reach * (1 - 1e-9))
     offsets = np.geomspace(1e-5 * min(reach, stages[0] / 16.0), stages[0], 36)
     found = curve.points(band.high - offsets)
     below, unknown = continuous_below(curve.product, found.log_lambda, found.mass_above), found.unknown
     log_top = float(found.log_lambda[0])
-    for nearer, further in zip(stages[:-1], stages[1:], strict=True):
+    for nearer, further in itertools.pairwise(stages):
         if below[-1] <= REMAINING_MASS:
             break
         steps = np.geomspace(nearer, further, 9)[1:]

@@ -14,6 +14,8 @@ Unknowns are kept as u = log(-t/(1 + t)) and v_g = log(-w_g), real on the negati
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +29,13 @@ Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
 # u on the table of the negative axis: |t| from e^-60 to 1 - e^-26, beyond which there is less mass than anyone sees.
-TABLE = np.linspace(-60.0, 26.0, 87)
+TABLE = np.concatenate([[-60.0, -50.0, -40.0, -30.0, -24.0, -20.0, -16.0], np.arange(-13.0, 26.5, 1.5)])
+# At u = 22.5 less than 4e-10 of the mass lies below lambda = |z|.
+BOTTOM = 22.5
 FIRST_STEP = 0.25
-SMALLEST_STEP = 1e-9
+SMALLEST_STEP = 1e-8
+# Where averages lose digits (next to a zero of phi') the last bit of the way may be noise.
+CLOSE_ENOUGH = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +80,7 @@ class TurningCurve:
         """Solutions of log z = target near the given unknowns, and which of them converged in the right half-plane."""
         current = unknown.copy()
         good = np.zeros(target.size, bool)
+        last = np.full(target.size, np.inf)
         active = np.arange(target.size)
         for _ in range(rounds):
             with np.errstate(all="ignore"):
@@ -86,13 +93,16 @@ class TurningCurve:
             step = step / np.maximum(size, 1.0)[:, None]
             current[active] += np.where(np.isfinite(size)[:, None], step, 0.0)
             valid = np.isfinite(size) & _in_half_plane(current[active], 1e-9)
-            settled = valid & (size < 1e-10)
+            # Next to a zero of phi' averages have fewer digits, and Newton stops gaining before 1e-10.
+            settled = valid & ((size < 1e-10) | ((size < 1e-5) & (size > 0.25 * last[active])))
+            last[active] = size
             good[active[settled]] = True
             active = active[valid & ~settled]
             if active.size == 0:
                 break
         return _clipped(current), good
 
+    @cached_property
     def on_negative_axis(self) -> tuple[Array, Array]:
         """(log |z|, unknowns) on the table: (n,) and (n, 1 + K), real; log |z| decreases."""
         t, one_plus_t = _from_u(TABLE)
@@ -100,7 +110,9 @@ class TurningCurve:
         unknown[:, 0] = TABLE
         for index, group in enumerate(self.product.groups):
             size = group.size * group.law.nonzero_mass
-            unknown[:, 1 + index] = _negative_inverse(group.law, np.log(-t / (size - 1.0 + one_plus_t)))
+            guess = unknown[:, index] if index else None
+            target = np.log(-t / (size - 1.0 + one_plus_t))
+            unknown[:, 1 + index] = _negative_inverse(group.law, target, guess)
         return self._evaluate(unknown.astype(complex))[0].real, unknown
 
     def turned(self, log_lambda: Array) -> ComplexArray:
@@ -111,7 +123,7 @@ class TurningCurve:
         ConvergenceError
             When some lambda cannot be reached.
         """
-        heights, table = self.on_negative_axis()
+        heights, table = self.on_negative_axis
         order = np.argsort(heights)
         start = np.stack(
             [np.interp(log_lambda, heights[order], column[order]) for column in table.T], axis=1
@@ -141,9 +153,10 @@ class TurningCurve:
             current[moved], angle[moved] = found[good], target_angle[good]
             step[moved] = np.minimum(1.6 * step[moved], 0.5)
             step[active[~good]] *= 0.4
-            if np.any(step[active] < SMALLEST_STEP):
+            stuck = step[active] < SMALLEST_STEP
+            if np.any(stuck & (angle[active] > CLOSE_ENOUGH)):
                 break
-            active = active[angle[active] > 0.0]
+            active = active[(angle[active] > 0.0) & ~stuck]
             if active.size == 0:
                 return current
         raise ConvergenceError(
@@ -162,10 +175,11 @@ class TurningCurve:
         """Point masses, whose places are known; next to one the density may be infinite."""
         return [place for place, _ in self.product.atoms]
 
-    @property
-    def stages(self) -> list[float]:
-        """How far down in log lambda to look: t reaches -1 exponentially, at a rate of one per factor."""
-        return [self.terms * stage for stage in (4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0, 40.0)]
+    def looking_down(self, top: float) -> list[float]:
+        """How far below the top mass has to be looked for: mass below lambda is at most 2 (1 + t) at z = -lambda."""
+        heights, table = self.on_negative_axis
+        bottom = float(np.interp(BOTTOM, table[:, 0], heights))
+        return [max(top - bottom, 1.0)]
 
     def log_lambda_at(self, log_lambda: float) -> float:
         """The coordinate is log lambda itself."""
@@ -203,7 +217,7 @@ def _clipped(unknown: ComplexArray) -> ComplexArray:
     return result
 
 
-def _from_u(u: NDArray) -> tuple[NDArray, NDArray]:
+def _from_u(u: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """(t, 1 + t) of u = log(-t/(1 + t)), neither with cancellation."""
     small = (
         np.exp(-np.abs(u.real) + 1j * np.where(u.real > 0, -u.imag, u.imag))
@@ -216,29 +230,30 @@ def _from_u(u: NDArray) -> tuple[NDArray, NDArray]:
     return t, one_plus_t
 
 
-def _ratio(m: ComplexArray, rest: ComplexArray) -> ComplexArray:
+def _ratio(m: NDArray[Any], rest: NDArray[Any]) -> ComplexArray:
     """log of m/(p + m), both numbers in the closed lower half-plane."""
     return lower_log(m) - lower_log(rest)
 
 
-def _negative_inverse(law: SlopeLaw, target: Array) -> Array:
+def _negative_inverse(law: SlopeLaw, target: Array, guess: Array | None) -> Array:
     """v with log(-m/(p + m)) = target at w = -e^v, for (n,) values: m runs monotonically from -p to 0."""
     low, high = np.full(target.size, -690.0), np.full(target.size, 690.0)
-    # For a constant d this is v = log d - target.
-    v = np.clip(np.log(law.moments(1)[0]) - target, -680.0, 680.0)
+    # For a constant d this is v = log d - target; a group like the one before has nearly its solution.
+    v = np.clip(np.log(law.moments(1)[0]) - target if guess is None else guess, -680.0, 680.0)
     for _ in range(200):
         w = -np.exp(v)
         averages = law.averages(w.astype(complex))
         rest = w * averages.h_nonzero.real
         value = np.log(-averages.m.real / rest)
-        slope = w * (
+        per_w = (
             averages.m_prime.real / averages.m.real - averages.h_nonzero_prime.real / averages.h_nonzero.real
         )
         # The left side falls as w moves away from zero.
         low, high = np.where(value > target, v, low), np.where(value <= target, v, high)
-        step = (target - value) / np.minimum(slope - 1.0, -1e-3)
+        step = (target - value) / np.minimum(w * per_w - 1.0, -1e-3)
         moved = v + step
-        v = np.where((moved > low) & (moved < high), moved, 0.5 * (low + high))
-        if np.all((np.abs(step) < 1e-9) | (high - low < 1e-9)):
+        settled = np.abs(step) < 1e-6
+        v = np.where(settled | ((moved > low) & (moved < high)), moved, 0.5 * (low + high))
+        if np.all(settled | (high - low < 1e-9)):
             break
     return v
