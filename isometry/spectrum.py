@@ -333,7 +333,7 @@ class Spectrum:
         if not math.isfinite(second):
             return 0.0 if second < 0 else math.inf
         # Relative to m_2, so that neither square over- nor underflows on the way.
-        share = max(-math.expm1(2 * first - second), 0.0)
+        share = max(-math.expm1(2 * first - second), 0.0) + 0.0
         return share * math.exp(second) if second < 709.7 else (math.inf if share > 0 else 0.0)
 
     # ---- errors ------------------------------------------------------------------------------------
@@ -423,7 +423,11 @@ class Spectrum:
 
     @property
     def s_min(self) -> float:
-        """Smallest singular value (over the inputs); nan where it is not resolved. 0 with a predicted mass at 0."""
+        """Smallest singular value (over the inputs); nan where it is not resolved.
+
+        For a prediction the edge below which less than 1e-9 of the mass lies (the law of an activation whose slope
+        comes near zero reaches down to zero in principle), and 0 with a mass at zero.
+        """
         if self.extremes is None:
             return 0.0 if self.zero_mass > 0 else self.support[0]
         if not np.all(self.extremes.bottom_resolved):

@@ -157,6 +157,7 @@ def prediction_record(spectrum: Spectrum) -> dict[str, Any]:
     edges = [place / LN10 for place in spectrum.distribution.log_range]
     return {
         **spectrum.to_dict(),
+        "condition_number": None if low is None else _within_floats(math.log(10) * (edges[1] - edges[0])),
         "q_star": known.get("q_star"),
         "sigma_w": known.get("sigma_w"),
         "sigma_b": known.get("sigma_b"),
