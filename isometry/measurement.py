@@ -25,6 +25,7 @@ from isometry.jacobian.function import Output
 from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
 from isometry.progress import Progress, progress_bar, silent
 from isometry.spectrum import Extremes, Spectrum
+from isometry.theory.ensemble import Ensemble
 
 METHODS = ("auto", "exact", "lanczos", "randomized")
 DEFAULT_PROBES, DEFAULT_STEPS, DEFAULT_TOP, DEFAULT_RANK = 16, 50, 6, 20
@@ -175,6 +176,7 @@ def measure(
         seconds=time.perf_counter() - began,
         provenance={**spectrum.provenance, **record, **(provenance or {})},
     )
+    _warn_of_underflow(spectrum, operator.dtype)
     if tol is not None:
         _warn_unconverged(spectrum, tol)
     return spectrum
@@ -205,6 +207,24 @@ def _warn_unconverged(spectrum: Spectrum, tol: float) -> None:
     warnings.warn(
         f"the worst relative residual of the top values is {worst:.1e}, above tol={tol:g}: take more steps, or "
         "method='randomized' with a larger rank",
+        ConvergenceWarning,
+        stacklevel=3,
+    )
+
+
+def _warn_of_underflow(spectrum: Spectrum, dtype: torch.dtype) -> None:
+    """Say so where J is so small that its entries may have been lost below the smallest float."""
+    e = spectrum.extremes
+    smallest = torch.finfo(dtype).tiny / torch.finfo(dtype).eps
+    if e is None or bool(np.all(e.top[:, 0] >= smallest)):
+        return
+    s_max = float(e.top[:, 0].min())
+    cure = (
+        "" if dtype == torch.float64 else "; if the network is merely deep, measure with dtype=torch.float64"
+    )
+    warnings.warn(
+        f"s_max is {s_max:.2g}: either nothing of the output depends on the input (units that are cut off), or the "
+        f"products underflow in {dtype}{cure}",
         ConvergenceWarning,
         stacklevel=3,
     )
@@ -308,8 +328,9 @@ def _drawn_from(model: Any, x: Tensor) -> dict[str, Any] | None:
     A stem or a head multiplies J by factors that the ensemble of the trunk does not hold.
     """
     ensemble = getattr(model, "ensemble", None)
+    # Other people's models call other things an ensemble.
     if (
-        ensemble is None
+        not isinstance(ensemble, Ensemble)
         or getattr(model, "stem", None) is not None
         or getattr(model, "head", None) is not None
     ):
