@@ -106,7 +106,9 @@ def test_parts_and_outputs_reach_the_operator() -> None:
     network = linear_network(6, 8, 5)
     part = measure(network, torch.ones(6).double(), source="1")
     assert part.shape == (5, 8)
-    assert part.s_max == pytest.approx(float(torch.linalg.matrix_norm(network[1].weight.detach(), 2)), rel=1e-12)
+    assert part.s_max == pytest.approx(
+        float(torch.linalg.matrix_norm(network[1].weight.detach(), 2)), rel=1e-12
+    )
     chosen = measure(lambda z: {"y": network(z), "z": z}, torch.ones(6).double(), output="y")
     assert chosen.s_max == pytest.approx(singular_values(network)[0], rel=1e-12)
 
@@ -283,17 +285,25 @@ def test_the_record_says_how_it_was_made() -> None:
 
 
 def test_a_network_that_knows_its_ensemble_records_it() -> None:
-    class Sampled(nn.Linear):
-        class Ensemble:
-            def to_dict(self) -> dict[str, int]:
-                return {"depth": 1}
+    from isometry.nn import MLP
 
-        ensemble = Ensemble()
+    model, x = MLP(depth=2, width=6, sigma_w=1.5, sigma_b=0.5), torch.full((6,), 2.0)
+    recorded = measure(model, x).provenance["ensemble"]
+    assert (recorded["depth"], recorded["sigma_w"], recorded["sigma_b"]) == (2, 1.5, 0.5)
+    # The first pre-activations have the variance that this input gives them: 1.5^2 * 2^2 + 0.5^2.
+    assert recorded["q0"] == pytest.approx(9.25)
+    # A part of it is no draw from that ensemble, and what others call an ensemble is none.
+    assert "ensemble" not in measure(model, x, source="").provenance
 
-    x = torch.ones(4)
-    assert measure(Sampled(4, 4), x).provenance["ensemble"] == {"depth": 1}
-    # A part of it is no draw from that ensemble.
-    assert "ensemble" not in measure(Sampled(4, 4), x, source="").provenance
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ensemble = nn.ModuleList([nn.Linear(6, 6) for _ in range(2)])
+
+        def forward(self, z: Tensor) -> Tensor:
+            return sum(member(z) for member in self.ensemble)
+
+    assert "ensemble" not in measure(Several(), x).provenance
 
 
 # ---- progress ----------------------------------------------------------------------------------------------
@@ -364,7 +374,26 @@ def test_small_singular_values_of_an_exact_measurement_are_no_matter_of_converge
     assert not converged(single, 1e-7)
     with pytest.warns(ConvergenceWarning):
         measure(layer, torch.ones(40), "exact", tol=1e-7)
-    zero = measure(lambda z: 0 * z, torch.ones(4).double(), tol=1e-9)
+
+
+def test_a_jacobian_that_is_zero_or_underflows_is_told() -> None:
+    """120 layers with gain 0.4: s is 1e-48, which float32 does not hold. Zero is a number nobody should trust."""
+    torch.manual_seed(0)
+    network = nn.Sequential(*[nn.Linear(12, 12, bias=False) for _ in range(120)])
+    for layer in network:
+        nn.init.orthogonal_(layer.weight, gain=0.4)
+    x = torch.ones(12)
+    for method in ("exact", "lanczos"):
+        with pytest.warns(
+            ConvergenceWarning, match=r"s_max is 0: .*underflow in torch.float32.*dtype=torch\.float64"
+        ):
+            single = measure(network, x, method)
+        assert single.below_floor == 1.0
+        double = measure(network, x, method, dtype=torch.float64)
+        assert double.s_max == pytest.approx(0.4**120, rel=1e-4)
+    with pytest.warns(ConvergenceWarning, match="units that are cut off"):
+        zero = measure(lambda z: torch.relu(-z), torch.ones(4).double(), tol=1e-9)
+    assert zero.mean_square == 0
     assert converged(zero, 1e-9)
 
 
