@@ -139,12 +139,13 @@ def _distances(ax, store: isometry.store.Store) -> None:
         ax.plot(channels * shift, ks, marker, color=colour, ms=4, alpha=0.45)
         ax.plot(sizes * shift, means, marker=marker, ms=7, color=colour, label=TITLES[weights])
     ax.plot(sizes, 1.63 / np.sqrt(sizes), ":", color=networks.BLACK, lw=1.4, label="by chance, at most")
-    ax.plot(sizes, means[0] * np.sqrt(sizes[0] / sizes), "--", color="#888888", lw=1.2, label="∝ 1/√channels")
+    ax.plot(sizes, 0.3 / sizes, "--", color="#888888", lw=1.2, label="∝ 1/channels")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
     ax.set(title="Distance to theory", xlabel="channels", ylabel="KS distance")
-    ax.legend(loc="lower left", fontsize=9)
+    ax.set_ylim(7e-4, 6.0)
+    ax.legend(loc="upper right", fontsize=9.5)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from scipy.optimize import brentq
 from scipy.special import erfinv
 
 import isometry
+from isometry.errors import ConvergenceError
 from isometry.theory.activations import gaussian_average, get_activation
 from isometry.theory.freeprobability import solve
 from isometry.theory.predict import curve_of
@@ -73,10 +74,7 @@ def compute(full: bool) -> None:
     for activation, kind in CLASSES.items():
         for variance in VARIANCES:
             goal = limit(kind, variance)
-            distances = [
-                isometry.compare(law_at(activation, depth, variance), goal).raw.wasserstein
-                for depth in DEPTHS
-            ]
+            distances = [_distance(activation, depth, variance, goal) for depth in DEPTHS]
             print(f"{activation} s0^2 = {variance:g}: W1", np.round(distances, 6), flush=True)
             store.add_series(
                 f"{activation} {variance:g}", {"depth": np.array(DEPTHS), "wasserstein": np.array(distances)},
@@ -96,6 +94,15 @@ def compute(full: bool) -> None:
         measured = isometry.measure(model, x, "exact", progress=False)
         store.add(networks.light(measured), f"{activation} measured")
         print(activation, isometry.compare(measured, store[f"{activation} {SAMPLED}"]).verdict(), flush=True)
+
+
+def _distance(activation: str, depth: int, variance: float, goal: isometry.Spectrum) -> float:
+    """Wasserstein-1 distance to the limit; nan where the solver gives no law, and a line that says so."""
+    try:
+        return isometry.compare(law_at(activation, depth, variance), goal).raw.wasserstein
+    except ConvergenceError as error:
+        print(f"left out, {activation} at depth {depth}: {error}", flush=True)
+        return math.nan
 
 
 def draw() -> None:
@@ -167,8 +174,9 @@ def _distances(ax, store: isometry.store.Store) -> None:
     ):
         for variance, line in zip(VARIANCES, ("-", ":"), strict=True):
             columns = store.series(f"{activation} {variance:g}").columns
+            known = np.isfinite(columns["wasserstein"])
             ax.plot(
-                columns["depth"], columns["wasserstein"], line, color=colour, marker=marker, ms=4, lw=1.4,
+                columns["depth"][known], columns["wasserstein"][known], line, color=colour, marker=marker, ms=4, lw=1.4,
                 label=f"{TITLES[activation]}, $s_0^2$ = {variance:g}",
             )  # fmt: skip
     depth = np.array([30.0, 3000.0])
