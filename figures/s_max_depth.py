@@ -3,7 +3,8 @@ bounded for orthogonal weights with a smooth activation at q* = 1/depth.
 
 Lines: the upper edge of the predicted law at critical points. Markers: the largest singular value of one network of
 width 1000, by Golub-Kahan (8 probes, 25 steps). The relative residual is below 1e-2 everywhere (the file holds it).
-At finite width the largest value of a deep network stays below the edge: fluctuations of order depth / width.
+At finite width the largest value of a deep network stays below the edge: fluctuations of order depth / width. A case
+that the data file holds is not measured again.
 
     python figures/s_max_depth.py           # depths to 64: about four minutes on one core
     python figures/s_max_depth.py --full    # depths to 256: half an hour
@@ -31,17 +32,25 @@ CASES = (
 THEORY_DEPTHS = np.unique(np.round(np.geomspace(1, 1000, 40)).astype(int))
 
 
+def case_name(activation: str, weights: str, q_star: float | None) -> str:
+    """Name of a case in the file."""
+    return f"{activation} {weights} {q_star or 'inverse depth'}"
+
+
 def compute(full: bool) -> None:
     """Edges of the law at every depth, largest singular values of networks at powers of two."""
-    store = networks.fresh_store(NAME)
+    store = isometry.open_store(networks.data_file(NAME), "a")
     measured_depths = [2**k for k in range(9 if full else 7)]
     for (activation, weights, q_star), *_ in CASES:
-        name = f"{activation} {weights} {q_star or '1/depth'}"
+        name = case_name(activation, weights, q_star)
+        if f"{name} measured" in store.series_names():
+            continue
         edges = [
             isometry.predict(networks.ensemble_of(activation, int(depth), weights, q_star or 1 / depth)).s_max
             for depth in THEORY_DEPTHS
         ]
-        store.add_series(f"{name} theory", {"depth": THEORY_DEPTHS, "s_max": np.array(edges)})
+        columns = {"depth": THEORY_DEPTHS, "s_max": np.array(edges)}
+        store.add_series(f"{name} theory", columns, overwrite=True)
         found, residuals = [], []
         model = None
         for depth in reversed(measured_depths):
@@ -74,7 +83,7 @@ def draw() -> None:
     with plt.style.context(networks.STYLE):
         figure, ax = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
         for (activation, weights, q_star), label, colour, marker in CASES:
-            name = f"{activation} {weights} {q_star or '1/depth'}"
+            name = case_name(activation, weights, q_star)
             theory, measured = (
                 store.series(f"{name} theory").columns,
                 store.series(f"{name} measured").columns,

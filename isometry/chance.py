@@ -5,8 +5,11 @@ its N slopes phi'(h_i) at random. What it may deviate is taken to be what **N in
 law** would show:
 
 * sup |F - G|: `KS_SCALE` / sqrt(N), the scale of Kolmogorov's law of the largest deviation;
-* ln m_1: `MOMENT_SIGMAS` standard deviations sqrt(v / N), v = m_2 / m_1^2 - 1, and v / 2N for the skew of a product
-  (v = L (mu_2 / mu_1^2 - 1 - s_1), Pennington et al. 2017, arXiv 1711.04735, section 2.5);
+* ln m_1: `MOMENT_SIGMAS` standard deviations sqrt((v + u) / N), v = m_2 / m_1^2 - 1, and v / 2N for the skew of a
+  product (v = L (mu_2 / mu_1^2 - 1 - s_1), Pennington et al. 2017, arXiv 1711.04735, section 2.5). u = 2 comes from
+  the input, whose N coordinates give the variance q of the first pre-activations to a relative sqrt(2 / N) only:
+  it decays by the slope 1 - O(q) of the q-map while E phi'^2 falls by O(q) in every layer, which for a smooth odd phi
+  at small q* adds up to that very sqrt(2 / N) in ln m_1. u = 0 for linear and (leaky) ReLU networks;
 * Wasserstein-1: `WASSERSTEIN_SCALE` / sqrt(N) times the area int sqrt(F (1 - F)), what the standard deviation of
   such a sample's cdf encloses.
 
@@ -19,7 +22,7 @@ over the cdf), and the truncation bound of the quadrature.
 
 Calibration (``benchmarks/compare_calibration.py``; linear, ReLU, hard-tanh, tanh, Gaussian and orthogonal, depth 4 to
 64, N = 128): sqrt(N) sup |F - G| has means 0.2 to 0.9, and the standard deviation of ln m_1 is 0.2 to 1.6 times
-sqrt(v / N): 0.2 for deep linear networks, whose slopes are no chance, 1.6 for tanh at small q*.
+sqrt((v + u) / N), 0.2 for linear networks, which have no slopes to draw.
 """
 
 from __future__ import annotations
@@ -46,6 +49,8 @@ KS_SCALE = 1.63
 WASSERSTEIN_SCALE = 3.0
 SIGMAS = 3.0
 MOMENT_SIGMAS = 4.0
+# Activations whose slopes do not depend on the variance of what enters them.
+HOMOGENEOUS = ("linear", "relu", "leaky_relu")
 OWN_LAYERS = 4.0
 # The discrete free product is itself accurate to about 3e-3 in the cdf.
 OWN_LAYERS_MOST = 25_000.0
@@ -162,8 +167,19 @@ def _moment_chance(measured: Spectrum, predicted: Spectrum, k: int, draws: float
     """Bound on |ln m_k ratio|: the mean of `draws` independent s^(2k), and the errors over probes."""
     law = predicted.distribution
     variance = math.expm1(min(max(law.log_moment(4 * k) - 2 * law.log_moment(2 * k), 0.0), 700.0))
+    # A common scale of all s: k times in ln m_k.
+    variance += k * k * _input_variance(predicted)
     errors = sum(probe_factor(s) * _relative_error(s, k) for s in (measured, predicted))
     return MOMENT_SIGMAS * math.sqrt(variance / draws) + 0.5 * variance / draws + errors
+
+
+def _input_variance(predicted: Spectrum) -> float:
+    """N times the variance of ln m_1 that the input's own mean square causes."""
+    ensemble = predicted.provenance.get("ensemble")
+    activation = ensemble.get("activation") if isinstance(ensemble, Mapping) else None
+    if activation is None or str(activation).partition("(")[0] in HOMOGENEOUS:
+        return 0.0
+    return 2.0
 
 
 def _relative_error(spectrum: Spectrum, k: int) -> float:

@@ -114,11 +114,14 @@ class Comparison:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether distance and mean square are within chance; None where chance is not known."""
+        """Whether mean square and distance are within chance; None where chance is not known.
+
+        The distance may be within chance raw or in shape: a mean square that is off by no more than chance moves the
+        whole of a narrow law, which the raw distance would hold against it a second time.
+        """
         shift = abs(self.raw.log_moment_ratios[0])
-        return _both(
-            _within(self.raw.ks_beyond_error, self.chance.ks), _within(shift, self.chance.log_mean_square)
-        )
+        nearest = min(self.raw.ks_beyond_error, self.shape.ks_beyond_error)
+        return _both(_within(nearest, self.chance.ks), _within(shift, self.chance.log_mean_square))
 
     @property
     def agrees_in_shape(self) -> bool | None:
@@ -139,6 +142,11 @@ class Comparison:
                 "layer), and measure with two probes or more"
             )
         if self.agrees:
+            if not _within(self.raw.ks_beyond_error, self.chance.ks):
+                bound = self.chance.ks
+                distance = (
+                    f"KS {self.shape.ks:.3g} in shape ({self.raw.ks:.3g} raw), by chance up to {bound:.3g}"
+                )
             return f"agrees: {distance}; mean square {ratio} of the predicted"
         if _within(self.raw.ks_beyond_error, self.chance.ks):
             allowed = _exp(self.chance.log_mean_square)

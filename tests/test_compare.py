@@ -130,6 +130,20 @@ def test_a_law_without_spread_allows_rounding_in_the_mean_square():
     assert compare(spectrum(np.full(100, 1 + 1e-4)), law).agrees is False
 
 
+def test_a_mean_square_within_chance_is_not_held_against_a_narrow_law_twice():
+    # The law spans 2 %, a tanh network's own input moves all of it by 4 %: raw the two hardly overlap.
+    curve = uniform_curve(0.99, 1.01).distribution
+    record = {"ensemble": {"activation": "tanh", "depth": 64}}
+    law = Spectrum(curve, method="predicted", provenance=record)
+    sample = spectrum(1.04 * law.quantile((np.arange(500) + 0.5) / 500))
+    found = compare(sample, law, width=500)
+    assert found.raw.ks == pytest.approx(1.0, abs=1e-9)
+    assert found.agrees is True
+    assert "in shape" in found.verdict()
+    # A linear network has nothing that the input could move.
+    assert compare(sample, Spectrum(curve, method="predicted"), width=500).agrees is False
+
+
 def test_edges_come_with_their_residual_and_their_ratio():
     found = compare(spectrum([0.5, 1.0, 2.2]), spectrum([0.4, 1.0, 2.0]))
     assert (found.s_max.measured, found.s_max.predicted) == (2.2, 2.0)
