@@ -3,7 +3,7 @@ bounded for orthogonal weights with a smooth activation at q* = 1/depth.
 
 Lines: the upper edge of the predicted law at critical points. Markers: the largest singular value of one network of
 width 1000, by Golub-Kahan (8 probes, 25 steps). The relative residual is below 1e-2 everywhere (the file holds it).
-At finite width the largest value of a deep network stays below the edge: fluctuations of order depth / width. A case
+At finite width the largest value scatters with depth / width, and lies rather below the edge than above it. A case
 that the data file holds is not measured again.
 
     python figures/s_max_depth.py           # depths to 64: about four minutes on one core
