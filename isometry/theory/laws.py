@@ -135,6 +135,21 @@ def smooth_limit_edges(variance: float) -> tuple[float, float]:
     return low, high
 
 
+def smooth_limit_curve(variance: float, imaginary: ArrayLike) -> tuple[Array, Array, Array]:
+    """(log lambda below, log lambda above, density per log lambda) of the smooth limit, each of the shape given.
+
+    With x = u - i y the condition that z = (1 + x)/x exp(s0^2 x) be real is u^2 + u + y^2 = y cot(s0^2 y): two u for each
+    y, mirrored at -1/2, and the law of log lambda is symmetric about zero. The density is y/pi; where y has
+    no real u (beyond the largest density) the places are nan.
+    """
+    y = np.asarray(imaginary, float)
+    with np.errstate(invalid="ignore"):
+        root = np.sqrt(0.25 - y * y + y / np.tan(variance * y))
+    above = np.log(np.abs((0.5 + root - 1j * y) / (root - 0.5 - 1j * y))) + variance * (root - 0.5)
+    below = np.log(np.abs((0.5 - root - 1j * y) / (-root - 0.5 - 1j * y))) - variance * (root + 0.5)
+    return below, above, y / np.pi
+
+
 def residual_edges(c: float) -> tuple[float, float]:
     """Support of the large-depth residual law S(x) = exp(-c (1 + 2x)): the smooth limit of variance 2c, times e^c.
 

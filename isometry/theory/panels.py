@@ -72,7 +72,7 @@ class PanelRule:
 
     @classmethod
     def build(cls, function: Callable[[Array], Array], cuts: list[Array], *, fold: float) -> PanelRule:
-        """Panels between the cuts of each piece, halved until E d and E d^2 agree to rounding."""
+        """Panels between the cuts of each piece, halved until E d and E d^6 agree to rounding."""
         starts, ends, stretches, ranges = [], [], [], []
         for piece in cuts:
             for low, high in itertools.pairwise(piece):
@@ -91,7 +91,7 @@ class PanelRule:
             halves_width = np.concatenate([width, width]) * 0.5
             halves_d, halves_weight = _sample(function, halves_left, halves_width, fold)
             error = np.zeros(size)
-            for power in (1, 2):
+            for power in (1, 6):
                 whole = np.sum(weight * (d / scale) ** power, axis=1)
                 parts = np.sum(halves_weight * (halves_d / scale) ** power, axis=1)
                 error = np.maximum(error, np.abs(whole - parts[:size] - parts[size:]))

@@ -17,6 +17,8 @@ from isometry.theory.product import FreeProduct, Group
 Array = NDArray[np.float64]
 
 SMALLEST_D = 1e-300
+# Beyond it there is less than 1e-18 of a Gaussian.
+FARTHEST = 9.0
 
 
 def single_factor(product: FreeProduct) -> Group | None:
@@ -53,13 +55,15 @@ def law_of_one_layer(
         return empty, empty, empty, (min(places) + shift, max(places) + shift)
     share = rule.fold / group.law.nonzero_mass
     stretches = [np.sort(np.array(stretch)) for stretch in rule.stretches]
-    per_end = max(points // (2 * len(stretches)), 40)
     # Ends of stretches are extrema or zeros of phi': cluster there, for the cdf has a root in log d.
-    cluster = np.concatenate([[0.0], np.geomspace(1e-9, 0.5, per_end)])
-    grid = np.unique(np.concatenate([cluster, 1.0 - cluster]))
-    candidates = [
-        np.log(np.maximum(rule.function(low + (high - low) * grid), SMALLEST_D)) for low, high in stretches
-    ]
+    near = np.geomspace(1e-9, 0.02, max(points // 16, 60))
+    candidates = []
+    for low, high in stretches:
+        a, b = max(low, -FARTHEST), min(high, FARTHEST)
+        if a < b:
+            even = np.linspace(0.0, 1.0, max(int(points * (b - a) / (2.0 * FARTHEST)), 60))
+            grid = np.unique(np.concatenate([even, near, 1.0 - near]))
+            candidates.append(np.log(np.maximum(rule.function(a + (b - a) * grid), SMALLEST_D)))
     values = np.unique(np.concatenate(candidates))
     values = values[np.diff(values, prepend=-np.inf) > 1e-13 * np.maximum(np.abs(values), 1e-3)]
     cdf, density = np.zeros(values.size), np.zeros(values.size)
@@ -67,7 +71,8 @@ def law_of_one_layer(
         x, rising = _inverse(rule.function, low, high, values)
         mass = special.ndtr(x) - special.ndtr(low) if rising else special.ndtr(-x) - special.ndtr(-high)
         cdf += share * mass
-        inside = (x > low) & (x < high)
+        # At an end the inversion has run into the bracket: nothing of this stretch lies there.
+        inside = (x - low > 1e-11) & (high - x > 1e-11)
         step = 1e-5 * np.minimum(1.0, np.minimum(x - low, high - x))[inside]
         above = np.log(np.maximum(rule.function(x[inside] + step), SMALLEST_D))
         below = np.log(np.maximum(rule.function(x[inside] - step), SMALLEST_D))
@@ -79,6 +84,7 @@ def law_of_one_layer(
     # Where the density is infinite any finite number stands for it: three times the secant keeps the cubic monotone.
     secant = np.diff(cdf) / np.diff(values)
     limit = 3.0 * np.maximum(np.append(secant, secant[-1]), np.insert(secant, 0, secant[0]))
+    cdf[-1] = share * float(rule.mass.sum()) / rule.fold
     lowest = min([float(values[0]), *places]) if rule_minimum(rule.ranges) > 1e-15 else -math.inf
     highest = max([float(values[-1]), *places])
     return (

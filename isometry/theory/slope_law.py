@@ -129,7 +129,10 @@ class SlopeLaw:
         """E[log d; d > 0]."""
         result = float(np.log(self.values) @ self.masses)
         if self.continuous is not None:
-            result += float(self.continuous.average(lambda d: np.log(np.maximum(d, 1e-300))[..., None])[0])
+            # E log(1 + d/epsilon) + log epsilon: graded panels take the logarithm at a zero of phi' as well.
+            epsilon = 1e-26 * self.continuous.largest
+            whole = graded_averages(self.continuous, np.array([-epsilon], complex), logarithm=True)[4][0].real
+            result += float(whole) + math.log(epsilon) * float(self.continuous.mass.sum())
         return result
 
 

@@ -87,7 +87,7 @@ def _log_z(product: FreeProduct, t: Array, rate: Array, memory: Memory) -> tuple
         both = averages.m_prime / averages.m - averages.h_prime / averages.h
         slope = slope + group.count * both / (group.size * averages.m_prime)
         result[~known] = np.nan
-    real = np.abs(result.imag) < 1e-3
+    real = np.isfinite(result.real) & (np.abs(result.imag) < 1e-3)
     return np.where(real, result.real, np.nan), np.where(real, slope.real * rate, np.nan)
 
 

@@ -1,0 +1,235 @@
+"""The solver against closed forms, polynomial roots, and itself by a second method."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from isometry.theory import laws
+from isometry.theory.activations import get_activation
+from isometry.theory.freeprobability import Law, solve
+from isometry.theory.leading import LeadingCurve
+from isometry.theory.product import FreeProduct, Group
+from isometry.theory.slope_law import SlopeLaw, slope_law
+from isometry.theory.turning import TurningCurve
+from isometry.theory.turning_edges import outer_band
+
+SMOOTH = ["tanh", "erf", "sigmoid", "gelu", "silu", "elu", "selu", "softplus"]
+
+
+def product(law: SlopeLaw, depth: int, *, gaussian: bool) -> FreeProduct:
+    """depth equal square layers with chi = 1."""
+    scale = -depth * math.log(law.moments(1)[0])
+    exponent = 1.0 + depth * gaussian
+    return FreeProduct(scale, np.array([1.0]), np.array([exponent]), (Group(law, 1.0, depth),))
+
+
+def gaussian_product(depth: int) -> FreeProduct:
+    return FreeProduct(0.0, np.array([1.0]), np.array([1.0 + depth]))
+
+
+def cdf(law: Law, log_lambda: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The cdf as a Spectrum interpolates it."""
+    from isometry.theory.predict import curve_of
+
+    return curve_of(law).cdf(0.5 * log_lambda)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 10, 100, 1000, 10_000])
+def test_products_of_gaussian_matrices_are_fuss_catalan(depth: int) -> None:
+    law = solve(gaussian_product(depth))
+    angle = np.linspace(1e-4, 1 - 1e-6, 500) * math.pi / (depth + 1)
+    log_lambda, above, _ = laws.fuss_catalan_curve(depth, angle)
+    np.testing.assert_allclose(cdf(law, log_lambda), 1 - above, atol=2e-8)
+    # Relative errors of lambda are absolute ones of its logarithm.
+    assert law.log_edges[1] == pytest.approx(laws.fuss_catalan_log_edge(depth), abs=1e-9)
+    assert law.log_edges[0] == -math.inf
+    for order in range(1, 7):
+        expected = laws.fuss_catalan_log_moment(depth, order)
+        assert law.log_moments[order - 1] == pytest.approx(expected, abs=1e-10 * max(1.0, abs(expected)))
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0, 1.3, 8.0])
+def test_one_rectangular_matrix_is_marchenko_pastur(ratio: float) -> None:
+    rank = min(1.0, ratio)
+    sizes, exponents = np.array([1.0 / rank, ratio / rank]), np.array([1.0, 1.0])
+    if ratio == 1.0:
+        sizes, exponents = np.array([1.0]), np.array([2.0])
+    law = solve(FreeProduct(math.log(1.0 / rank) + math.log(ratio), sizes, exponents))
+    a, b = laws.marchenko_pastur_edges(ratio)
+    x = np.linspace(a, b, 301)[1:-1]
+    np.testing.assert_allclose(cdf(law, np.log(x)), laws.marchenko_pastur_cdf(x, ratio), atol=1e-7)
+    assert law.log_edges[1] == pytest.approx(math.log(b), abs=1e-9)
+    if ratio != 1.0:
+        assert law.log_edges[0] == pytest.approx(math.log(a), abs=1e-9)
+
+
+def power(factor: list[float], count: int) -> np.poly1d:
+    return np.poly1d(np.poly([-factor[1] / factor[0]] * count))
+
+
+def relu_polynomial(depth: int, gaussian: bool, z: complex) -> NDArray[np.complex128]:
+    """Coefficients in t of z(t) = z for the nonzero half of a ReLU product, highest power first."""
+    up = power([1.0, 1.0], depth)
+    if gaussian:
+        return (np.poly1d([1.0, 2.0]) * up - z * np.poly1d([1.0, 0.0])).coeffs
+    down = np.poly1d([1.0, 0.0]) * power([1.0, 2.0], depth - 1)
+    return (2.0**depth * up - z * down).coeffs
+
+
+def relu_product(depth: int, *, gaussian: bool) -> FreeProduct:
+    sizes, exponents = np.array([1.0, 2.0]), np.array([float(depth), 1.0 - depth * (not gaussian)])
+    return FreeProduct(math.log(2.0), sizes, exponents)
+
+
+@pytest.mark.parametrize("gaussian", [True, False])
+@pytest.mark.parametrize("depth", [3, 5, 8])
+def test_relu_density_is_the_root_of_its_polynomial(depth: int, gaussian: bool) -> None:
+    law = solve(relu_product(depth, gaussian=gaussian))
+    kind = "gaussian" if gaussian else "orthogonal"
+    edge = laws.relu_gaussian_log_edge(depth) if gaussian else math.log(laws.relu_orthogonal_edge(depth))
+    assert law.log_edges[1] == pytest.approx(edge, abs=1e-9)
+    for order in range(1, 7):
+        expected = math.log(laws.relu_moment(depth, order, kind))
+        assert law.log_moments[order - 1] == pytest.approx(expected, abs=1e-12 * order)
+    # Follow the root from t ~ m1/z far up the imaginary axis to just above the real one, then downwards.
+    above = [(20 - 0.1 * step) + 0.5j * math.pi for step in range(int(10 * (20 - edge)) + 1)]
+    turn = [edge + 0.5j * math.pi * 0.97**step for step in range(700)]
+    at = edge - np.linspace(0.02, 1.8, 3001) ** 2
+    root, density = 0j, []
+    for log_z in [*above, *turn, *at]:
+        roots = np.roots(relu_polynomial(depth, gaussian, np.exp(log_z)))
+        root = roots[np.argmin(np.abs(roots - root))]
+        density.append(-root.imag / np.pi)
+    density = np.array(density[-at.size :])
+    mass = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(at))])
+    got = cdf(law, at)
+    # Trapezoid on 3,000 cells in the square root of the distance to the edge.
+    np.testing.assert_allclose(got - got[0], mass, atol=1e-6)
+
+
+@pytest.mark.parametrize("variance", [0.25, 0.7, 1.5])
+def test_bernoulli_limit_is_the_lambert_law(variance: float) -> None:
+    place, mass = laws.bernoulli_limit_atom(variance)
+    atoms = ((variance, mass),) if mass > 0 else ()
+    # log z = log((1 + x)/x) + s0^2 x/(1 + x)
+    law = solve(FreeProduct(0.0, np.array([1.0]), np.array([1.0]), fraction=variance, atoms=atoms))
+    top = math.log(math.e * variance)
+    assert math.exp(variance) == pytest.approx(place)
+    assert law.log_lambda[-1] == pytest.approx(top, abs=1e-9)
+    at = top - np.linspace(0.0, 2.8, 8001)[::-1] ** 2
+    x = np.exp(at)
+    density = laws.bernoulli_limit_density(x, variance) * x
+    integral = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(at))])
+    got = cdf(law, at)
+    np.testing.assert_allclose(got - got[0], integral, atol=2e-6)
+    np.testing.assert_allclose(np.exp(law.log_moments[:2]), [1.0, 1.0 + variance], rtol=1e-12)
+
+
+@pytest.mark.parametrize("variance", [8e-4, 0.0625, 0.25, 1.0, 4.0])
+def test_smooth_limit_has_its_edges_and_its_density(variance: float) -> None:
+    law = solve(FreeProduct(0.0, np.array([1.0]), np.array([1.0]), linear=variance), points=20_000)
+    np.testing.assert_allclose(np.exp(law.log_edges), laws.smooth_limit_edges(variance), rtol=1e-9)
+    np.testing.assert_allclose(np.exp(law.log_moments[:2]), [1.0, 1.0 + variance], rtol=1e-12)
+    highest = np.max(law.density)
+    below, above, density = laws.smooth_limit_curve(variance, np.pi * highest * np.linspace(0.05, 0.999, 60))
+    for place in (below, above):
+        got = np.interp(place, law.log_lambda, law.density)
+        # Linear interpolation on 20,000 points.
+        np.testing.assert_allclose(got, density, atol=2e-6 * highest)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("gaussian", [True, False])
+def test_two_methods_agree_on_every_activation(name: str, gaussian: bool) -> None:
+    """One w leads, bracketed in its angle; or t is turned in from the negative axis: nothing is shared."""
+    law = slope_law(get_activation(name), 0.3)
+    single = product(law, 4, gaussian=gaussian)
+    leading = LeadingCurve(single, single.groups[0])
+    log_radius = math.log(law.support[-1][1]) - np.array([0.3, 1.0, 2.5])
+    expected = leading.points(log_radius)
+    split = FreeProduct(
+        single.log_scale, single.sizes, single.exponents, (Group(law, 1.0, 1.0), Group(law, 1.0, 3.0))
+    )
+    got = TurningCurve(split).points(expected.log_lambda)
+    np.testing.assert_allclose(got.mass_above, expected.mass_above, atol=1e-11)
+    np.testing.assert_allclose(got.density, expected.density, rtol=1e-8)
+    band, edges = outer_band(split), solve(single, points=200).log_edges
+    assert band.high == pytest.approx(edges[1], abs=1e-9)
+
+
+@pytest.mark.parametrize(("name", "depth", "gaussian"), [
+    ("tanh", 2, False), ("tanh", 64, False), ("tanh", 10_000, True), ("gelu", 8, True), ("gelu", 3, False),
+    ("elu", 30, False), ("softplus", 12, False), ("erf", 100, True),
+])  # fmt: skip
+def test_mean_logarithm_tests_the_lower_tail(name: str, depth: int, gaussian: bool) -> None:
+    # E log lambda = L (log sigma_w^2 - g + E log phi'^2) when nothing sits at zero.
+    law = slope_law(get_activation(name), 0.2)
+    result = solve(product(law, depth, gaussian=gaussian))
+    expected = depth * (-math.log(law.moments(1)[0]) - gaussian + law.mean_log())
+    # The mean of log lambda from the cdf: int F, by Simpson's rule with midpoints, from the grid's end at 5e-10 down.
+    low, high = result.log_lambda[:-1], result.log_lambda[1:]
+    mean_cdf = (cdf(result, low) + 4 * cdf(result, 0.5 * (low + high)) + cdf(result, high)) / 6
+    mean = result.log_lambda[-1] - float(np.sum(mean_cdf * (high - low)))
+    # What lies below the grid: mass 5e-10 times a decay length of a few percent of the whole range.
+    assert mean == pytest.approx(expected, abs=1e-6 * depth + 5e-10 * (high[-1] - low[0]))
+
+
+def test_density_and_cdf_hold_together_at_every_node() -> None:
+    law = solve(product(slope_law(get_activation("tanh"), 0.5), 6, gaussian=True))
+    middle = 0.5 * (law.log_lambda[1:] + law.log_lambda[:-1])
+    width = np.diff(law.log_lambda)
+    slope = (cdf(law, middle + 1e-3 * width) - cdf(law, middle - 1e-3 * width)) / (2e-3 * width)
+    between = 0.5 * (law.density[1:] + law.density[:-1])
+    # The mean of two neighbours misses the middle by width^2/8 of the curvature, 1e-4 on this grid; the last cells hold
+    # the square root of the edge.
+    assert np.max(np.abs(slope - between)[:-40]) < 2e-4 * np.max(law.density)
+
+
+@pytest.mark.parametrize(("p", "depth"), [(0.9, 4), (0.98, 30), (0.5, 8), (0.9, 50), (0.98, 200)])
+def test_orthogonal_bernoulli_atom_and_edge(p: float, depth: int) -> None:
+    # d = 0 or 1; sizes relative to the rank p N.
+    log_scale = math.log(1.0 / p) + depth * math.log(p)
+    share = 1.0 - depth * (1.0 - p)
+    atoms = ((0.0, share / p),) if share > 1e-12 else ()
+    law = solve(
+        FreeProduct(log_scale, np.array([1.0, 1.0 / p]), np.array([float(depth), 1.0 - depth]), atoms=atoms)
+    )
+    if share > 1e-12:
+        assert law.log_edges[1] == 0.0
+        assert law.log_lambda[-1] < 0.0
+        assert law.cdf[-1] == pytest.approx(1 - share / p, abs=1e-12)
+    else:
+        # x* = p/(L(1 - p) - 1) is where dz/dx = 0; z = (1 + x)/x ((p + x)/(1 + x))^L.
+        x = p / (depth * (1 - p) - 1)
+        expected = math.log((1 + x) / x) + depth * math.log((p + x) / (1 + x))
+        assert law.log_edges[1] == pytest.approx(expected, abs=1e-10)
+    # m1 of the nonzero part: p^L/p.
+    assert law.log_moments[0] == pytest.approx((depth - 1) * math.log(p), abs=1e-12)
+
+
+def test_two_orthogonal_relu_layers_are_arcsine() -> None:
+    # Two free projections of trace 1/2: lambda/4 is arcsine distributed on (0, 1), its density infinite at both ends.
+    law = solve(relu_product(2, gaussian=False))
+    x = np.linspace(0.01, 0.999, 400)
+    np.testing.assert_allclose(cdf(law, np.log(4 * x)), 2 / np.pi * np.arcsin(np.sqrt(x)), atol=1e-7)
+
+
+@pytest.mark.parametrize(("name", "q"), [("tanh", 0.5), ("gelu", 0.5), ("erf_scaled", 1.0)])
+def test_one_orthogonal_layer_is_the_law_of_its_slope(name: str, q: float) -> None:
+    law = solve(product(slope_law(get_activation(name), q), 1, gaussian=False))
+    mean = slope_law(get_activation(name), q).moments(1)[0]
+    x = np.linspace(-12, 12, 400_001)
+    weight = np.exp(-0.5 * x * x)
+    weight /= weight.sum()
+    log_d = np.log(np.maximum(get_activation(name).derivative(math.sqrt(q) * x) ** 2, 1e-300)) - math.log(
+        mean
+    )
+    at = np.log(np.linspace(0.02, 0.98, 50)) + law.log_edges[1]
+    expected = np.array([weight[log_d <= value].sum() for value in at])
+    # A sum over 400,001 points resolves a threshold to one weight, 2.4e-5.
+    np.testing.assert_allclose(cdf(law, at), expected, atol=8e-5)
+    assert law.cdf[-1] == pytest.approx(1.0, abs=1e-9)
