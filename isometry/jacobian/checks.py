@@ -50,7 +50,9 @@ def refuse_nonfinite_output(value: Tensor, module: nn.Module | None, run: Callab
     def watcher(name: str) -> Callable[[nn.Module, object, object], None]:
         def watch(part: nn.Module, _: object, out: object) -> None:
             if not first and isinstance(out, Tensor) and not bool(torch.isfinite(out).all()):
-                first.append(f"{name!r} ({type(part).__name__})")
+                first.append(
+                    f"{name!r} ({type(part).__name__})" if name else f"the {type(part).__name__} itself"
+                )
 
         return watch
 

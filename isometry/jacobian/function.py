@@ -7,7 +7,8 @@ module to the tensor that leaves another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -113,7 +114,8 @@ def point_function(
     if not isinstance(x, Tensor):
         raise InputError(f"the input is a {type(x).__name__}; pass a torch.Tensor (torch.as_tensor converts)")
     dtype, device = _working_place(module, x, dtype, device, has_source=source is not None)
-    x = x.detach().to(device)
+    # A clone: of memory of its own, also where x is an expanded view, and whatever happens to x later.
+    x = x.detach().to(device).clone()
     if x.is_floating_point():
         x = x.to(dtype)
     call = _pure_call(model, module, dtype, device)
@@ -171,6 +173,8 @@ def _working_place(
     """Precision and device: what was asked for, else the model's, else the input's; half precision is lifted."""
     if x.numel() == 0:
         raise InputError(f"the input is empty: shape {tuple(x.shape)}")
+    if x.layout != torch.strided:
+        raise InputError(f"the input has layout {x.layout}; pass a dense tensor, x.to_dense()")
     if x.is_complex():
         raise InputError(
             "the input is complex, and so would be J; pass real and imaginary parts as one real tensor"
@@ -242,9 +246,36 @@ def _pure_call(
     def call(x: Tensor) -> Any:
         # Buffers are copied anew each time: whatever the model does to them stays inside the call.
         state = {**parameters, **{name: b.clone() for name, b in changing.items()}}
-        return torch.func.functional_call(module, state, (x,))
+        with _tensor_attributes_kept(module):
+            return torch.func.functional_call(module, state, (x,))
 
     return call
+
+
+@contextmanager
+def _tensor_attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Put back what a forward pass stores in plain attributes: an attention map, a normalised weight.
+
+    Inside a transform of torch.func such a tensor is a wrapper that is dead afterwards: left on the module it would
+    make copying and saving the model fail.
+    """
+    before = [(part.__dict__, dict(part.__dict__)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for now, kept in before:
+            for name in [name for name, value in now.items() if kept.get(name) is not value]:
+                if name not in kept and _holds_tensors(now[name]):
+                    del now[name]
+            for name, value in kept.items():
+                if now.get(name) is not value and (_holds_tensors(value) or _holds_tensors(now.get(name))):
+                    now[name] = value
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return any(isinstance(item, Tensor) for item in (value if isinstance(value, list | tuple) else [value]))
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | int, Tensor] | None:

@@ -158,6 +158,7 @@ INPUTS = {
     "complex output": (lambda z: z * 1j, torch.ones(3), {}, "torch.view_as_real"),
     "integer output": (lambda z: z.round().long(), torch.ones(3), {}, "returned torch.int64"),
     "empty": (nn.Linear(3, 3), torch.ones(0, 3), {}, r"the input is empty: shape \(0, 3\)"),
+    "sparse": (nn.Linear(3, 3), torch.ones(3).to_sparse(), {}, r"layout torch\.sparse_coo; pass a dense tensor"),
     "empty output": (lambda z: z[:0], torch.ones(3), {}, "returned an empty tensor"),
     "nan": (nn.Linear(3, 3), torch.tensor([1.0, float("nan"), 0.0]), {}, "the input holds NaN or inf"),
     "inf": (nn.Linear(3, 3), torch.tensor([1.0, float("inf"), 0.0]), {}, "the input holds NaN or inf"),
