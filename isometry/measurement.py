@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -111,8 +112,10 @@ def measure(
     """
     if method not in METHODS:
         raise InputError(f"method is one of {', '.join(METHODS)}; got {method!r}")
-    for option, value in {"probes": probes, "steps": steps, "top": top, "rank": rank}.items():
-        if value is not None and value < 1:
+    for option, value in {"probes": probes, "steps": steps, "top": top, "rank": rank, "seed": seed}.items():
+        if value is not None and not isinstance(value, Integral):
+            raise InputError(f"{option} is a whole number; got {value!r}")
+        if value is not None and option != "seed" and value < 1:
             raise InputError(f"{option} is at least 1; got {value}")
     if tol is not None and not tol > 0:
         raise InputError(f"tol is a positive relative residual; got {tol}")
@@ -249,8 +252,8 @@ def _choose(
     if method == "exact":
         if 3 * 8 * m * n > memory_limit:
             raise InputError(
-                f"the dense {m} x {n} Jacobian and its SVD take about {3 * 8 * m * n / 1e9:.1f} GB, more than "
-                f"memory_limit ({memory_limit / 1e9:.1f} GB): take method='lanczos', or raise memory_limit"
+                f"the dense {m} x {n} Jacobian and its SVD take about {3 * 8 * m * n / 1e9:.3g} GB, more than "
+                f"memory_limit ({memory_limit / 1e9:.3g} GB): take method='lanczos', or raise memory_limit"
             )
 
         def dense(operator: JacobianOperator, *, first_input: int, progress: Any) -> Spectrum:

@@ -18,6 +18,7 @@ from isometry import measurement
 from isometry.distribution import Quadrature
 from isometry.errors import ConvergenceWarning, FallbackWarning, InputError
 from isometry.measurement import converged, measure
+from isometry.nn import MLP
 from isometry.spectrum import Spectrum
 
 METHODS = ["exact", "lanczos", "randomized"]
@@ -100,6 +101,28 @@ def test_dtype_is_that_of_the_model_or_of_the_user() -> None:
     exact = np.linalg.svd(network[0].weight.detach().double().numpy(), compute_uv=False)
     assert double.distribution.nodes[0, 0] == pytest.approx(exact, abs=1e-14)
     assert next(network.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_residuals_hold_what_four_hundred_layers_of_float32_rounding_do(method: str) -> None:
+    """Here s_max of the float32 products is off by some 35 units of rounding; 8 are stated for a shallow network.
+
+    The operator measures its own rounding by a linearity test and states twice that.
+    """
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(400):
+        layers += [nn.Linear(24, 24, bias=False), nn.ReLU()]
+        nn.init.orthogonal_(layers[-2].weight, math.sqrt(2))
+    network, x = nn.Sequential(*layers), 0.3 * torch.randn(24)
+    truth = measure(network, x, "exact", dtype=torch.float64)
+    single = measure(network, x, method, probes=3, steps=8)
+    relative = abs(single.s_max - truth.s_max) / truth.s_max
+    assert relative <= single.s_max_residual / single.s_max
+    # Not bought by stating anything at all: a thousand units of rounding are 1e-4.
+    assert single.s_max_residual / single.s_max < 1000 * 2**-23
+    # The floor stays where the small values are: their error is below one unit.
+    assert single.floor >= 8 * 2**-23 * single.s_max * (1 - 1e-9)
 
 
 def test_parts_and_outputs_reach_the_operator() -> None:
@@ -285,8 +308,6 @@ def test_the_record_says_how_it_was_made() -> None:
 
 
 def test_a_network_that_knows_its_ensemble_records_it() -> None:
-    from isometry.nn import MLP
-
     model, x = MLP(depth=2, width=6, sigma_w=1.5, sigma_b=0.5), torch.full((6,), 2.0)
     recorded = measure(model, x).provenance["ensemble"]
     assert (recorded["depth"], recorded["sigma_w"], recorded["sigma_b"]) == (2, 1.5, 0.5)
@@ -414,6 +435,10 @@ def test_a_prediction_has_nothing_to_converge() -> None:
         ({"steps": -3}, "steps is at least 1; got -3"),
         ({"top": 0}, "top is at least 1"),
         ({"rank": 0}, "rank is at least 1"),
+        ({"probes": 2.5}, "probes is a whole number; got 2.5"),
+        ({"steps": "3"}, "steps is a whole number; got '3'"),
+        ({"seed": 1.5}, "seed is a whole number; got 1.5"),
+        ({"method": "exact", "memory_limit": 300}, r"3\.84e-07 GB, more than memory_limit \(3e-07 GB\)"),
         ({"tol": 0.0}, "tol is a positive relative residual; got 0.0"),
         ({"tol": float("nan")}, "tol is a positive relative residual"),
         ({"seed": -1}, "seed is a non-negative integer; got -1"),

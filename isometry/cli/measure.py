@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -144,7 +145,12 @@ def recorded_ensemble(module: Any, point: LoadedInput, *, loaded: bool, part: bo
         return None
     if point.stationary and ensemble.residual is None:
         return dict(ensemble.to_dict())
-    mean_square = float(point.tensor.double().square().mean())
+    mean_square = (
+        float(point.tensor.double().square().mean()) if point.tensor.is_floating_point() else math.nan
+    )
+    if not math.isfinite(mean_square):
+        # Integers, nothing, NaN: the measurement will say what is wrong with such an input.
+        return None
     q0 = ensemble.sigma_w**2 * mean_square + (ensemble.sigma_b or 0.0) ** 2
     return dict(replace(ensemble, q0=q0).to_dict())
 

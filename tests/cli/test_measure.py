@@ -184,6 +184,22 @@ def test_weights_that_do_not_fit_are_named(isometry, models, tmp_path, state, wo
 
 
 @pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.full((1, 8), np.nan), "the input holds NaN or inf"),
+        (np.ones((0, 8)), "the input is empty"),
+        (np.ones((1, 8), int), "torch.int64, which cannot be differentiated"),
+    ],
+)
+def test_a_bad_input_of_a_built_in_is_named(isometry, tmp_path, array: np.ndarray, words: str) -> None:
+    """Built-ins record the ensemble at the mean square of their input, which here there is none of."""
+    np.save(tmp_path / "x.npy", array)
+    done = isometry("measure", "mlp:depth=2,width=8", "--input", tmp_path / "x.npy")
+    assert (done.code, done.out) == (1, "")
+    assert words in done.err
+
+
+@pytest.mark.parametrize(
     ("model", "options", "code", "words"),
     [
         ("batch_norm", "--input 3x6x6", 1, "add --eval"),
