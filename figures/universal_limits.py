@@ -136,7 +136,7 @@ def _spectra(ax, store: isometry.store.Store, activation: str) -> None:
     measured, goal = store[f"{activation} measured"], store[f"{activation} limit"]
     laws = [store[f"{activation} {depth}"] for depth in SHOWN]
     high = 1.04 * max(law.s_max for law in (*laws, goal))
-    low = 0.0 if activation == "hard_tanh" else 0.8 * min(law.s_min for law in (*laws, goal, measured))
+    low = 0.0 if activation == "hard_tanh" else 0.9 * min(law.s_min for law in (*laws, goal))
     cells = np.linspace(low, high, 61)
     density = _density(measured, cells)
     atoms = [atom for atom in laws[-1].atoms if atom[0] > 0]
@@ -164,7 +164,7 @@ def _spectra(ax, store: isometry.store.Store, activation: str) -> None:
             0.68, 0.82, "triangles:\nmass of the\npoint at the\nupper end", fontsize=9, transform=ax.transAxes
         )
     else:
-        ax.set_ylim(0, None)
+        ax.set_ylim(0, 2.1)
     ax.legend(loc="upper left", fontsize=9.5)
 
 
@@ -179,12 +179,15 @@ def _distances(ax, store: isometry.store.Store) -> None:
                 columns["depth"][known], columns["wasserstein"][known], line, color=colour, marker=marker, ms=4, lw=1.4,
                 label=f"{TITLES[activation]}, $s_0^2$ = {variance:g}",
             )  # fmt: skip
-    depth = np.array([30.0, 3000.0])
-    ax.plot(depth, 1.2 / depth, color="#888888", lw=1.2, ls="--")
-    ax.text(120, 1.2 / 400, "∝ 1/depth", color="#666666", fontsize=10, ha="right")
+    for begin, first, power, text in ((250.0, 0.013, 1.0, "∝ 1/depth"), (30.0, 0.45, 0.5, "∝ 1/√depth")):
+        ends = np.array([begin, 1500.0])
+        ax.plot(ends, first * 2 * ends**-power, color="#888888", lw=1.2, ls="--")
+        ax.text(1600, first * 2 * 1500**-power, text, color="#555555", fontsize=9.5, va="center")
+    ax.set_xlim(1.5, 20_000)
+    ax.set_ylim(1e-6, 0.5)
     ax.set(xscale="log", yscale="log", xlabel="depth, layers", ylabel="Wasserstein-1 distance to the limit",
            title="Approach to the limits")  # fmt: skip
-    ax.legend(loc="upper right", fontsize=8.5)
+    ax.legend(loc="lower left", fontsize=9)
 
 
 def main() -> None:
