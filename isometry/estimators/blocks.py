@@ -20,7 +20,8 @@ class Operator(Protocol):
     """What an estimator asks of an operator: ``JacobianOperator``, ``MatrixOperator``, or a user's own.
 
     Optional attributes: ``input_shape``, ``output_shape`` (flat if missing), ``batch`` (None if missing),
-    ``dtype`` and ``device`` (float32 on the CPU if missing), ``products``.
+    ``dtype`` and ``device`` (float32 on the CPU if missing), ``rounding`` (relative error of a product by rounding; 8
+    units if missing), ``products``.
     """
 
     @property
@@ -98,6 +99,14 @@ class ShortSide:
     def noise_floor(self, s_max: np.ndarray) -> np.ndarray:
         """Below it a singular value is rounding: 8 units of rounding of s_max, whatever computed it."""
         return 8 * self.eps * s_max
+
+    def rounding_error(self, values: np.ndarray, s_max: np.ndarray) -> np.ndarray:
+        """What rounding of the products may add to the residual of singular values.
+
+        8 units of s_max, or the operator's own relative error of each value: in a deep network the rounding of every
+        layer passes through the layers after it, so that it falls on the directions that grow.
+        """
+        return np.maximum(self.noise_floor(s_max), float(getattr(self._operator, "rounding", 0.0)) * values)
 
 
 def random_block(count: int, side: ShortSide, seed: int, *, first_input: int = 0, stream: int = 0) -> Tensor:

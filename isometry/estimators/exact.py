@@ -61,13 +61,13 @@ def exact(operator: Operator, *, block: int = 256, progress: Progress | None = N
     singular_values = values.cpu().numpy()
     nodes = singular_values[:, None, :]
     floor = side.noise_floor(singular_values[:, 0])
-    rounding = np.broadcast_to(floor[:, None], singular_values.shape).copy()
+    rounding = side.rounding_error(singular_values, singular_values[:, :1])
     return Spectrum(
         Quadrature(nodes, np.full(nodes.shape, 1.0 / side.short), floor, np.ones(nodes.shape, bool)),
         method="exact",
         shape=side.shape,
         extremes=Extremes(
-            singular_values, rounding, singular_values[:, -1], floor, singular_values[:, -1] > floor
+            singular_values, rounding, singular_values[:, -1], rounding[:, -1], singular_values[:, -1] > floor
         ),
         products=side.products,
         seconds=time.perf_counter() - began,

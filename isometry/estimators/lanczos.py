@@ -88,7 +88,7 @@ def lanczos(
         Quadrature(rules.nodes, rules.weights, floor, rules.certain),
         method="lanczos",
         shape=side.shape,
-        extremes=_extremes(rules, side.noise_floor(s_max), floor, top),
+        extremes=_extremes(side, rules, floor, top),
         products=side.products,
         seconds=time.perf_counter() - began,
         provenance={
@@ -101,12 +101,14 @@ def lanczos(
     )
 
 
-def _extremes(rules: GaussRules, noise: np.ndarray, floor: np.ndarray, top: int) -> Extremes:
+def _extremes(side: ShortSide, rules: GaussRules, floor: np.ndarray, top: int) -> Extremes:
     """The extreme nodes over the probes of each input, each with its residual and the rounding of the products."""
     batch, _, size = rules.nodes.shape
     count = min(top, size)
     values, residuals = np.zeros((batch, count)), np.zeros((batch, count))
     bottom, bottom_residual = np.zeros(batch), np.zeros(batch)
+    s_max = rules.nodes.max(axis=(1, 2))
+    noise = side.noise_floor(s_max)
     for index in range(batch):
         nodes, errors = rules.nodes[index], rules.residuals[index]
         # The probe with the largest node; among equals to rounding the one that knows it best.
@@ -115,12 +117,13 @@ def _extremes(rules: GaussRules, noise: np.ndarray, floor: np.ndarray, top: int)
         present = np.isfinite(errors[best])
         found = int(min(count, present.sum()))
         values[index, :found] = nodes[best, :found]
-        residuals[index, :found] = errors[best, :found] + noise[index]
+        residuals[index, :found] = errors[best, :found]
         values[index, found:], residuals[index, found:] = np.nan, np.nan
         smallest = [
             (row[np.isfinite(e)][-1], e[np.isfinite(e)][-1]) for row, e in zip(nodes, errors, strict=True)
         ]
-        bottom[index], error = min(smallest)
-        bottom_residual[index] = error + noise[index]
+        bottom[index], bottom_residual[index] = min(smallest)
+    residuals += side.rounding_error(values, s_max[:, None])
+    bottom_residual += side.rounding_error(bottom, s_max)
     resolved = (bottom_residual <= _RESOLVED * bottom) & (bottom > floor)
     return Extremes(values, residuals, bottom, bottom_residual, resolved)

@@ -132,13 +132,14 @@ def randomized(
     top, top_error = s.copy(), error.copy()
     top[larger, 0], top_error[larger, 0] = found[larger], found_error[larger]
     # A v of length t for a unit v: some singular value lies in [0, t], whatever A^T u says.
-    bottom_residual = np.minimum(bottom_error, bottom) + noise
+    top_error += side.rounding_error(top, s[:, :1])
+    bottom_residual = np.minimum(bottom_error, bottom) + side.rounding_error(bottom, s[:, 0])
     return Spectrum(
         Quadrature(nodes, weights, floor, certain),
         method="randomized",
         shape=side.shape,
         extremes=Extremes(
-            top, top_error + noise[:, None], bottom, bottom_residual,
+            top, top_error, bottom, bottom_residual,
             (bottom_residual <= 1e-2 * bottom) & (bottom > floor),
         ),
         products=side.products,
@@ -222,11 +223,12 @@ def _complete(
 ) -> Spectrum:
     """The sketch spans the whole short side: every singular value is there and nothing is left over."""
     nodes = s[:, None, :]
+    error = error + side.rounding_error(s, s[:, :1])
     return Spectrum(
         Quadrature(nodes, np.full(nodes.shape, 1.0 / side.short), noise, np.ones(nodes.shape, bool)),
         method="randomized",
         shape=side.shape,
-        extremes=Extremes(s, error + noise[:, None], s[:, -1], error[:, -1] + noise, s[:, -1] > noise),
+        extremes=Extremes(s, error, s[:, -1], error[:, -1], s[:, -1] > noise),
         products=side.products,
         seconds=time.perf_counter() - began,
         provenance=_provenance(side, seed) | {"rank": side.short},
