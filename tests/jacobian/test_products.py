@@ -199,6 +199,27 @@ def test_adjoint_test_measures_rounding_and_catches_a_wrong_derivative() -> None
         JacobianOperator(WrongReverse.apply, torch.randn(5))
 
 
+def test_the_linearity_test_sees_rounding_grow_with_depth() -> None:
+    """A product of a shallow network is good to a few units; a random walk over 256 times as many layers adds more."""
+    found = {}
+    for depth in (2, 512):
+        torch.manual_seed(0)
+        network = nn.Sequential(*[nn.Linear(24, 24, bias=False) for _ in range(depth)])
+        for layer in network:
+            nn.init.orthogonal_(layer.weight)
+        operator = JacobianOperator(network, torch.randn(24))
+        found[depth] = operator.linearity_test() / torch.finfo(torch.float32).eps
+        assert operator.rounding == max(8, 2 * found[depth]) * torch.finfo(torch.float32).eps
+    assert 0 < found[2] < 4
+    # The square root of 256 is 16; the first layer's share and the sums of 24 terms leave a factor of three.
+    assert 16 / 3 < found[512] / found[2] < 16 * 3
+    # Whole numbers through a whole matrix: nothing is rounded.
+    exact = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        exact.weight.copy_(torch.arange(16).reshape(4, 4))
+    assert JacobianOperator(exact, torch.ones(4)).linearity_test() == 0
+
+
 # ---- SciPy's view ------------------------------------------------------------------------------------------
 
 
