@@ -138,7 +138,7 @@ def smooth_limit_edges(variance: float) -> tuple[float, float]:
 def smooth_limit_curve(variance: float, imaginary: ArrayLike) -> tuple[Array, Array, Array]:
     """(log lambda below, log lambda above, density per log lambda) of the smooth limit, each of the shape given.
 
-    With x = u - i y the condition that z = (1 + x)/x exp(s0^2 x) be real is u^2 + u + y^2 = y cot(s0^2 y): two u for each
+    With x = u - i y, z = (1 + x)/x exp(s0^2 x) is real where u^2 + u + y^2 = y cot(s0^2 y): two u for each
     y, mirrored at -1/2, and the law of log lambda is symmetric about zero. The density is y/pi; where y has
     no real u (beyond the largest density) the places are nan.
     """

@@ -146,8 +146,7 @@ def trace(curve: SpectralCurve, band: Band, above: tuple[float, float], lowest: 
             "smaller q, or an activation whose slope does not vanish that fast."
         )
     chart = Chart(low, band.high, cut)
-    inner = [chart.parameter(cusp) for cusp in curve.cusps if low < cusp < band.high]
-    start = np.unique(np.concatenate([np.linspace(*chart.ends, 5), inner]))
+    start = _first_panels(chart, [cusp for cusp in curve.cusps if low < cusp < band.high])
 
     def guess(s: Array) -> NDArray:
         at = chart.coordinate(s)
@@ -178,6 +177,15 @@ def trace(curve: SpectralCurve, band: Band, above: tuple[float, float], lowest: 
         curve.log_lambda_at(band.high) if band.high_edge else None,
         blurred,
     )
+
+
+def _first_panels(chart: Chart, cusps: list[float]) -> Array:
+    """Ends of the first panels in s: four even ones, cut at the cusps."""
+    even = np.linspace(*chart.ends, 5)
+    inner = [chart.parameter(cusp) for cusp in cusps]
+    inner = [place for place in inner if np.min(np.abs(place - even[[0, -1]])) > 1e-7]
+    apart = [place for place in even[1:-1] if all(abs(place - cusp) > 1e-3 for cusp in inner)]
+    return np.sort([even[0], even[-1], *apart, *inner])
 
 
 def _look_down(curve: SpectralCurve, band: Band) -> tuple[Array, Array, NDArray, float]:
