@@ -126,7 +126,8 @@ def free_product(
         Places of the curve, roughly.
     bins : int, optional
         Distinct values kept of each factor; neighbours are merged to their mean (of s^2), finer at the two ends. By
-        default from 24 to 192, fewer the more factors there are. Moments use all values whatever this says.
+        default from 40 to 192, fewer the more factors there are (96 change the cdf by 2e-4, 48 by 1e-3). Moments
+        use all values whatever this says.
 
     Returns
     -------
@@ -142,7 +143,7 @@ def free_product(
         When the curve's mass or mean does not come out: no curve is returned then.
     """
     _check_chain(factors)
-    problem = _problem(factors, bins or int(np.clip(20_000 // max(len(factors), 1), 24, 192)))
+    problem = _problem(factors, bins or int(np.clip(6_000 // max(len(factors), 1), 40, 192)))
     moments = _log_moments(problem)
     shape = (factors[-1].rows, factors[0].columns)
     # Every multiple of an isometry takes one dimension between factors with it, so one factor is always left.
