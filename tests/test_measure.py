@@ -441,6 +441,8 @@ def test_a_prediction_has_nothing_to_converge() -> None:
         ({"method": "exact", "memory_limit": 300}, r"3\.84e-07 GB, more than memory_limit \(3e-07 GB\)"),
         ({"tol": 0.0}, "tol is a positive relative residual; got 0.0"),
         ({"tol": float("nan")}, "tol is a positive relative residual"),
+        ({"seed": 1.5}, r"seed is a whole number; got 1\.5"),
+        ({"steps": 2.0}, r"steps is a whole number; got 2\.0"),
         ({"seed": -1}, "seed is a non-negative integer; got -1"),
         ({"memory_limit": 0}, "memory_limit is a positive number of bytes; got 0"),
     ],

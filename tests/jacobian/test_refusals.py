@@ -162,6 +162,7 @@ INPUTS = {
     "empty output": (lambda z: z[:0], torch.ones(3), {}, "returned an empty tensor"),
     "nan": (nn.Linear(3, 3), torch.tensor([1.0, float("nan"), 0.0]), {}, "the input holds NaN or inf"),
     "inf": (nn.Linear(3, 3), torch.tensor([1.0, float("inf"), 0.0]), {}, "the input holds NaN or inf"),
+    "a sparse tensor": (nn.Linear(3, 3), torch.ones(3).to_sparse(), {}, r"pass a dense tensor, x\.to_dense"),
     "a list": (nn.Linear(3, 3), [1.0, 2.0, 3.0], {}, "the input is a list; pass a torch.Tensor"),
     "wrong shape": (
         nn.Linear(3, 3), torch.ones(5), {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import numpy as np
@@ -122,6 +123,39 @@ def test_an_expanded_input_is_measured_without_a_detour() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))
     JacobianOperator(model, torch.ones(1).expand(4))
     JacobianOperator(nn.ReLU(inplace=True), torch.ones(1).expand(4))
+
+
+def test_tensors_a_model_keeps_in_plain_attributes_are_put_back() -> None:
+    """Inside a transform of torch.func they are wrappers that are dead afterwards; copying the model would fail."""
+
+    class Remembers(nn.Linear):
+        def forward(self, z: Tensor) -> Tensor:
+            self.last = super().forward(z)
+            self.several = {"in": z, "out": self.last}
+            return torch.tanh(self.last)
+
+    model = Remembers(4, 4)
+    model(torch.ones(4))
+    last, several = model.last, model.several
+    operator = JacobianOperator(model, torch.zeros(4))
+    operator.rmatmat(operator.matmat(torch.randn(2, 4)))
+    assert model.last is last
+    assert model.several is several
+    fresh = Remembers(4, 4)
+    JacobianOperator(fresh, torch.zeros(4)).matmat(torch.randn(2, 4))
+    assert not hasattr(fresh, "last")
+    assert torch.equal(copy.deepcopy(fresh)(torch.ones(4)), fresh(torch.ones(4)))
+
+
+def test_the_point_is_the_operators_own() -> None:
+    """Whatever becomes of x afterwards, J stays that of the input as it was; an expanded view is an input too."""
+    x = torch.full((1, 3), 2.0).expand(2, 3)
+    operator = JacobianOperator(lambda z: z.square().sum(0), x)
+    y = torch.full((3,), 2.0)
+    square = JacobianOperator(lambda z: z.square(), y)
+    y.fill_(7.0)
+    assert torch.equal(square.matmat(torch.eye(3)), 4 * torch.eye(3))
+    assert torch.equal(operator.rmatmat(torch.eye(3))[0], torch.tensor([[4.0, 0, 0]] * 2))
 
 
 def random_states() -> list[object]:
