@@ -105,6 +105,11 @@ def test_memory_limit_sets_the_chunk() -> None:
     # The largest tensor is the convolution's (1, 2, 4, 4) output: 128 bytes, six of them alive per probe.
     assert chunks[1] == 4000 // (6 * 128)
     assert chunks[2] == 64
+    # An operation may make several tensors: pooling its indices, eight bytes each.
+    pooled = JacobianOperator(
+        lambda z: nn.functional.max_pool2d(z, 1), torch.randn(1, 8, 8), memory_limit=60000
+    )
+    assert pooled.chunk == 60000 // (6 * 8 * 64)
 
 
 def test_each_of_a_batch_has_its_own_jacobian(dense_jacobian) -> None:
