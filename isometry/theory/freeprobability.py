@@ -29,6 +29,10 @@ Array = NDArray[np.float64]
 MASS_TOLERANCE = 1e-7
 MEAN_TOLERANCE = 1e-6
 MOMENT_COUNT = 6
+# Continuous mass beside point masses that is not worth a curve.
+UNSEEN_MASS = 1e-9
+# Relative variance of lambda below which the law is reported as a point mass: singular values equal to 5e-7.
+NARROWEST_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +80,14 @@ def solve(product: FreeProduct, *, points: int = 2000) -> Law:
     """
     moments = log_moments(product, MOMENT_COUNT)
     atom_mass = float(sum(mass for _, mass in product.atoms))
-    if atom_mass > 1.0 - 1e-12:
+    if atom_mass > 1.0 - UNSEEN_MASS:
         places = [place for place, _ in product.atoms]
         empty = np.empty(0)
         return Law(empty, empty, empty, product.atoms, moments, (min(places), max(places)))
+    if not product.atoms and moments[1] - 2.0 * moments[0] < NARROWEST_VARIANCE:
+        # So isometric that double precision cannot resolve the shape: all at the mean.
+        empty, mean = np.empty(0), float(moments[0])
+        return Law(empty, empty, empty, ((mean, 1.0),), moments, (mean, mean))
     single = single_factor(product)
     if single is not None:
         log_lambda, cdf, density, edges = law_of_one_layer(single, product.log_scale, points)

@@ -27,6 +27,8 @@ Array = NDArray[np.float64]
 
 # q that agree to this are one q.
 SAME = 1e-12
+# Absolute error of sums over layers of logarithms.
+SUM_TOLERANCE = 1e-10
 # Smallest q that is followed; below it every activation is linear to all digits.
 SMALLEST_Q = 1e-60
 
@@ -201,23 +203,36 @@ def _fast_average(activation: Activation, function: Callable[[Array], Array]) ->
     return average
 
 
-def representative_variances(q: Array, nodes: int = 8) -> tuple[Array, Array]:
+def representative_variances(q: Array) -> tuple[Array, Array]:
     """Values of q and how many layers each stands for: (values, counts), the counts summing to ``q.size``.
 
-    Equal q are joined; where more than ``2 * nodes`` different ones remain they are replaced by the Gauss rule of
-    their distribution in log q.
+    Equal q are joined. Where many different ones remain, the few that stand apart are kept and the rest is replaced by
+    the Gauss rule of its distribution in log q, with as many nodes as functions of the kind log(1 + c q) need:
+    exactly those are log E phi'^(2k) of an erf network, and they are typical.
     """
     if np.all(np.isnan(q)):
         return np.array([np.nan]), np.array([float(q.size)])
     ordered = np.sort(q)
     starts = np.flatnonzero(np.diff(ordered, prepend=-1.0) > SAME * ordered)
     counts = np.diff(np.append(starts, q.size)).astype(float)
-    values = np.array(
-        [ordered[a:b].mean() for a, b in zip(starts, np.append(starts[1:], q.size), strict=True)]
-    )
-    if values.size <= 2 * nodes:
-        return values, counts
-    return _gauss_rule(np.log(values), counts, nodes)
+    values = ordered[starts]
+    exact = _typical(values) @ counts
+    far_first = np.argsort(-np.abs(np.log(values) - np.median(np.log(q))))
+    choices = sorted((alone + nodes, alone, nodes) for alone in (0, 2, 4, 7) for nodes in range(2, 17, 2))
+    for total, alone, nodes in choices:
+        if total >= values.size:
+            break
+        single, rest = far_first[:alone], far_first[alone:]
+        places, weights = _gauss_rule(np.log(values[rest]), counts[rest], nodes)
+        places, weights = np.append(values[single], places), np.append(counts[single], weights)
+        if np.max(np.abs(_typical(places) @ weights - exact)) < SUM_TOLERANCE:
+            return places, weights
+    return values, counts
+
+
+def _typical(q: Array) -> Array:
+    """log(1 + c q) for several c, (c, q)."""
+    return np.log1p(np.array([[0.3], [1.0], [3.0], [10.0], [30.0]]) * q)
 
 
 def _gauss_rule(points: Array, weights: Array, nodes: int) -> tuple[Array, Array]:

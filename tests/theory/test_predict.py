@@ -1,0 +1,294 @@
+"""`predict`: what an ensemble means, what comes back, and the errors where there is no answer."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+
+from isometry.errors import InputError, TheoryError
+from isometry.spectrum import Spectrum
+from isometry.theory import laws
+from isometry.theory.activations import get_activation
+from isometry.theory.ensemble import Ensemble
+from isometry.theory.layer_variances import representative_variances
+from isometry.theory.meanfield import chi_1, critical_point, q_map
+from isometry.theory.predict import predict
+
+EVERY = [
+    "linear", "relu", "leaky_relu(0.2)", "hard_tanh", "tanh", "erf", "erf_scaled", "sigmoid", "gelu", "silu", "elu",
+    "selu", "softplus",
+]  # fmt: skip
+
+
+def any_network(name: str, depth: int, weights: str) -> Spectrum:
+    """A prediction at chi = 1 and q = 0.3, whether or not the activation has a critical point there."""
+    if get_activation(name).is_homogeneous:
+        return predict(name, depth, weights=weights)
+    sigma_w = chi_1(name, 1.0, 0.3) ** -0.5
+    # The residual of stationarity does not matter here: hold q by the bias where that is possible.
+    signal = q_map(name, 0.3, sigma_w, 0.0)
+    if signal <= 0.3:
+        return predict(name, depth, weights=weights, sigma_w=sigma_w, q_star=0.3)
+    return predict(name, depth, weights=weights, sigma_w=0.7 * sigma_w, sigma_b=0.1, q0=0.3)
+
+
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_activation_has_a_spectrum_whose_moments_agree_with_its_curve(name: str, weights: str) -> None:
+    spectrum = any_network(name, 6, weights)
+    curve = spectrum.distribution
+    for order in (1, 2):
+        exact = curve.log_moment(2 * order)
+        # The same moment by integrating the curve: a non-integer half power is never taken from the series.
+        integrated = curve.log_moment(2 * order + 1e-9)
+        assert integrated == pytest.approx(exact, abs=2e-6)
+    assert curve.cdf(np.array(math.inf)) == pytest.approx(1.0, abs=1e-12)
+    assert spectrum.quantile(0.999) <= spectrum.s_max * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("depth", [1, 30, 10_000])
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+def test_mean_and_variance_follow_the_published_formula(weights: str, depth: int) -> None:
+    q = 0.2 if depth < 1000 else 1.0 / depth
+    point = critical_point("erf_scaled", q_star=q)
+    spectrum = predict("erf_scaled", depth, weights=weights, q_star=q)
+    # Var = L ((1 + pi q)/sqrt(1 + 2 pi q) - 1 - s1), s1 = -1 for Gaussian; arXiv 1802.09979.
+    expected = depth * ((1 + math.pi * q) / math.sqrt(1 + 2 * math.pi * q) - 1 + (weights == "gaussian"))
+    assert spectrum.mean_square == pytest.approx(1.0, abs=1e-9)
+    assert spectrum.variance == pytest.approx(expected, rel=1e-7)
+    assert spectrum.provenance["sigma_w"] == pytest.approx(point.sigma_w)
+
+
+def test_smooth_networks_become_isometric_as_q_falls_with_depth() -> None:
+    # s0^2 = 8 L q^2 = 8/L for tanh at q = 1/L: the universal smooth limit.
+    shares = []
+    for depth in (64, 1024, 10_000):
+        spectrum = predict("tanh", depth, weights="orthogonal", q_star=1.0 / depth)
+        low, high = laws.smooth_limit_edges(8.0 / depth)
+        shares.append(max(abs(spectrum.support[0] ** 2 / low - 1), abs(spectrum.support[1] ** 2 / high - 1)))
+    assert shares[0] > shares[1] > shares[2]
+    assert shares[2] < 2e-3
+
+
+def test_hard_tanh_approaches_the_bernoulli_limit() -> None:
+    # p = 1 - s0^2/L: the atom at p^-L of mass 1 - L(1 - p).
+    spectrum = predict("hard_tanh", 200, weights="orthogonal", q_star=0.1)
+    p = math.erf(1 / math.sqrt(0.2))
+    place, mass = spectrum.atoms[-1]
+    assert spectrum.zero_mass == pytest.approx(1 - p, rel=1e-10)
+    assert place**2 == pytest.approx(p**-200, rel=1e-10)
+    assert mass == pytest.approx(1 - 200 * (1 - p), rel=1e-10)
+    assert place**2 == pytest.approx(laws.bernoulli_limit_atom(200 * (1 - p))[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(("sigma_w", "weights"), [(0.5, "orthogonal"), (3.0, "gaussian"), (1e-3, "gaussian")])
+def test_linear_spectra_scale_as_powers_of_sigma_w_over_hundreds_of_decades(
+    sigma_w: float, weights: str
+) -> None:
+    depth = 60
+    spectrum = predict("linear", depth, weights=weights, sigma_w=sigma_w)
+    unit = predict("linear", depth, weights=weights)
+    shift = depth * math.log10(sigma_w)
+    np.testing.assert_allclose(
+        spectrum.log10_quantile([0.1, 0.5, 0.9]), unit.log10_quantile([0.1, 0.5, 0.9]) + shift, atol=1e-9
+    )
+    assert spectrum.log10_moment(3) == pytest.approx(unit.log10_moment(3) + 6 * shift, abs=1e-9)
+
+
+@pytest.mark.parametrize("sigma_w", [0.8, 1.7])
+def test_ten_thousand_layers_off_criticality_stay_in_range(sigma_w: float) -> None:
+    spectrum = predict("tanh", 10_000, sigma_w=sigma_w, sigma_b=0.1)
+    chi = chi_1("tanh", sigma_w, spectrum.provenance["q_star"])
+    assert spectrum.log10_moment(1) == pytest.approx(10_000 * math.log10(chi), rel=1e-9)
+    middle = spectrum.log10_quantile(0.5)
+    assert math.isfinite(middle)
+    assert middle < spectrum.log10_quantile(0.99)
+
+
+def test_depth_costs_nothing() -> None:
+    predict("tanh", 3, q_star=0.1)
+
+    def seconds(depth: int) -> float:
+        began = time.perf_counter()
+        predict("tanh", depth, q_star=0.1)
+        return time.perf_counter() - began
+
+    shallow, deep = (min(seconds(depth) for _ in range(3)) for depth in (4, 10_000))
+    # Flat but for noise of a shared machine.
+    assert deep < 4 * shallow
+
+
+def test_rectangular_linear_layer_is_marchenko_pastur_on_the_smaller_side() -> None:
+    for widths in ((300, 100), (100, 300)):
+        spectrum = predict("linear", 1, sigma_w=1.0, widths=widths)
+        ratio = widths[1] / widths[0]
+        low, high = laws.marchenko_pastur_edges(ratio)
+        assert spectrum.shape == (widths[1], widths[0])
+        assert spectrum.null_dimension == 200
+        assert spectrum.zero_mass == 0.0
+        np.testing.assert_allclose(spectrum.support, np.sqrt([low, high]), rtol=1e-9)
+        x = np.linspace(low, high, 50)
+        np.testing.assert_allclose(spectrum.cdf(np.sqrt(x)), laws.marchenko_pastur_cdf(x, ratio), atol=1e-7)
+
+
+def test_a_bottleneck_inside_puts_mass_at_zero() -> None:
+    spectrum = predict("linear", 2, sigma_w=1.0, widths=(100, 40, 80))
+    # Rank 40 among min(100, 80) singular values.
+    assert spectrum.zero_mass == pytest.approx(0.5, abs=1e-14)
+    assert spectrum.mean_square == pytest.approx(1.0, abs=1e-12)
+    # E tr J J^T/80 = 1: each Gaussian layer keeps the mean square per output.
+
+
+def test_orthogonal_shrinking_and_growing_leaves_a_projection() -> None:
+    spectrum = predict("linear", 2, weights="orthogonal", sigma_w=1.5, widths=(100, 40, 100))
+    assert spectrum.zero_mass == pytest.approx(0.6, abs=1e-14)
+    np.testing.assert_allclose(spectrum.atoms[1], (1.5**2, 0.4), rtol=1e-13)
+
+
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+def test_widths_that_are_equal_change_nothing(weights: str) -> None:
+    plain = predict("tanh", 3, weights=weights, q_star=0.4)
+    equal = predict("tanh", 3, weights=weights, q_star=0.4, widths=(7, 7, 7, 7))
+    np.testing.assert_allclose(
+        equal.log10_quantile([0.1, 0.5, 0.9]), plain.log10_quantile([0.1, 0.5, 0.9]), atol=1e-9
+    )
+
+
+def test_mirrored_widths_have_the_same_nonzero_mean_for_gaussian_layers() -> None:
+    """E tr J J^T does not care which way a product of Gaussian matrices is read."""
+    forward = predict("tanh", 3, sigma_w=1.2, q_star=0.4, widths=(50, 100, 200, 80))
+    chi = chi_1("tanh", 1.2, 0.4)
+    # Each layer keeps the mean square per output: N_L chi^L over min(N_0, N_L).
+    assert forward.mean_square == pytest.approx(80 * chi**3 / 50, rel=1e-10)
+
+
+def test_a_read_out_is_one_more_matrix() -> None:
+    plain = predict("relu", 4, weights="orthogonal")
+    longer = predict("relu", 4, weights="orthogonal", readout=True)
+    np.testing.assert_allclose(longer.support[1], math.sqrt(2) * plain.support[1], rtol=1e-9)
+    gaussian = predict("relu", 4, weights=("orthogonal",) * 4 + ("gaussian",), readout=True)
+    # m2/m1^2 over the whole spectrum gains 1 from a Gaussian factor.
+    ratio = [s.moment(2) / s.moment(1) ** 2 for s in (plain, gaussian)]
+    assert ratio[1] - ratio[0] == pytest.approx(1.0, rel=1e-9)
+
+
+def test_the_order_of_mixed_weights_does_not_matter() -> None:
+    one = predict("tanh", 3, weights=("gaussian", "orthogonal", "orthogonal"), q_star=0.3)
+    two = predict("tanh", 3, weights=("orthogonal", "orthogonal", "gaussian"), q_star=0.3)
+    np.testing.assert_allclose(one.log10_quantile([0.1, 0.5]), two.log10_quantile([0.1, 0.5]), atol=1e-12)
+
+
+def test_variances_that_differ_per_layer_multiply_their_means() -> None:
+    depth, sigma_w, sigma_b = 12, 1.4, 0.2
+    spectrum = predict("tanh", depth, weights="orthogonal", sigma_w=sigma_w, sigma_b=sigma_b, q0=6.0)
+    q, log_mean = 6.0, 0.0
+    for _ in range(depth):
+        log_mean += math.log(chi_1("tanh", sigma_w, q))
+        q = q_map("tanh", q, sigma_w, sigma_b)
+    assert spectrum.log10_moment(1) * math.log(10) == pytest.approx(log_mean, abs=1e-10)
+    assert spectrum.provenance["q_first"] == 6.0
+
+
+def test_starting_at_the_fixed_point_is_the_stationary_network() -> None:
+    stationary = predict("tanh", 8, weights="orthogonal", sigma_w=1.3, sigma_b=0.2)
+    started = predict(
+        "tanh", 8, weights="orthogonal", sigma_w=1.3, sigma_b=0.2, q0=stationary.provenance["q_star"]
+    )
+    np.testing.assert_allclose(started.log10_quantile(0.5), stationary.log10_quantile(0.5), atol=1e-9)
+
+
+def test_gauss_rule_stands_for_a_thousand_variances() -> None:
+    q = 1.0 / (1.0 + 2.0 * np.arange(1000))
+    values, counts = representative_variances(q)
+    assert values.size < 20
+    assert counts.sum() == pytest.approx(1000, rel=1e-12)
+    for function in (np.log1p, lambda x: np.log1p(5 * x), np.sqrt):
+        assert float(counts @ function(values)) == pytest.approx(float(np.sum(function(q))), abs=1e-6)
+
+
+def test_variances_that_hardly_differ_need_few_representatives() -> None:
+    q = 0.3 + 1e-3 * 0.9 ** np.arange(500)
+    values, counts = representative_variances(q)
+    assert values.size <= 4
+    assert float(counts @ np.log1p(values)) == pytest.approx(float(np.sum(np.log1p(q))), abs=1e-9)
+
+
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+def test_residual_networks_follow_the_large_depth_law(weights: str) -> None:
+    depth = 400
+    spectrum = predict("tanh", depth, weights=weights, residual=depth**-0.5, sigma_w=1.0, q0=0.5)
+    c = math.log(spectrum.mean_square)
+    np.testing.assert_allclose(spectrum.variance, 2 * c * math.exp(2 * c), rtol=1e-10)
+    np.testing.assert_allclose(np.square(spectrum.support), laws.residual_edges(c), rtol=1e-9)
+    # c = sum a^2 sigma_w^2 E phi'(h_l)^2 with q growing from 0.5: between its values at the first and last variance.
+    assert chi_1("tanh", 1.0, spectrum.provenance["q_last"]) < c < chi_1("tanh", 1.0, 0.5)
+
+
+def test_residual_sign_and_weight_law_do_not_matter() -> None:
+    plus = predict("relu", 50, residual=0.1, sigma_w=1.0)
+    minus = predict("relu", 50, residual=-0.1, sigma_w=1.0, weights="orthogonal")
+    assert plus.support == minus.support
+    # c = L a^2 sigma_w^2/2
+    assert plus.mean_square == pytest.approx(math.exp(0.25), rel=1e-12)
+
+
+def test_q_star_alone_is_the_critical_point_and_an_ensemble_is_the_same() -> None:
+    spectrum = predict("tanh", 5, weights="orthogonal", q_star=0.05)
+    again = predict(Ensemble("tanh", 5, weights="orthogonal", q_star=0.05))
+    assert spectrum.support == again.support
+    assert spectrum.provenance["chi"] == pytest.approx(1.0, abs=1e-12)
+    assert Ensemble.from_dict(spectrum.provenance["ensemble"]) == Ensemble(
+        "tanh", 5, weights="orthogonal", q_star=0.05
+    )
+
+
+def test_a_function_of_ones_own() -> None:
+    mine = predict(lambda h: np.tanh(h), 4, weights="orthogonal", q_star=0.2)
+    theirs = predict("tanh", 4, weights="orthogonal", q_star=0.2)
+    # The derivative is numerical: nine digits.
+    np.testing.assert_allclose(mine.support, theirs.support, rtol=1e-7)
+    np.testing.assert_allclose(mine.log10_quantile(0.5), theirs.log10_quantile(0.5), atol=1e-8)
+
+
+def test_the_ordered_phase_without_bias_is_linear() -> None:
+    # tanh at sigma_w < 1 without bias: q* = 0, phi' = 1.
+    spectrum = predict("tanh", 7, sigma_w=0.9)
+    linear = predict("linear", 7, sigma_w=0.9)
+    np.testing.assert_allclose(spectrum.support, linear.support, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"activation": "tanh", "depth": 3}, InputError, "q_star"),
+        ({"activation": "tanh"}, InputError, "number of layers"),
+        ({"activation": "softplus", "depth": 3, "q_star": 1.0}, TheoryError, "no critical point"),
+        ({"activation": "softplus", "depth": 3, "sigma_w": 2.0}, TheoryError, "fixed point"),
+        (
+            {"activation": "tanh", "depth": 3, "sigma_w": 1.5, "sigma_b": 0.1, "q_star": 5.0},
+            InputError,
+            "not stationary",
+        ),
+        ({"activation": "tanh", "depth": 3, "sigma_w": 3.0, "q_star": 0.1}, TheoryError, "no bias"),
+        ({"activation": "nonsense", "depth": 3, "q_star": 0.1}, TheoryError, "no activation named"),
+        ({"activation": "gelu", "depth": 400, "sigma_w": 4.0, "q0": 1.0}, TheoryError, "without bound"),
+        (
+            {"activation": "tanh", "depth": 3, "sigma_w": 1.0, "sigma_b": 1.0, "residual": 0.1, "q0": 0.5},
+            InputError,
+            "less than the biases",
+        ),
+    ],
+)  # fmt: skip
+def test_where_there_is_no_answer_an_error_says_which(
+    arguments: dict, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        predict(**arguments)
+
+
+def test_an_ensemble_brings_its_own_depth() -> None:
+    with pytest.raises(InputError, match="takes no depth"):
+        predict(Ensemble("relu", 3), 4)
