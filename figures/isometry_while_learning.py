@@ -19,11 +19,10 @@ import training_runs as runs
 from torch import nn
 
 from isometry.nn.callbacks import SpectrumRecorder, trunk_part
-from isometry.nn.data import load_dataset
+from isometry.nn.data import Dataset, load_dataset
 from isometry.nn.models import VanillaCNN
-from isometry.nn.record import read_record, write_record
-from isometry.nn.training import TrainingOptions, train
-from isometry.spectrum import Spectrum
+from isometry.nn.record import write_record
+from isometry.nn.training import TrainingOptions, accuracy, train
 from isometry.store import open_store
 
 NAME = "isometry_while_learning"
@@ -35,15 +34,17 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class AtSteps:
-    """A recorder that is called at chosen steps only."""
+    """Spectrum and test accuracy at chosen steps."""
 
-    def __init__(self, recorder: SpectrumRecorder, steps: tuple[int, ...]) -> None:
-        self.recorder, self.steps = recorder, steps
+    def __init__(self, recorder: SpectrumRecorder, dataset: Dataset) -> None:
+        self.recorder, self.dataset = recorder, dataset
+        self.test_accuracy: dict[int, float] = {}
 
     def on_step(self, model: nn.Module, step: int) -> None:
         """Measure if it is time."""
-        if step in self.steps:
+        if step in MEASURED_AT:
             self.recorder.on_step(model, step)
+            self.test_accuracy[step] = accuracy(model, self.dataset.test_images, self.dataset.test_labels)
 
 
 def compute(full: bool) -> None:
@@ -51,7 +52,7 @@ def compute(full: bool) -> None:
     data, _ = runs.places(NAME, full)
     depth, steps = (50, 1000) if full else (20, 100)
     dataset = load_dataset("digits")
-    options = TrainingOptions(steps=steps, learning_rate=LEARNING_RATE, evaluate_every=10)
+    options = TrainingOptions(steps=steps, learning_rate=LEARNING_RATE, evaluate_every=50)
     for start in STARTS:
         model = VanillaCNN(
             depth, CHANNELS, "tanh", start, q_star=1.0 / depth, in_channels=1, num_classes=10, image_size=8,
@@ -61,17 +62,19 @@ def compute(full: bool) -> None:
             None, dataset.test_images[:IMAGES], every=1, part=trunk_part, name=start,
             batched=True, method="exact", dtype=torch.float64,
         )  # fmt: skip
+        looks = AtSteps(recorder, dataset)
         record = train(
             model, dataset, options=options, progress=False, about={"init": start, "seed": 0},
-            callbacks=[AtSteps(recorder, MEASURED_AT), runs.Announcer(start, 100)],
+            callbacks=[looks, runs.Announcer(start, 100)],
         )  # fmt: skip
         write_record(data, record, name=start)
         store = open_store(data, "a")
         about = {"depth": depth, "channels": CHANNELS, "images": IMAGES, "learning_rate": LEARNING_RATE}
         store.add_series(
-            f"{start} isometry", columns(recorder.spectra), about,
+            f"{start} isometry", columns(looks), about,
             descriptions={
                 "step": "updates made before the measurement",
+                "test_accuracy": "share of the test images classified correctly",
                 "share": "share of singular values in [0.5, 2]",
                 "below_floor": "share of singular values that double precision cannot tell from zero",
                 **{quantile_name(level): f"{level:.0%} quantile of the singular values" for level in LEVELS},
@@ -91,13 +94,15 @@ def quantile_name(level: float) -> str:
     return f"quantile_{100 * level:02.0f}"
 
 
-def columns(spectra: dict[int, Spectrum]) -> dict[str, Any]:
-    """What the figure shows of each spectrum, in the order of the steps."""
+def columns(looks: AtSteps) -> dict[str, Any]:
+    """What the figure shows, in the order of the steps."""
+    spectra = looks.recorder.spectra
     steps = sorted(spectra)
     ordered = [spectra[step] for step in steps]
     quantiles = np.array([spectrum.quantile(LEVELS) for spectrum in ordered])
     return {
         "step": np.array(steps),
+        "test_accuracy": np.array([looks.test_accuracy[step] for step in steps]),
         "share": np.array([spectrum.isometry() for spectrum in ordered]),
         "s_max": np.array([spectrum.s_max for spectrum in ordered]),
         "floor": np.array([spectrum.floor for spectrum in ordered]),
@@ -124,7 +129,7 @@ def draw(full: bool) -> None:
         )
         for column, (start, title) in enumerate(STARTS.items()):
             above, below = axes[:, column]
-            series, record = store.series(f"{start} isometry"), read_record(data, name=start)
+            series = store.series(f"{start} isometry")
             step = series["step"]
             # A quantile below the floor is stored as zero; it leaves the picture at the bottom.
             quantile = {level: np.maximum(series[quantile_name(level)], 1e-30) for level in LEVELS}
@@ -136,13 +141,13 @@ def draw(full: bool) -> None:
                 )
             above.plot(step, quantile[0.5], color=runs.BLUE, label="median")
             above.plot(step, series["s_max"], ":", color=runs.BLACK, lw=1.6, label="largest")
-            above.set(yscale="log", ylim=(1e-8, 100.0), title=f"{title}, {series.attributes['depth']} layers")
-            below.plot(
-                record.evaluation_step, 100 * record.test_accuracy, color=runs.ORANGE, label="test accuracy"
+            above.set(
+                yscale="log", ylim=(1e-12, 100.0), title=f"{title}, {series.attributes['depth']} layers"
             )
             below.plot(
-                step, 100 * series["share"], "o-", color=runs.GREEN, ms=4, label="singular values in [0.5, 2]"
+                step, 100 * series["test_accuracy"], "s-", color=runs.ORANGE, ms=4, label="test accuracy"
             )
+            below.plot(step, 100 * series["share"], "o-", color=runs.GREEN, ms=4, label="s in [0.5, 2]")
             below.set(ylim=(0, 102), xlabel="step")
             below.set_xscale("symlog", linthresh=1.0, linscale=0.4)
             below.set_xlim(0, step[-1])
@@ -151,9 +156,8 @@ def draw(full: bool) -> None:
             below.set_xticks([], minor=True)
         axes[0, 0].set_ylabel("singular value s of the trunk's J")
         axes[1, 0].set_ylabel("share, %")
-        for row in axes:
-            handles, labels = row[0].get_legend_handles_labels()
-            row[0].legend(handles, labels, loc="lower left" if row is axes[0] else "center left")
+        axes[0, 0].legend(loc="lower left")
+        axes[1, 1].legend(loc="center right")
         runs.save(figure, path)
         plt.close(figure)
 
