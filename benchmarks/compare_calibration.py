@@ -3,7 +3,8 @@
 Claim: a network of width N deviates from the predicted law as N independent draws from it would: sqrt(N) sup |F - G| is
 of order one and rarely above 1.63, the standard deviation of ln m_1 is at most about a quarter of what is allowed,
 and draws of the right ensemble agree in at least 18 of 20 cases, whatever the activation, weight law and depth. Draws
-that are compared with a wrong ensemble (the other weight law, or q* twice as large) disagree at width 500.
+that are compared with a wrong ensemble (the other weight law, or q* twice as large) disagree at width 500 wherever the
+two laws differ by more than 0.073 in the cdf (those of Gaussian tanh networks at q* = 0.1 and 0.2 differ by 0.02).
 
     python benchmarks/compare_calibration.py                       # width 128, 20 draws, depths 4 and 16: two minutes
     python benchmarks/compare_calibration.py --width 500 --depths 4 16 64
