@@ -19,6 +19,15 @@ from numpy.typing import NDArray
 from isometry.chance import MOMENTS, Chance, chance_of, error_band, network_width, probe_factor
 from isometry.distances import kolmogorov_smirnov, wasserstein
 from isometry.errors import InputError
+from isometry.ratios import (
+    Edge,
+    edge_dict,
+    edge_of,
+    exponential,
+    json_number,
+    log_ratio_of,
+    ratio_text,
+)  # fmt: skip
 from isometry.spectrum import Spectrum
 
 Array = NDArray[np.float64]
@@ -62,20 +71,7 @@ class Distances:
     @property
     def moment_ratios(self) -> tuple[float, ...]:
         """measured m_k / predicted m_k for k = 1..4; inf or 0 where they leave the range of floats."""
-        return tuple(_exp(value) for value in self.log_moment_ratios)
-
-
-@dataclass(frozen=True)
-class Edge:
-    """One edge of the two spectra: the values of s, the residual bound, and ln(measured / predicted).
-
-    ``measured`` and ``log_ratio`` are nan where the measurement did not resolve the edge.
-    """
-
-    measured: float
-    residual: float
-    predicted: float
-    log_ratio: float
+        return tuple(exponential(value) for value in self.log_moment_ratios)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +131,7 @@ class Comparison:
     def verdict(self) -> str:
         """One sentence: is this the predicted law?"""
         distance = f"KS {self.raw.ks:.3g}{self._beyond_text()}, by chance up to {self.chance.ks:.3g}"
-        ratio = _ratio_text(self.raw.log_moment_ratios[0])
+        ratio = ratio_text(self.raw.log_moment_ratios[0])
         if self.agrees is None:
             return (
                 f"cannot tell: KS {self.raw.ks:.3g}, but what chance allows is unknown; give width= (units of a "
@@ -149,7 +145,7 @@ class Comparison:
                 )
             return f"agrees: {distance}; mean square {ratio} of the predicted"
         if _within(self.raw.ks_beyond_error, self.chance.ks):
-            allowed = _exp(self.chance.log_mean_square)
+            allowed = exponential(self.chance.log_mean_square)
             return (
                 f"disagrees in the mean square only: {ratio} of the predicted, by chance within a factor of "
                 f"{allowed:.3g}; {distance}"
@@ -185,13 +181,13 @@ class Comparison:
             MOMENTS, a.log_moment_ratios, b.log_moment_ratios, c.log_moments, strict=True
         ):
             allowed = c.log_mean_square if k == 1 else bound
-            factor = "" if math.isnan(allowed) else f"1 within x {_exp(allowed):.3g}"
-            table.append((f"m{k} ratio", _ratio_text(raw), _ratio_text(shape), factor))
+            factor = "" if math.isnan(allowed) else f"1 within x {exponential(allowed):.3g}"
+            table.append((f"m{k} ratio", ratio_text(raw), ratio_text(shape), factor))
         low, high = c.log_s_max
-        span = "" if math.isnan(low) else f"{_exp(low):.3g} .. {_exp(high):.3g}"
+        span = "" if math.isnan(low) else f"{exponential(low):.3g} .. {exponential(high):.3g}"
         mean = 0.5 * self.raw.log_moment_ratios[0]
         for label, edge, text in (("s_max ratio", self.s_max, span), ("s_min ratio", self.s_min, "")):
-            table.append((label, _ratio_text(edge.log_ratio), _ratio_text(edge.log_ratio - mean), text))
+            table.append((label, ratio_text(edge.log_ratio), ratio_text(edge.log_ratio - mean), text))
         return table
 
     def summary(self) -> str:
@@ -224,21 +220,21 @@ class Comparison:
             "verdict": self.verdict(),
             "agrees": self.agrees,
             "agrees_in_shape": self.agrees_in_shape,
-            "width": _json(self.width),
-            "floor": _json(self.floor),
+            "width": json_number(self.width),
+            "floor": json_number(self.floor),
             "tolerance": self.tolerance,
             "raw": _distances_dict(self.raw),
             "shape": _distances_dict(self.shape),
             "by_chance": {
-                "ks": _json(self.chance.ks),
-                "log_mean_square": _json(self.chance.log_mean_square),
-                "wasserstein": _json(self.chance.wasserstein),
-                "wasserstein_log10": _json(self.chance.wasserstein_log10),
-                "log_moments": [_json(value) for value in self.chance.log_moments],
-                "log_s_max": [_json(value) for value in self.chance.log_s_max],
+                "ks": json_number(self.chance.ks),
+                "log_mean_square": json_number(self.chance.log_mean_square),
+                "wasserstein": json_number(self.chance.wasserstein),
+                "wasserstein_log10": json_number(self.chance.wasserstein_log10),
+                "log_moments": [json_number(value) for value in self.chance.log_moments],
+                "log_s_max": [json_number(value) for value in self.chance.log_s_max],
             },
-            "s_max": _edge_dict(self.s_max),
-            "s_min": _edge_dict(self.s_min),
+            "s_max": edge_dict(self.s_max),
+            "s_min": edge_dict(self.s_min),
         }
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
@@ -317,10 +313,10 @@ def compare(
         raw=_distances(measured, predicted, log_floor, tolerance),
         shape=_distances(scaled, predicted, shape_floor, tolerance),
         chance=chance_of(measured, predicted, width=width, log_floor=log_floor, tolerance=tolerance),
-        s_max=_edge(measured, predicted, top=True),
-        s_min=_edge(measured, predicted, top=False),
+        s_max=edge_of(measured, predicted, top=True),
+        s_min=edge_of(measured, predicted, top=False),
         width=width,
-        floor=_exp(log_floor),
+        floor=exponential(log_floor),
         tolerance=tolerance,
     )
 
@@ -341,12 +337,12 @@ def _distances(measured: Spectrum, predicted: Spectrum, log_floor: float, tolera
     unit = 0.5 * second.log_moment(2)
     return Distances(
         ks=plain.value,
-        ks_at=_exp(plain.log_s),
+        ks_at=exponential(plain.log_s),
         ks_beyond_error=math.nan if unknown else beyond.value,
         wasserstein=wasserstein(first, second, log_floor=-math.inf, log_unit=unit),
         wasserstein_log10=wasserstein(first, second, log_floor=log_floor),
         log_moment_ratios=tuple(
-            _log_ratio(first.log_moment(2 * k), second.log_moment(2 * k)) for k in MOMENTS
+            log_ratio_of(first.log_moment(2 * k), second.log_moment(2 * k)) for k in MOMENTS
         ),
     )
 
@@ -367,40 +363,7 @@ def _log_floor(measured: Spectrum, predicted: Spectrum, floor: float | None) -> 
     return max(known) + math.log(SMALLEST_FLOOR) if known else -math.inf
 
 
-# ---- edges ---------------------------------------------------------------------------------------------
-
-
-def _edge(measured: Spectrum, predicted: Spectrum, *, top: bool) -> Edge:
-    value = measured.s_max if top else measured.s_min
-    residual = measured.s_max_residual if top else measured.s_min_residual
-    target = predicted.s_max if top else predicted.s_min
-    if measured.extremes is None:
-        low, high = measured.distribution.log_range
-        log_value = high if top else (-math.inf if measured.zero_mass > 0 else low)
-    else:
-        log_value = _log(value)
-    if predicted.extremes is None:
-        low, high = predicted.distribution.log_range
-        log_target = high if top else (-math.inf if predicted.zero_mass > 0 else low)
-    else:
-        log_target = _log(target)
-    return Edge(float(value), float(residual), float(target), _log_ratio(log_value, log_target))
-
-
 # ---- numbers -------------------------------------------------------------------------------------------
-
-
-def _log_ratio(log_a: float, log_b: float) -> float:
-    """ln(a / b), 0 for 0 / 0."""
-    return 0.0 if log_a == log_b else log_a - log_b
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else (-math.inf if value == 0 else math.nan)
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 709.7 else (math.nan if math.isnan(value) else math.inf)
 
 
 def _within(value: float, bound: float) -> bool | None:
@@ -414,15 +377,6 @@ def _both(first: bool | None, second: bool | None) -> bool | None:
     return None if first is None or second is None else True
 
 
-def _ratio_text(log_ratio: float) -> str:
-    """A ratio as a person reads it: 1.02, or a power of ten where it is far from one."""
-    if math.isnan(log_ratio):
-        return "unknown"
-    if abs(log_ratio) > 6 and math.isfinite(log_ratio):
-        return f"1e{log_ratio / LN10:+.2f}"
-    return f"{_exp(log_ratio):.4g}"
-
-
 def _at_most(value: float) -> str:
     return "" if math.isnan(value) else f"<= {value:.3g}"
 
@@ -431,28 +385,16 @@ def _title(spectrum: Spectrum, otherwise: str) -> str:
     return spectrum.name or f"{otherwise} ({spectrum.method})"
 
 
-def _json(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def _distances_dict(distances: Distances) -> dict[str, Any]:
     logs = distances.log_moment_ratios
     return {
         "ks": distances.ks,
-        "ks_at": _json(distances.ks_at),
-        "ks_beyond_error": _json(distances.ks_beyond_error),
-        "wasserstein": _json(distances.wasserstein),
-        "wasserstein_log10": _json(distances.wasserstein_log10),
-        "moment_ratios": {f"m{k}": _json(_exp(value)) for k, value in zip(MOMENTS, logs, strict=True)},
-        "log10_moment_ratios": {f"m{k}": _json(v / LN10) for k, v in zip(MOMENTS, logs, strict=True)},
-    }
-
-
-def _edge_dict(edge: Edge) -> dict[str, float | None]:
-    return {
-        "measured": _json(edge.measured),
-        "residual": _json(edge.residual),
-        "predicted": _json(edge.predicted),
-        "difference": _json(edge.measured - edge.predicted),
-        "log10_ratio": _json(edge.log_ratio / LN10),
+        "ks_at": json_number(distances.ks_at),
+        "ks_beyond_error": json_number(distances.ks_beyond_error),
+        "wasserstein": json_number(distances.wasserstein),
+        "wasserstein_log10": json_number(distances.wasserstein_log10),
+        "moment_ratios": {
+            f"m{k}": json_number(exponential(value)) for k, value in zip(MOMENTS, logs, strict=True)
+        },
+        "log10_moment_ratios": {f"m{k}": json_number(v / LN10) for k, v in zip(MOMENTS, logs, strict=True)},
     }

@@ -1,0 +1,80 @@
+"""Ratios of two spectra in logs, where neither overflows, and the numbers and words they are reported as."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from isometry.spectrum import Spectrum
+
+LN10 = math.log(10)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One edge of the two spectra: the values of s, the residual bound, and ln(measured / predicted).
+
+    ``measured`` and ``log_ratio`` are nan where the measurement did not resolve the edge.
+    """
+
+    measured: float
+    residual: float
+    predicted: float
+    log_ratio: float
+
+
+def edge_of(measured: Spectrum, predicted: Spectrum, *, top: bool) -> Edge:
+    """The upper edge of two spectra, or the lower one."""
+    return Edge(
+        float(measured.s_max if top else measured.s_min),
+        float(measured.s_max_residual if top else measured.s_min_residual),
+        float(predicted.s_max if top else predicted.s_min),
+        log_ratio_of(_log_edge(measured, top=top), _log_edge(predicted, top=top)),
+    )
+
+
+def _log_edge(spectrum: Spectrum, *, top: bool) -> float:
+    """ln of s_max or s_min; from the distribution, which does not overflow, where that is what they are."""
+    if spectrum.extremes is not None:
+        return _log(spectrum.s_max if top else spectrum.s_min)
+    low, high = spectrum.distribution.log_range
+    return high if top else (-math.inf if spectrum.zero_mass > 0 else low)
+
+
+def log_ratio_of(log_a: float, log_b: float) -> float:
+    """ln(a / b), 0 for 0 / 0."""
+    return 0.0 if log_a == log_b else log_a - log_b
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else (-math.inf if value == 0 else math.nan)
+
+
+def exponential(value: float) -> float:
+    """e^value, inf where it overflows."""
+    return math.exp(value) if value < 709.7 else (math.nan if math.isnan(value) else math.inf)
+
+
+def ratio_text(log_ratio: float) -> str:
+    """A ratio as a person reads it: 1.02, or a power of ten where it is far from one."""
+    if math.isnan(log_ratio):
+        return "unknown"
+    if abs(log_ratio) > 6 and math.isfinite(log_ratio):
+        return f"1e{log_ratio / LN10:+.2f}"
+    return f"{exponential(log_ratio):.4g}"
+
+
+def json_number(value: float) -> float | None:
+    """A number that JSON can hold; None for nan and inf."""
+    return float(value) if math.isfinite(value) else None
+
+
+def edge_dict(edge: Edge) -> dict[str, float | None]:
+    """An edge as plain JSON values."""
+    return {
+        "measured": json_number(edge.measured),
+        "residual": json_number(edge.residual),
+        "predicted": json_number(edge.predicted),
+        "difference": json_number(edge.measured - edge.predicted),
+        "log10_ratio": json_number(edge.log_ratio / LN10),
+    }
