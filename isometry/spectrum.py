@@ -272,12 +272,27 @@ class Spectrum:
         return self.distribution.quantile(p) / math.log(10)
 
     def isometry(self, low: float = 0.5, high: float = 2.0) -> float:
-        """Fraction of singular values in [low, high]."""
+        """Fraction of singular values in [low, high].
+
+        Where the floor is above ``low`` the least it can be: see :meth:`isometry_bounds`.
+        """
         if not 0 <= low <= high:
             raise InputError(f"isometry(low, high) needs 0 <= low <= high; got {low}, {high}")
         with np.errstate(divide="ignore"):
             ends = np.log(np.array([low, high], float))
         return float(self.distribution.cdf(ends[1]) - self.distribution.cdf(ends[0], left=True))
+
+    def isometry_bounds(self, low: float = 0.5, high: float = 2.0) -> tuple[float, float]:
+        """(least, most) that :meth:`isometry` can be, as the singular values below the floor lie outside or inside.
+
+        Both are the same where the floor is below ``low``, as it is for a prediction and mostly for an exact
+        measurement. A quadrature of few steps has a high floor.
+        """
+        share, d = self.isometry(low, high), self.distribution
+        if not isinstance(d, Quadrature) or low == 0:
+            return share, share
+        hidden = d.weights * (d.nodes <= d.floor[:, None, None]) * (d.floor >= low)[:, None, None]
+        return share, min(1.0, share + float(hidden.sum(-1).mean()))
 
     @property
     def support(self) -> tuple[float, float]:
@@ -475,11 +490,13 @@ class Spectrum:
 
     def verdict(self, low: float = 0.5, high: float = 2.0) -> str:
         """One sentence: is this dynamical isometry?"""
-        share = self.isometry(low, high)
+        share, most = self.isometry_bounds(low, high)
         median = float(self.log10_quantile(0.5))
-        reach = f"{100 * share:.3g} % of the singular values lie in [{low:g}, {high:g}]"
+        reach = f"{percent_text(share, most)} of the singular values lie in [{low:g}, {high:g}]"
         if share >= 0.95:
             return f"isometric: {reach}"
+        if (share < 0.5 <= most) or most >= 0.95:
+            return f"not resolved: {reach}; what lies below the floor, {self.floor:.2g}, takes more steps or exact"
         if share >= 0.5:
             return f"partly isometric: {reach}"
         if low > 0 and median < math.log10(low):
@@ -540,6 +557,7 @@ class Spectrum:
                 "low": 0.5,
                 "high": 2.0,
                 "fraction": self.isometry(),
+                "fraction_at_most": self.isometry_bounds()[1],
                 "stderr": _json(self.isometry_stderr()),
             },
             "verdict": self.verdict(),
@@ -593,9 +611,9 @@ class Spectrum:
                     f"{100 * self.below_floor:.3g} % ({place})",
                 )
             )
-        share, error = self.isometry(), self.isometry_stderr()
-        spread = f" +- {100 * error:.2g}" if error > 0 else ""
-        rows.append(("in [0.5, 2]", f"{100 * share:.3g}{spread} %"))
+        rows.append(
+            ("in [0.5, 2]", percent_text(*self.isometry_bounds(), error=self.isometry_stderr(), sign="+-"))
+        )
         rows.append(("verdict", self.verdict()))
         return rows
 
@@ -646,6 +664,15 @@ def _json(value: float, *, underflow: bool = False) -> float | None:
     """A float JSON can hold; None for nan and inf, and for a zero that is only an underflow."""
     value = float(value)
     return None if not math.isfinite(value) or (underflow and value == 0) else value
+
+
+def percent_text(least: float, most: float, *, error: float = 0.0, sign: str = "±", digits: int = 2) -> str:
+    """A share as a person reads it: with its statistical error, or from least to most where they differ."""
+    # What differs by less than the digits shown is one number.
+    if most - least > 5e-4:
+        return f"{100 * least:.3g} to {100 * most:.3g} %"
+    spread = f" {sign} {100 * error:.{digits}g}" if error > 0 else ""
+    return f"{100 * least:.3g}{spread} %"
 
 
 def _with_error(value: float, error: float, word: str) -> str:

@@ -525,6 +525,27 @@ def test_verdicts_follow_the_share_and_the_median() -> None:
         assert text in Spectrum.from_singular_values(values).verdict()
 
 
+def test_a_floor_above_the_lower_end_leaves_the_share_open() -> None:
+    """Half of the mass is only known to lie below 0.9: it may be inside [0.5, 2] or not, and no verdict is made up."""
+    nodes = np.array([[[1.5, 1.0, 0.3, 0.1]]])
+    weights = np.array([[[0.3, 0.2, 0.4, 0.1]]])
+
+    def known_down_to(floor: float) -> Spectrum:
+        measure = Quadrature(nodes, weights, np.array([floor]), np.zeros(nodes.shape, bool))
+        return Spectrum(measure, method="lanczos", shape=(9, 9))
+
+    coarse, fine = known_down_to(0.9), known_down_to(0.2)
+    assert coarse.isometry_bounds() == pytest.approx((0.5, 1.0))
+    assert coarse.verdict().startswith("not resolved: 50 to 100 % of the singular values lie in [0.5, 2]")
+    assert coarse.to_dict()["isometry"]["fraction_at_most"] == pytest.approx(1.0)
+    assert dict(coarse.rows())["in [0.5, 2]"] == "50 to 100 %"
+    assert fine.isometry_bounds() == pytest.approx((0.5, 0.5))
+    assert fine.verdict() == "partly isometric: 50 % of the singular values lie in [0.5, 2]"
+    # From zero on nothing is hidden, and a share that is high enough without the hidden mass is a verdict.
+    assert coarse.isometry_bounds(0.0, 2.0) == pytest.approx((1.0, 1.0))
+    assert coarse.isometry_bounds(0.95, 1.2) == pytest.approx((0.2, 0.2))
+
+
 def test_names_are_escaped_in_a_notebook() -> None:
     html = Spectrum.from_singular_values([1.0], name="<script>")._repr_html_()
     assert "<script>" not in html

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +30,17 @@ json_option = click.option(
     is_flag=True,
     help="Print one JSON object on standard output, and nothing else there.",
 )
+
+
+def _number(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Refuses nan, which lies in every range as click sees it, and misses no threshold."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is not a number", ctx, param)
+    return value
+
+
 require_isometry_option = click.option(
-    "--require-isometry", type=click.FloatRange(0, 1), metavar="FRACTION",
+    "--require-isometry", type=click.FloatRange(0, 1), metavar="FRACTION", callback=_number,
     help="Leave with exit code 3 if fewer than this fraction of the singular values lie in [0.5, 2].",
 )  # fmt: skip
 file_argument = click.argument(

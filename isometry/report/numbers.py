@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 
-from isometry.spectrum import Spectrum
+from isometry.spectrum import Spectrum, percent_text
 
 QUANTILES = ("0.99", "0.75", "0.5", "0.25", "0.01")
 
@@ -100,6 +100,4 @@ def _condition(spectrum: Spectrum) -> str:
 
 
 def _share(spectrum: Spectrum) -> str:
-    error = spectrum.isometry_stderr()
-    spread = f" ± {100 * error:.1g}" if error > 0 else ""
-    return f"{100 * spectrum.isometry():.3g}{spread} %"
+    return percent_text(*spectrum.isometry_bounds(), error=spectrum.isometry_stderr(), digits=1)

@@ -24,7 +24,9 @@ def test_json_holds_the_numbers_of_a_known_matrix(isometry, models) -> None:
     assert found["s_min"] == pytest.approx(3.0, abs=1e-12)
     assert found["mean_square"] == pytest.approx(9.0, abs=1e-12)
     assert set(found["quantiles"]) == {"0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99"}
-    assert found["isometry"] == {"low": 0.5, "high": 2.0, "fraction": 0.0, "stderr": 0.0}
+    assert found["isometry"] == {
+        "low": 0.5, "high": 2.0, "fraction": 0.0, "fraction_at_most": 0.0, "stderr": 0.0
+    }  # fmt: skip
     assert (found["name"], found["seed"], found["dtype"], found["device"]) == ("scaled", 0, "float64", "cpu")
     # What the model's file prints is not data.
     assert "a model file that prints" in done.err
@@ -77,6 +79,20 @@ def test_a_stated_threshold(isometry, models, threshold: str, code: int) -> None
     assert done.code == code
     assert ("threshold missed: 0 %" in done.err) is (code == 3)
     assert "s max" in done.out
+
+
+def test_a_threshold_that_too_few_steps_cannot_decide(isometry) -> None:
+    """Three steps resolve s down to s_max / 3 = 0.5; the same network measured exactly meets the threshold."""
+    arguments = ("measure", "mlp:depth=2,width=64", "--require-isometry", "0.7")
+    done = isometry(*arguments, "--method", "lanczos", "--steps", "3")
+    assert done.code == 3
+    assert "does not resolve: take more --steps, or --method exact" in done.err
+    assert "not resolved" in done.out
+    assert isometry(*arguments).code == 0
+
+
+def test_nan_is_no_threshold(isometry) -> None:
+    assert isometry("measure", "mlp:depth=1,width=4", "--require-isometry", "nan").code == 2
 
 
 def test_a_tolerance_that_is_not_met_is_code_5_with_the_result_printed(isometry) -> None:
