@@ -88,7 +88,10 @@ def test_a_threshold_that_too_few_steps_cannot_decide(isometry) -> None:
     assert done.code == 3
     assert "does not resolve: take more --steps, or --method exact" in done.err
     assert "not resolved" in done.out
+    # 48 of its 64 singular values lie inside.
     assert isometry(*arguments).code == 0
+    assert isometry(*arguments[:-1], "0.75").code == 0
+    assert isometry(*arguments[:-1], "0.76").code == 3
 
 
 def test_nan_is_no_threshold(isometry) -> None:
