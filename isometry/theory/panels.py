@@ -6,10 +6,11 @@ line is cut into panels with a 16-point Gauss-Legendre rule each; a panel is hal
 about twice its half-length. Halving toward a pole at distance a costs log2(1/a) panels, so theta = 1e-10 is
 hardly dearer than theta = 1.
 
-Whether a pole is close is read from the values of d on the panel: with d linear in x across it, the pole sits at
-(w - middle)/half-range in units of the half-length; with log d linear (an exponential tail, for w far smaller
-than d) at (log w - middle)/half-range of log d. A Gauss rule of n points errs by rho^(-2n), rho = D + sqrt(D^2-1)
-for a pole at distance D from the middle (Trefethen, Approximation Theory and Practice, 2013, theorem 19.3).
+Whether a pole is close is read from the values of d on the panel: with d nearly linear in x across it, the pole sits
+at (w - middle)/half-range in units of the half-length; with log d nearly linear (an exponential tail, for w far
+smaller than d) at (log w - middle)/half-range of log d; a panel that is neither is halved. A Gauss rule of n points
+errs by rho^(-2n), rho = D + sqrt(D^2 - 1) for a pole at distance D from the middle (Trefethen, Approximation Theory
+and Approximation Practice, 2013, theorem 19.3).
 """
 
 from __future__ import annotations
@@ -27,12 +28,51 @@ Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(16)
-# Pole distance in half-lengths: rho = 3.7, error 1e-18 where the panel is as linear as assumed, 1e-13 in erf's tail.
+# Pole distance in half-lengths: rho = 3.7: errors of 1e-11 at worst, next to bends.
 FAR = 2.0
+# Legendre coefficients of degree 4 and more, relative to the half-range, up to which "d is linear" is trusted: a
+# quadratic passes, an exponential while it spans less than e^3.
+STRAIGHT = 0.03
+# d this far below |w| counts as zero.
+NOTHING = 1e-17
 # Half-range of log d up to which "log d is linear" is trusted.
-LOG_SPAN = 1.5
+LOG_SPAN = 4.0
+_HIGHER = np.polynomial.legendre.legvander(NODES, 9)[:, 4:] * WEIGHTS[:, None] * (np.arange(4, 10) + 0.5)
 DEEPEST = 48
 NEGLIGIBLE = 1e-19
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """Middle and half of the range of d and of log d on panels, (P,) each, and whether d is nearly linear there."""
+
+    centre: Array
+    half: Array
+    log_centre: Array
+    log_half: Array
+    linear: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, d: Array) -> Shape:
+        """From the values at the nodes, (P, 16)."""
+        low, high = d.min(axis=1), d.max(axis=1)
+        log_low, log_high = np.log(np.maximum(low, 1e-300)), np.log(np.maximum(high, 1e-300))
+        # The outermost Gauss nodes leave less than 1 % of the half-length uncovered on either side.
+        half = 0.51 * (high - low)
+        bend = np.max(np.abs(d @ _HIGHER), axis=1)
+        return cls(
+            0.5 * (low + high),
+            half,
+            0.5 * (log_low + log_high),
+            0.51 * (log_high - log_low),
+            bend <= STRAIGHT * half + 1e-15 * high,
+        )
+
+    def far(self, w: ComplexArray, log_w: ComplexArray, gap: Array) -> NDArray[np.bool_]:
+        """Whether every pole is far from each panel, by broadcasting; ``gap`` is |w - centre|."""
+        linear = self.linear & (gap >= FAR * self.half)
+        exponential = (self.log_half <= LOG_SPAN) & (np.abs(log_w - self.log_centre) >= FAR * self.log_half)
+        return linear | exponential | (self.centre + self.half < NOTHING * np.abs(w))
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +87,8 @@ class PanelRule:
         The panels.
     d, weight : (P, 16) arrays
         Values of d at the Gauss nodes, and Gaussian weight times node weight (times ``fold``).
-    centre, half, log_centre, log_half : (P,) arrays
-        Middle and half of the range of d, and of log d, on each panel.
+    shape : Shape
+        What d looks like on each panel.
     fold : float
         2 where d is even and only x >= 0 is covered.
     stretches : list of (low, high)
@@ -62,10 +102,7 @@ class PanelRule:
     width: Array
     d: Array
     weight: Array
-    centre: Array
-    half: Array
-    log_centre: Array
-    log_half: Array
+    shape: Shape
     fold: float
     stretches: list[tuple[float, float]]
     ranges: list[tuple[float, float]]
@@ -105,15 +142,12 @@ class PanelRule:
             # What is left has a width of 1e-13: a jump of d that was not announced as a kink.
             kept.append((left, width, *_sample(function, left, width, fold)))
         left, width, d, weight = (np.concatenate(parts) for parts in zip(*kept, strict=True))
-        centre, half, log_centre, log_half = _ranges(d)
         for low, high in stretches:
             corners = function(np.array([low, high]))
             lowest, highest = float(corners.min()), float(corners.max())
             # A zero of phi' is a zero to rounding only.
             ranges.append((lowest if lowest > 1e-28 * scale else 0.0, highest))
-        return cls(
-            function, left, width, d, weight, centre, half, log_centre, log_half, fold, stretches, ranges
-        )
+        return cls(function, left, width, d, weight, Shape.of(d), fold, stretches, ranges)
 
     @cached_property
     def mass(self) -> Array:
@@ -146,26 +180,6 @@ def _sample(
     return function(x.ravel()).reshape(x.shape), weight
 
 
-def _ranges(d: Array) -> tuple[Array, Array, Array, Array]:
-    low, high = d.min(axis=1), d.max(axis=1)
-    log_low, log_high = np.log(np.maximum(low, 1e-300)), np.log(np.maximum(high, 1e-300))
-    # The outermost Gauss nodes leave 2 % of the half-length uncovered on either side.
-    return (
-        0.5 * (low + high),
-        0.52 * (high - low),
-        0.5 * (log_low + log_high),
-        0.52 * (log_high - log_low),
-    )
-
-
-def _pole_is_far(
-    w: ComplexArray, log_w: ComplexArray, centre: Array, half: Array, log_centre: Array, log_half: Array
-) -> NDArray[np.bool_]:
-    linear = np.abs(w - centre) >= FAR * half
-    exponential = (log_half <= LOG_SPAN) & (np.abs(log_w - log_centre) >= FAR * log_half)
-    return linear | exponential
-
-
 def graded_averages(rule: PanelRule, w: ComplexArray, *, logarithm: bool = False) -> ComplexArray:
     """Sums over the panels, (4, n): E 1/(w-d), E d/(w-d), E 1/(w-d)^2, E d/(w-d)^2; and E log(1 - d/w) on request.
 
@@ -177,12 +191,10 @@ def graded_averages(rule: PanelRule, w: ComplexArray, *, logarithm: bool = False
     """
     result = np.zeros((5 if logarithm else 4, w.size), complex)
     log_w = np.log(w)
-    gap = np.abs(w[:, None] - rule.centre)
-    far = (gap >= FAR * rule.half) | (
-        (rule.log_half <= LOG_SPAN) & (np.abs(log_w[:, None] - rule.log_centre) >= FAR * rule.log_half)
-    )
+    gap = np.abs(w[:, None] - rule.shape.centre)
+    far = rule.shape.far(w[:, None], log_w[:, None], gap)
     # A panel in the tail of the Gaussian adds at most its weight over its distance to sums of order 1/(|w| + max d).
-    distance = np.maximum(gap - rule.half, np.maximum(np.abs(w.imag), 1e-3 * np.abs(w))[:, None])
+    distance = np.maximum(gap - rule.shape.half, np.maximum(np.abs(w.imag), 1e-3 * np.abs(w))[:, None])
     matters = rule.mass * (np.abs(w)[:, None] + rule.largest) > NEGLIGIBLE * distance
     owner, panel = np.nonzero(far & matters)
     _accumulate(result, w, owner, rule.d[panel], rule.weight[panel], logarithm)
@@ -195,7 +207,9 @@ def graded_averages(rule: PanelRule, w: ComplexArray, *, logarithm: bool = False
         left = np.concatenate([left, left + width[: left.size]])
         owner = np.concatenate([owner, owner])
         d, weight = _sample(rule.function, left, width, rule.fold)
-        far = _pole_is_far(w[owner], log_w[owner], *_ranges(d))
+        shape = Shape.of(d)
+        at = w[owner]
+        far = shape.far(at, log_w[owner], np.abs(at - shape.centre))
         _accumulate(result, w, owner[far], d[far], weight[far], logarithm)
         owner, left, width = owner[~far], left[~far], width[~far]
     # Panels at the resolution of x itself, next to a zero of phi' seen from |w| < 1e-28: they hold no mass to speak of.
