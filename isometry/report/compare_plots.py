@@ -11,31 +11,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from isometry.comparison import Comparison
+from isometry.distribution import Quadrature
 from isometry.spectrum import Spectrum
 
 from .plots import house_style, new_figure, plot_spectra
 
 
-def plot_comparison(comparison: Comparison, *, bins: int = 60, title: str | None = None) -> Figure:
+def plot_comparison(comparison: Comparison, *, bins: int | None = None, title: str | None = None) -> Figure:
     """Two axes in one figure: densities per decade of s, and cdfs with what chance allows around the prediction.
 
     Parameters
     ----------
     comparison : Comparison
-    bins : int
-        Cells of the measured histogram.
+    bins : int, optional
+        Cells of the measured histogram above the floor. By default 60, or 16 for a quadrature, whose nodes lie apart.
     title : str, optional
         The verdict if None, nothing if "".
     """
     with house_style():
         figure, (above, below) = new_figure(2, height=6.4, sharex=True, height_ratios=(1.3, 1.0))
         spectra, labels = _pair(comparison)
-        plot_spectra(spectra, above, labels=labels, bins=bins)
+        plot_spectra(spectra, above, labels=labels, bins=_bins(comparison, bins))
         above.set_xlabel("")
         plot_comparison_cdf(comparison, below)
+        _show_from_floor(comparison, above)
         text = comparison.verdict() if title is None else title
         if text:
-            figure.suptitle(textwrap.fill(text, 92), x=0.02, ha="left", fontsize=11, parse_math=False)
+            figure.suptitle(textwrap.fill(text, 84), x=0.02, ha="left", fontsize=11, parse_math=False)
     return figure
 
 
@@ -52,6 +54,7 @@ def plot_comparison_cdf(comparison: Comparison, ax: Axes | None = None) -> Axes:
     with house_style():
         ax = new_figure()[1][0] if ax is None else ax
         _draw_cdfs(comparison, ax)
+        _show_from_floor(comparison, ax)
     return ax
 
 
@@ -67,6 +70,28 @@ def _draw_cdfs(comparison: Comparison, ax: Axes) -> None:
             ax.plot(x, np.clip(law + side, 0, 1), color="#555555", linestyle=":", linewidth=1.2)
         ax.plot([], [], color="#555555", linestyle=":", linewidth=1.2, label=f"by chance: ± {bound:.2g}")
         ax.legend(loc="upper left")
+
+
+def _bins(comparison: Comparison, shown: int | None) -> int:
+    """Cells over the whole range of which about ``shown`` are above the floor."""
+    measured = comparison.measured.distribution
+    if shown is None:
+        resolved = not isinstance(measured, Quadrature) or bool(np.all(measured.certain))
+        shown = 60 if resolved else 16
+    ranges = [spectrum.distribution.log_range for spectrum in (comparison.measured, comparison.predicted)]
+    low, high = min(a for a, _ in ranges), max(b for _, b in ranges)
+    floor = math.log(comparison.floor) if comparison.floor > 0 else low
+    if not (math.isfinite(low) and low < floor < high):
+        return shown
+    return min(round(shown * (high - low) / (high - floor)), 20 * shown)
+
+
+def _show_from_floor(comparison: Comparison, ax: Axes) -> None:
+    """Leave out what lies far below the floor: nothing is compared there, and a law may reach down for decades."""
+    low, high = ax.get_xlim()
+    if comparison.floor > 0:
+        floor = math.log10(comparison.floor)
+        ax.set_xlim(left=max(low, floor - 0.15 * (high - floor)))
 
 
 def _pair(comparison: Comparison) -> tuple[list[Spectrum], list[str]]:
