@@ -87,14 +87,26 @@ def concentrations(distribution: Distribution, log_edges: Array) -> list[Concent
     start = start[np.isfinite(start)]
     # Each round takes at least CONCENTRATED of the mass, so there are at most three.
     for _ in range(int(1 / CONCENTRATED)):
+        start, end = _apart_from(found, start, start + width)
         if start.size == 0:
             break
-        inside = cell_mass(distribution, start, start + width, without=found)
+        inside = cell_mass(distribution, start, end, without=found)
         best = int(np.argmax(inside))
         if inside[best] < CONCENTRATED:
             break
-        found.append(_tightened(distribution, float(start[best]), float(start[best] + width), inside[best]))
+        found.append(_tightened(distribution, float(start[best]), float(end[best]), inside[best]))
     return found
+
+
+def _apart_from(found: Sequence[Concentration], start: Array, end: Array) -> tuple[Array, Array]:
+    """The windows cut so that they touch none of the concentrations: what lies in two would be counted twice."""
+    for one in found:
+        # A cdf takes places that differ by rounding for one, so the cut is a little wider.
+        gap = 1e-10 * max(1.0, abs(one.low), abs(one.high))
+        outside = (start < one.low - gap) | (start > one.high + gap)
+        start, end = start[outside], end[outside]
+        end = np.where((start < one.low) & (end >= one.low - gap), one.low - gap, end)
+    return start, end
 
 
 def _tightened(distribution: Distribution, low: float, high: float, mass: float) -> Concentration:

@@ -14,7 +14,7 @@ from isometry.report.concentration import cell_masses, concentrations
 from isometry.spectrum import Spectrum
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.sampled_from([0.0, 1e-3, 0.5, 1.0, 1.0 + 1e-9, 1.003, 2.0, 40.0]), min_size=1, max_size=30),
     st.integers(2, 40),
