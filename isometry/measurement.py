@@ -85,7 +85,8 @@ def measure(
         Every probe has its own stream, from (seed, input, probe): the answer depends neither on chunking nor
         on how inputs are split, and repeats bit for bit on one device with the same number of threads.
     memory_limit : int
-        Bytes for the intermediates of the products, and for the dense matrix of "auto".
+        Bytes for the intermediates of the products, for the dense matrix of "exact" and for the Krylov bases of
+        "lanczos", whose probes go in groups where they do not fit together.
     progress : callable or bool, optional
         Called with (done, total, text). By default a progress bar where standard error is a terminal; False for none.
     name : str
@@ -262,7 +263,8 @@ def _choose(
         return dense, method
     if method == "lanczos":
         count, length = probes or DEFAULT_PROBES, steps or DEFAULT_STEPS
-        return partial(lanczos, seed=seed, probes=count, steps=length, top=top or DEFAULT_TOP), method
+        sampled = partial(lanczos, probes=count, steps=length, top=top or DEFAULT_TOP)
+        return partial(sampled, seed=seed, memory_limit=memory_limit), method
     leading = rank or top or DEFAULT_RANK
     return partial(randomized, seed=seed, rank=leading, probes=probes or 8, steps=steps or 30), method
 

@@ -8,7 +8,7 @@ of s_max instead of its square root.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,22 @@ class Bidiagonals:
         """(k, B) last beta of each probe: the norm by which A^T U = V B^T fails; 0 where it finished."""
         last = np.take_along_axis(self.beta, np.maximum(self.steps - 1, 0)[..., None], axis=-1)[..., 0]
         return np.where(self.finished, 0.0, last)
+
+
+def joined(parts: Sequence[Bidiagonals]) -> Bidiagonals:
+    """The bidiagonal matrices of groups of probes as one, probes in order; ``right`` is left out (of width 0)."""
+    if len(parts) == 1:
+        return parts[0]
+    size = max(part.alpha.shape[-1] for part in parts)
+
+    def wide(array: Array) -> Array:
+        return np.pad(array, [(0, 0), (0, 0), (0, size - array.shape[-1])])
+
+    return Bidiagonals(
+        np.concatenate([wide(part.alpha) for part in parts]), np.concatenate([wide(part.beta) for part in parts]),
+        np.concatenate([part.steps for part in parts]), np.concatenate([part.finished for part in parts]),
+        np.concatenate([part.closing for part in parts]), parts[0].right[:0],
+    )  # fmt: skip
 
 
 # A node this many closing entries above zero is known to one part in eight, and better above.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from isometry.spectrum import Extremes, Spectrum
 
 from .blocks import Operator, ShortSide, random_block
 from .exact import Progress
-from .golub_kahan import golub_kahan, unseen_below
+from .golub_kahan import Bidiagonals, golub_kahan, joined, unseen_below
 from .quadrature import GaussRules, gauss_rules
 
 # A smallest value is reported as s_min only if it is known to one part in a hundred.
@@ -27,6 +29,7 @@ def lanczos(
     top: int = 6,
     seed: int = 0,
     first_input: int = 0,
+    memory_limit: int | None = None,
     progress: Progress | None = None,
 ) -> Spectrum:
     """The spectrum by stochastic Lanczos quadrature on the Golub-Kahan bidiagonalisation.
@@ -46,6 +49,9 @@ def lanczos(
         Every probe has its own stream, made of (seed, input, probe).
     first_input : int
         Number of the first sample of a batch, for inputs measured in several calls.
+    memory_limit : int, optional
+        Bytes for the Krylov bases, steps * (m + n) numbers for each probe of each input: probes that do not fit
+        together go in groups, one after another, and at least one at a time.
     progress : callable, optional
         Called with (done, total) steps.
 
@@ -73,11 +79,23 @@ def lanczos(
     began = time.perf_counter()
     side = ShortSide(operator)
     total = min(steps, side.short)
-    report = None if progress is None else (lambda done: progress(done, total))
     start = random_block(probes, side, seed, first_input=first_input)
-    bidiagonals = golub_kahan(side, start, steps, on_step=report)
+    group = probes
+    if memory_limit is not None:
+        of_one_probe = total * (side.short + side.long) * side.batch * start.element_size()
+        group = max(1, min(probes, memory_limit // of_one_probe))
+    stages = total * math.ceil(probes / group)
+    parts = []
+    for number, first in enumerate(range(0, probes, group)):
+
+        def report(done: int, before: int = number * total) -> None:
+            if progress is not None:
+                progress(before + done, stages)
+
+        parts.append(_entries(golub_kahan(side, start[first : first + group], steps, on_step=report)))
     if progress is not None:
-        progress(total, total)
+        progress(stages, stages)
+    bidiagonals = joined(parts)
     rules = gauss_rules(bidiagonals)
     s_max = rules.nodes.max(axis=(1, 2))
     floor = np.maximum(side.noise_floor(s_max), unseen_below(bidiagonals))
@@ -99,6 +117,11 @@ def lanczos(
             "steps": int(bidiagonals.steps.max()),
         },
     )
+
+
+def _entries(bidiagonals: Bidiagonals) -> Bidiagonals:
+    """Without the vectors, which have done their work: their memory is for the next group of probes."""
+    return replace(bidiagonals, right=bidiagonals.right[..., :0].clone())
 
 
 def _extremes(side: ShortSide, rules: GaussRules, floor: np.ndarray, top: int) -> Extremes:
