@@ -22,7 +22,9 @@ over the cdf), and the truncation bound of the quadrature.
 
 Calibration (``benchmarks/compare_calibration.py``; linear, ReLU, hard-tanh, tanh, Gaussian and orthogonal, depth 4 to
 64, N = 128): sqrt(N) sup |F - G| has means 0.2 to 0.9, and the standard deviation of ln m_1 is 0.2 to 1.6 times
-sqrt((v + u) / N), 0.2 for linear networks, which have no slopes to draw.
+sqrt((v + u) / N), 0.2 for linear networks, which have no slopes to draw. Of
+networks held to their own layers (width 128, depth 4 and 16, six ensembles, 12 draws each) every one stays within 0.62
+of what is allowed.
 """
 
 from __future__ import annotations
