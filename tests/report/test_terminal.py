@@ -69,6 +69,27 @@ def test_a_long_thin_tail_is_gathered_in_the_last_row() -> None:
     assert any(line.strip().startswith("≤ -1") for line in report(spectrum).splitlines())
 
 
+def test_bars_are_as_long_as_their_masses() -> None:
+    """To an eighth of a cell, whichever row; the longest of them belongs to the largest mass."""
+    eighths = {letter: 8 - k for k, letter in enumerate("█▉▊▋▌▍▎▏")}
+    found = {}
+    for line in report(decades()).splitlines():
+        if line.rstrip().endswith("%") and (bar := [letter for letter in line if letter in eighths]):
+            found[line[:16].strip()] = sum(eighths[letter] for letter in bar)
+    longest = found["0"]
+    assert longest > 8 * 10
+    assert found == pytest.approx(
+        {
+            "+1": longest / 3,
+            "0": longest,
+            "-1": longest / 3,
+            "-2": longest / 3,
+            "below floor": 2 * longest / 3,
+        },
+        abs=1,
+    )
+
+
 def test_what_a_person_looks_for_is_there() -> None:
     text = report(decades())
     for words in (
