@@ -59,6 +59,7 @@ def _record(spectrum: Spectrum, name: str) -> dict[str, Any]:
 
 def _print_records(records: list[dict[str, Any]]) -> None:
     from isometry.report.tables import print_table
+    from isometry.spectrum import percent_text
 
     rows = [
         [
@@ -67,7 +68,7 @@ def _print_records(records: list[dict[str, Any]]) -> None:
             "x".join(map(str, record["shape"])) if record["shape"] else "infinite",
             _number(record["s_max"]),
             _number(record["mean_square"]),
-            f"{100 * record['isometry']['fraction']:.3g} %",
+            percent_text(record["isometry"]["fraction"], record["isometry"]["fraction_at_most"]),
             str(record["created"] or "-"),
         ]
         for record in records

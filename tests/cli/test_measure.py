@@ -81,11 +81,12 @@ def test_a_stated_threshold(isometry, models, threshold: str, code: int) -> None
     assert "s max" in done.out
 
 
-def test_a_threshold_that_too_few_steps_cannot_decide(isometry) -> None:
+def test_a_threshold_that_too_few_steps_cannot_decide(isometry, tmp_path) -> None:
     """Three steps resolve s down to s_max / 3 = 0.5; the same network measured exactly meets the threshold."""
     arguments = ("measure", "mlp:depth=2,width=64", "--require-isometry", "0.7")
-    done = isometry(*arguments, "--method", "lanczos", "--steps", "3")
+    done = isometry(*arguments, "--method", "lanczos", "--steps", "3", "-o", tmp_path / "runs.h5")
     assert done.code == 3
+    assert " to 100 %" in isometry("list", tmp_path / "runs.h5").out
     assert "does not resolve: take more --steps, or --method exact" in done.err
     assert "not resolved" in done.out
     # 48 of its 64 singular values lie inside.
