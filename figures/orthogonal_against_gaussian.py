@@ -4,7 +4,7 @@ Four laws of the 3 x 3 kernels of a vanilla tanh CNN (8 channels, 8 x 8 map, q* 
 and sigma_b: delta-orthogonal and random orthogonal ones, whose convolution is exactly orthogonal; Gaussian ones with
 all variance in the centre tap, which keep every Fourier mode but not isometry; and plain Gaussian ones, which keep
 neither. Above: test accuracy on digits against step. Below: all 512 singular values of the trunk's Jacobian at
-initialisation, exact, at a test image.
+initialisation, exact, at a test image; what lies below the rounding of double precision is counted but not drawn.
 
     python figures/orthogonal_against_gaussian.py            # depths 10 and 50, a minute or two on two cores
     python figures/orthogonal_against_gaussian.py --full     # depths 10, 50 and 250
@@ -96,9 +96,9 @@ def draw(full: bool) -> None:
                 shown = values > floor  # Below it a value is rounding; the curve begins at their share.
                 below.step(values[shown], share[shown], where="post", color=colour, ls=line)
             above.set(title=f"{depth} layers", xlabel="step", ylim=(0, 102))
-            below.set(xscale="log", xlabel="singular value s", ylim=(0, 1.02))
-            if depth <= 50:
-                below.axvline(1, color="#888888", lw=0.8, zorder=0)
+            below.set(xscale="log", xlabel="singular value s", xlim=(1e-16, 30), ylim=(0, 1.02))
+            below.set_xticks([1e-15, 1e-10, 1e-5, 1])
+            below.axvline(1, color="#666666", lw=0.8, zorder=0)
         axes[0, 0].set_ylabel("test accuracy, %")
         axes[1, 0].set_ylabel("share of singular values ≤ s\nat initialisation")
         handles, labels = axes[0, 0].get_legend_handles_labels()
