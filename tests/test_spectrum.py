@@ -67,7 +67,8 @@ def places_to_look_at(spectrum: Spectrum) -> np.ndarray:
 @given(SPECTRA)
 def test_cdf_rises_from_the_mass_at_zero_to_one(spectrum: Spectrum) -> None:
     values = spectrum.cdf(places_to_look_at(spectrum))
-    assert np.all(np.diff(values) >= 0)
+    # To rounding: at two places one unit apart, sums and cubics near 1 may differ by half a unit either way.
+    assert np.all(np.diff(values) >= -4 * np.finfo(float).eps)
     assert values[0] == pytest.approx(spectrum.zero_mass, abs=1e-15)
     assert values[-1] == pytest.approx(1.0, abs=1e-12)
 
