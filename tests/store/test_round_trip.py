@@ -292,6 +292,18 @@ def test_only_large_datasets_are_compressed(tmp_path):
         assert file["spectra/measured/nodes"].chunks is None
 
 
+def test_the_file_is_of_the_kind_that_hdf5_1_8_reads(tmp_path):
+    """Superblock version 2, its ninth byte: version 3 ("latest") is refused by 1.8, and by all after a killed writer."""
+    store = open_store(tmp_path / "a.h5", "a")
+    store.add(measured())
+    store.add(dense())
+    start = store.path.read_bytes()[:12]
+    assert start[:8] == b"\x89HDF\r\n\x1a\n"
+    assert start[8] == 2
+    # The flags of an open file, which a reader would take for a file in use.
+    assert start[11] == 0
+
+
 def test_h5dump_reads_the_file(tmp_path):
     if shutil.which("h5dump") is None:
         pytest.skip("h5dump is not installed: the file was not read by HDF5's own tool")
