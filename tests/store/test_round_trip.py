@@ -293,7 +293,7 @@ def test_only_large_datasets_are_compressed(tmp_path):
 
 
 def test_the_file_is_of_the_kind_that_hdf5_1_8_reads(tmp_path):
-    """Superblock version 2, its ninth byte: version 3 ("latest") is refused by 1.8, and by all after a killed writer."""
+    """Superblock version 2, its ninth byte: version 3 ("latest") is refused by 1.8, and by all after a kill."""
     store = open_store(tmp_path / "a.h5", "a")
     store.add(measured())
     store.add(dense())
