@@ -6,7 +6,7 @@ scale that of a dense network, so orthogonal MLPs of width 64 say the same in a 
 from the measured accuracies: xi_c comes from (sigma_w^2, sigma_b^2) alone.
 
     python figures/trainable_depth.py            # 11 x 4 networks, half a minute
-    python figures/trainable_depth.py --full     # 23 x 10 networks, ten minutes on one core; resumes
+    python figures/trainable_depth.py --full     # 23 x 9 networks, five minutes on one core; resumes
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WIDTH, SIGMA_B2, MULTIPLE = 64, 2e-5, 6
 def grid(full: bool) -> tuple[np.ndarray, np.ndarray, int]:
     """sigma_w^2, depths, steps; 1.05 is the critical value at this sigma_b^2."""
     if full:
-        return 0.6 + 0.15 * np.arange(23), np.array([8, 12, 20, 32, 50, 80, 128, 200, 320, 512]), 150
+        return 0.6 + 0.15 * np.arange(23), np.array([8, 12, 20, 32, 50, 80, 128, 200, 320]), 100
     return 0.75 + 0.3 * np.arange(11), np.array([10, 30, 80, 200]), 60
 
 
