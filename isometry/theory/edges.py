@@ -68,7 +68,9 @@ def _gaps_between(curve: LeadingCurve, a: float, b: float) -> list[tuple[float, 
     if grid.size < 2:
         return []
     radius = np.exp(grid)
-    value, slope = curve.log_z(radius.astype(complex))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # A point of the grid may hit t = -nu exactly.
+        value, slope = curve.log_z(radius.astype(complex))
     open_gap = _filled(
         (np.abs(value.imag) < 1e-3) & (slope.real > 0), _is_noise(curve, radius, slope.real, a, b)
     )
@@ -91,7 +93,7 @@ def _is_noise(curve: LeadingCurve, radius: Array, slope: Array, a: float, b: flo
     It may vanish there exactly: L (1 - p) = 1, as for two orthogonal ReLU layers.
     """
     distance = np.minimum(np.abs(radius - a), np.abs(radius - b) if math.isfinite(b) else np.inf) / radius
-    terms = 2.0 + 2.0 * curve.group.count + float(np.abs(curve.product.exponents).sum())
+    terms = 2.0 + 2.0 * curve.product.terms
     return np.abs(slope) <= 8e-16 * terms / distance
 
 
@@ -106,9 +108,11 @@ def _filled(known: NDArray[np.bool_], unknown: NDArray[np.bool_]) -> NDArray[np.
 
 
 def _boundary(curve: LeadingCurve, low: float, high: float) -> float:
-    """log w of the zero of K between two points."""
+    """log w of the zero of K between two points; where K is all rounding there, the middle."""
 
     def slope(log_w: float) -> float:
         return float(curve.log_z(np.array([math.exp(log_w)], complex))[1][0].real)
 
+    if not slope(low) * slope(high) < 0:
+        return 0.5 * (low + high)
     return float(brentq(slope, low, high, xtol=1e-15, rtol=1e-14))

@@ -8,8 +8,9 @@ a check that fails is an error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,8 @@ MEAN_TOLERANCE = 1e-6
 MOMENT_COUNT = 6
 # Continuous mass beside point masses that is not worth a curve.
 UNSEEN_MASS = 1e-9
-# Relative variance of lambda below which the law is reported as a point mass: singular values equal to 5e-7.
-NARROWEST_VARIANCE = 1e-12
+# Error of the cdf from rounding, above which a law is reported as a point mass.
+LARGEST_NOISE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,18 +80,35 @@ def solve(product: FreeProduct, *, points: int = 2000) -> Law:
         When the solver does not converge, or its result does not have the mass or mean it must have.
     """
     moments = log_moments(product, MOMENT_COUNT)
+    # From here on relative to the mean, so that a law of width 1e-8 at a mean of 1e300 keeps its digits.
+    mean = float(moments[0])
+    relative = replace(product, atoms=tuple((place - mean, mass) for place, mass in product.atoms))
+    law = _solve_relative(relative, moments - mean * np.arange(1, MOMENT_COUNT + 1), points)
+    log_lambda = law.log_lambda + mean
+    kept = np.diff(log_lambda, prepend=-np.inf) > 0
+    return Law(
+        log_lambda[kept],
+        law.cdf[kept],
+        law.density[kept],
+        tuple((place + mean, mass) for place, mass in law.atoms),
+        moments,
+        (law.log_edges[0] + mean, law.log_edges[1] + mean),
+    )
+
+
+def _solve_relative(product: FreeProduct, moments: Array, points: int) -> Law:
+    """The law of lambda over its mean."""
     atom_mass = float(sum(mass for _, mass in product.atoms))
     if atom_mass > 1.0 - UNSEEN_MASS:
-        places = [place for place, _ in product.atoms]
-        empty = np.empty(0)
-        return Law(empty, empty, empty, product.atoms, moments, (min(places), max(places)))
-    if not product.atoms and moments[1] - 2.0 * moments[0] < NARROWEST_VARIANCE:
+        return _point_law(product.atoms, moments)
+    width = min(1.0, math.sqrt(max(_relative_variance(product), 1e-300)))
+    noise = _noise(product, width)
+    if not product.atoms and noise > LARGEST_NOISE:
         # So isometric that double precision cannot resolve the shape: all at the mean.
-        empty, mean = np.empty(0), float(moments[0])
-        return Law(empty, empty, empty, ((mean, 1.0),), moments, (mean, mean))
+        return _point_law(((0.0, 1.0),), moments)
     single = single_factor(product)
     if single is not None:
-        log_lambda, cdf, density, edges = law_of_one_layer(single, product.log_scale, points)
+        log_lambda, cdf, density, edges = law_of_one_layer(single, points)
         return Law(log_lambda, cdf, density, product.atoms, moments, edges)
     group = product.leading_group
     curve: SpectralCurve
@@ -103,17 +121,48 @@ def solve(product: FreeProduct, *, points: int = 2000) -> Law:
     for band in reversed(bands):
         # From the top down, so that each band knows how much mass lies above it.
         above = traced[0].bottom if traced else (np.inf, 0.0)
-        found = trace(curve, band, above, band is bands[0])
+        found = trace(curve, band, above, lowest=band is bands[0], noise=noise, width=width)
         traced = traced if found is None else [found, *traced]
-    return _assemble(product, traced, moments, points)
+    if not traced and 1.0 - atom_mass < 1e-6:
+        return _point_law(product.atoms, moments)
+    if not traced:
+        raise ConvergenceError(
+            f"no band was found for {1.0 - atom_mass:.3g} of the mass. No spectrum is given; please report the "
+            "ensemble."
+        )
+    return _assemble(product, traced, moments, points, noise)
 
 
-def _assemble(product: FreeProduct, bands: list[TracedBand], moments: Array, points: int) -> Law:
+def _point_law(atoms: tuple[tuple[float, float], ...], moments: Array) -> Law:
+    places, empty = [place for place, _ in atoms], np.empty(0)
+    return Law(empty, empty, empty, atoms, moments, (min(places), max(places)))
+
+
+def _relative_variance(product: FreeProduct) -> float:
+    """Var lambda/(E lambda)^2 of the nonzero eigenvalues, a_1 - 1 of the moment series, without cancellation."""
+    result = product.linear + product.fraction
+    for size, exponent in zip(product.sizes, product.exponents, strict=True):
+        result += (exponent - 1.0 if size == 1.0 else exponent) / size
+    result += 0.0 if 1.0 in product.sizes else -1.0
+    return float(
+        result + sum(group.count * group.law.relative_variance / group.size for group in product.groups)
+    )
+
+
+def _noise(product: FreeProduct, width: float) -> float:
+    """Error of the cdf from the rounding of d, relative to the spread of the narrowest law of d."""
+    spreads = [math.sqrt(group.law.relative_variance) for group in product.groups if width < 0.1]
+    return max((1e-15 / max(spread, 1e-300) for spread in spreads), default=0.0)
+
+
+def _assemble(
+    product: FreeProduct, bands: list[TracedBand], moments: Array, points: int, rounding: float
+) -> Law:
     continuous_mass = 1.0 - sum(mass for _, mass in product.atoms)
-    _check_integrals(product, bands, moments, continuous_mass)
+    _check_integrals(product, bands, continuous_mass, rounding)
     panels = sum(band.curve.left.size for band in bands)
     per_panel = max(4, -(-points // panels))
-    blurred = sum(band.blurred for band in bands)
+    blurred = sum(band.blurred for band in bands) + 3.0 * rounding
     for _ in range(4):
         log_lambda, cdf, density = _grid(product, bands, np.arange(per_panel + 1) / per_panel)
         middle = _grid(product, bands, (np.arange(per_panel) + 0.5) / per_panel)
@@ -146,7 +195,11 @@ def _grid(product: FreeProduct, bands: list[TracedBand], u: Array) -> tuple[Arra
     """(log lambda, continuous cdf, density) at the places u of every panel of every band, increasing."""
     columns: list[Array] = []
     for band in bands:
-        rows = band.curve.at(u).reshape(3, -1)
+        values = band.curve.at(u)
+        rows = values.reshape(3, -1)
+        if u[0] == 0.0:
+            # Neighbouring panels share a point.
+            rows = np.concatenate([values[:, :, :-1].reshape(3, -1), values[:, -1, -1:]], axis=1)
         rows[2] = continuous_below(product, rows[0], rows[2])
         if band.reversed:
             rows = rows[:, ::-1]
@@ -156,8 +209,8 @@ def _grid(product: FreeProduct, bands: list[TracedBand], u: Array) -> tuple[Arra
                     rows[0, index], rows[1, index] = edge, 0.0
         columns.append(rows)
     log_lambda, density, cdf = np.concatenate(columns, axis=1)
-    # Neighbouring panels share a point, and near a flat end neighbours may round to one value.
-    kept = np.flatnonzero(np.diff(np.maximum.accumulate(log_lambda), prepend=-np.inf) > 1e-13)
+    # Near a flat end neighbours may round to one value.
+    kept = np.flatnonzero(np.diff(np.maximum.accumulate(log_lambda), prepend=-np.inf) > 1e-15)
     log_lambda, density = log_lambda[kept], np.maximum(density[kept], 0.0)
     cdf = np.maximum.accumulate(np.maximum(cdf[kept], 0.0))
     # Any finite number stands for an infinite density; three times the secant keeps the cubic monotone.
@@ -176,7 +229,7 @@ def _cubic(grid: Array, cdf: Array, density: Array, at: Array) -> Array:
 
 
 def _check_integrals(
-    product: FreeProduct, bands: list[TracedBand], moments: Array, continuous_mass: float
+    product: FreeProduct, bands: list[TracedBand], continuous_mass: float, rounding: float
 ) -> None:
     """Mass and mean of the density, integrated along the curve, against what they must be."""
 
@@ -186,13 +239,11 @@ def _check_integrals(
         )
 
     mass = total(np.ones_like)
-    reference = float(moments[0])
-    mean = total(lambda log_lambda: np.exp(log_lambda - reference))
-    mean += sum(mass * float(np.exp(place - reference)) for place, mass in product.atoms)
+    mean = total(np.exp) + sum(share * math.exp(place) for place, share in product.atoms)
     # Next to an infinite density the curve is a difference of large terms.
-    noise = 0.05 * sum(band.blurred for band in bands)
+    noise = 0.05 * sum(band.blurred for band in bands) + 3.0 * rounding
     top = max(float(band.curve.at(np.array([0.0, 1.0]))[0].max()) for band in bands)
-    mean_tolerance = MEAN_TOLERANCE + noise * float(np.exp(min(top - reference, 700.0)))
+    mean_tolerance = MEAN_TOLERANCE + noise * float(np.exp(min(top, 700.0)))
     if abs(mass - continuous_mass) > MASS_TOLERANCE + noise or abs(mean - 1.0) > mean_tolerance:
         raise ConvergenceError(
             f"the predicted density integrates to {mass:.9g}, which should be {continuous_mass:.9g}, and its mean is "

@@ -216,6 +216,8 @@ def representative_variances(q: Array) -> tuple[Array, Array]:
     starts = np.flatnonzero(np.diff(ordered, prepend=-1.0) > SAME * ordered)
     counts = np.diff(np.append(starts, q.size)).astype(float)
     values = ordered[starts]
+    if values.size == 1:
+        return values, counts
     exact = _typical(values) @ counts
     far_first = np.argsort(-np.abs(np.log(values) - np.median(np.log(q))))
     choices = sorted((alone + nodes, alone, nodes) for alone in (0, 2, 4, 7) for nodes in range(2, 17, 2))

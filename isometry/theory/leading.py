@@ -5,7 +5,7 @@ one theta in [0, pi) makes z real; lambda = z increases with r; theta = 0 is a g
 Newton iteration in theta at given r gives
 
     density of log lambda = -Im t / pi,
-    mass above lambda     = Im Q / pi,     Q = t log z - int log z dt   (exact: t d log z integrated by parts),
+    mass above lambda     = Im Q / pi,     Q = t log z - int log z dt   (t d log z integrated by parts, elementary),
 
 and no branch has to be chosen beyond arg in [-pi, 0] for t, h, m and 1 + t/nu_j.
 """
@@ -13,12 +13,13 @@ and no branch has to be chosen beyond arg in [-pi, 0] for t, h, m and 1 + t/nu_j
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
-from isometry.theory.product import FreeProduct, Group, group_integral, lower_log
+from isometry.theory.product import FreeProduct, Group, group_log_z, group_mass, group_slope
 from isometry.theory.slope_law import Averages
 
 Array = NDArray[np.float64]
@@ -30,7 +31,7 @@ SMALLEST_ANGLE = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class CurvePoints:
-    """Points of the spectrum's curve, (n,) each: log lambda, density per log lambda, mass above lambda.
+    """Points of the spectrum's curve, (n,) each: log lambda - C, density per log lambda, mass above lambda.
 
     ``unknown``, (n, k), is what the solver iterated on (the angle, or the complex unknowns of `turning`), a start for
     neighbouring points.
@@ -58,13 +59,13 @@ class LeadingCurve:
         return averages, self.group.size * averages.m, one_plus_t
 
     def log_z(self, w: ComplexArray) -> tuple[ComplexArray, ComplexArray]:
-        """log z and K = d log z / d log w at (n,) points w."""
+        """log z - C and K = d log z / d log w at (n,) points w."""
         averages, t, one_plus_t = self._transform(w)
         value = self.product.explicit_log_z(t, one_plus_t)
         slope = self.product.explicit_slope(t, one_plus_t) * self.group.size * averages.m_prime
         if self.group.count:
-            value = value + self.group.count * (lower_log(averages.m) - lower_log(averages.h))
-            slope = slope + self.group.count * (averages.m_prime / averages.m - averages.h_prime / averages.h)
+            value = value + self.group.count * group_log_z(averages)
+            slope = slope + self.group.count * group_slope(averages)
         return value, w * slope
 
     def angles(self, log_radius: Array, guess: Array | None = None) -> Array:
@@ -77,10 +78,8 @@ class LeadingCurve:
         """
         radius = np.exp(log_radius)
         low, high = np.zeros(radius.size), np.full(radius.size, np.pi)
-        angle = np.full(radius.size, 1.0) if guess is None else np.clip(guess, SMALLEST_ANGLE, 3.14159)
-        # Rounding of the argument, a sum of as many angles as there are layers, hides angles below this.
-        terms = 1.0 + 2.0 * self.group.count + float(np.abs(self.product.exponents).sum())
-        smallest = max(SMALLEST_ANGLE, 2e-15 * terms)
+        angle = np.full(radius.size, 1.0) if guess is None else np.clip(guess, self._smallest_angle, 3.14159)
+        smallest = self._smallest_angle
         active = np.arange(radius.size)
         for iteration in range(120):
             value, slope = self.log_z(radius[active] * np.exp(1j * angle[active]))
@@ -111,10 +110,14 @@ class LeadingCurve:
             f"|w| = {radius[active[0]]:.6g}. No spectrum is given; please report the ensemble."
         )
 
-    @property
-    def terms(self) -> float:
-        """Number of terms log z is summed from."""
-        return 1.0 + self.group.count + float(np.abs(self.product.exponents).sum())
+    @cached_property
+    def _smallest_angle(self) -> float:
+        """What rounding of the argument hides; a narrow law has angles of the order of its width.
+
+        The argument is a sum of as many angles as there are layers.
+        """
+        width = min(1.0, np.sqrt(self.group.law.relative_variance)) if self.group.count else 1.0
+        return max(SMALLEST_ANGLE, 2e-15 * self.product.terms) * width
 
     @property
     def cusps(self) -> list[float]:
@@ -124,7 +127,7 @@ class LeadingCurve:
     def looking_down(self, top: float) -> list[float]:
         """How far down in log |w| mass has to be looked for, by stages; mostly e^-30 is the lowest worth seeing."""
         del top
-        return [16.0, 24.0, 32.0, 40.0, 48.0, 56.0, 64.0, 100.0, 200.0, 400.0, 690.0]
+        return [16.0, 24.0, 32.0, 40.0, 48.0, 56.0, 64.0, 100.0, 200.0, 400.0, 650.0]
 
     def log_lambda_at(self, log_radius: float) -> float:
         """log lambda at a real edge."""
@@ -134,12 +137,13 @@ class LeadingCurve:
         """The curve at (n,) radii."""
         angle = self.angles(log_radius, None if guess is None else guess[:, 0])
         # A gap inside the range of d (of no visible mass) must not be entered on the axis itself.
-        w = np.exp(log_radius + 1j * np.maximum(angle, SMALLEST_ANGLE))
+        w = np.exp(log_radius + 1j * np.maximum(angle, self._smallest_angle))
         averages, t, one_plus_t = self._transform(w, logarithm=True)
         log_z = self.product.explicit_log_z(t, one_plus_t)
-        integral = self.product.explicit_integral(t, one_plus_t)
+        mass = self.product.explicit_mass(t, one_plus_t)
         if self.group.count:
-            log_z = log_z + self.group.count * (lower_log(averages.m) - lower_log(averages.h))
-            integral = integral + self.group.count * self.group.size * group_integral(w, averages)
-        above = (t.imag * log_z.real - integral.imag) / np.pi
+            log_z = log_z + self.group.count * group_log_z(averages)
+            mass = mass + self.group.count * self.group.size * group_mass(w, averages)
+        # What is left of arg z belongs to z, not to the mass.
+        above = (mass.imag - t.real * log_z.imag) / np.pi
         return CurvePoints(log_z.real, np.maximum(-t.imag, 0.0) / np.pi, above, angle[:, None])

@@ -180,8 +180,12 @@ def _sample(
     return function(x.ravel()).reshape(x.shape), weight
 
 
-def graded_averages(rule: PanelRule, w: ComplexArray, *, logarithm: bool = False) -> ComplexArray:
+def graded_averages(
+    rule: PanelRule, w: ComplexArray, *, centre: float | None = None, logarithm: bool = False
+) -> ComplexArray:
     """Sums over the panels, (4, n): E 1/(w-d), E d/(w-d), E 1/(w-d)^2, E d/(w-d)^2; and E log(1 - d/w) on request.
+
+    With a ``centre`` c the weight d is replaced by d/c - 1, which a narrow law needs.
 
     Parameters
     ----------
@@ -197,7 +201,7 @@ def graded_averages(rule: PanelRule, w: ComplexArray, *, logarithm: bool = False
     distance = np.maximum(gap - rule.shape.half, np.maximum(np.abs(w.imag), 1e-3 * np.abs(w))[:, None])
     matters = rule.mass * (np.abs(w)[:, None] + rule.largest) > NEGLIGIBLE * distance
     owner, panel = np.nonzero(far & matters)
-    _accumulate(result, w, owner, rule.d[panel], rule.weight[panel], logarithm)
+    _accumulate(result, w, owner, rule.d[panel], rule.weight[panel], centre, logarithm)
     owner, panel = np.nonzero(~far & matters)
     left, width = rule.left[panel], rule.width[panel]
     for _ in range(DEEPEST):
@@ -210,23 +214,30 @@ def graded_averages(rule: PanelRule, w: ComplexArray, *, logarithm: bool = False
         shape = Shape.of(d)
         at = w[owner]
         far = shape.far(at, log_w[owner], np.abs(at - shape.centre))
-        _accumulate(result, w, owner[far], d[far], weight[far], logarithm)
+        _accumulate(result, w, owner[far], d[far], weight[far], centre, logarithm)
         owner, left, width = owner[~far], left[~far], width[~far]
     # Panels at the resolution of x itself, next to a zero of phi' seen from |w| < 1e-28: they hold no mass to speak of.
     d, weight = _sample(rule.function, left, width, rule.fold)
-    _accumulate(result, w, owner, d, weight, logarithm)
+    _accumulate(result, w, owner, d, weight, centre, logarithm)
     return result
 
 
 def _accumulate(
-    result: ComplexArray, w: ComplexArray, owner: NDArray[np.intp], d: Array, weight: Array, logarithm: bool
+    result: ComplexArray,
+    w: ComplexArray,
+    owner: NDArray[np.intp],
+    d: Array,
+    weight: Array,
+    centre: float | None,
+    logarithm: bool,
 ) -> None:
     if owner.size == 0:
         return
     at = w[owner][:, None]
-    inverse = 1.0 / (at - d)
+    difference = at - d
+    inverse = 1.0 / difference
     weighted = weight * inverse
-    with_d = weighted * d
+    with_d = weighted * (d if centre is None else (d - centre) / centre)
     terms = [
         weighted.sum(axis=1),
         with_d.sum(axis=1),
@@ -234,6 +245,6 @@ def _accumulate(
         np.einsum("pn,pn->p", with_d, inverse),
     ]
     if logarithm:
-        terms.append(np.sum(weight * np.log(1.0 - d / at), axis=1))
+        terms.append(np.sum(weight * np.log(difference / at), axis=1))
     for row, term in enumerate(terms):
         result[row] += np.bincount(owner, term.real, w.size) + 1j * np.bincount(owner, term.imag, w.size)

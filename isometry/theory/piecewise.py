@@ -29,7 +29,6 @@ _TO_FIRST_HALF, _TO_SECOND_HALF = (
 )
 _DERIVATIVE = np.stack([legendre.legval(NODES, legendre.legder(row)) for row in np.eye(ORDER)])
 MOST_PANELS = 600
-NARROWEST = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +57,7 @@ class PiecewiseCurve:
         return (integrand(log_lambda) * density * slope) @ WEIGHTS
 
     def flattened(
-        self, mass_at_start: float | None, mass_at_end: float | None
+        self, mass_at_start: float | None, mass_at_end: float | None, *, narrowest: float
     ) -> tuple[PiecewiseCurve, float]:
         """The curve with panels too narrow to resolve their density made linear, and the mass in them.
 
@@ -69,9 +68,11 @@ class PiecewiseCurve:
         ----------
         mass_at_start, mass_at_end : float, optional
             Mass above at the first and at the last s, where it is known.
+        narrowest : float
+            Span of log lambda below which a panel is too narrow.
         """
         ends = self.at(np.array([0.0, 1.0]))
-        narrow = np.abs(ends[0, :, 1] - ends[0, :, 0]) < NARROWEST
+        narrow = np.abs(ends[0, :, 1] - ends[0, :, 0]) < narrowest
         if not np.any(narrow):
             return self, 0.0
         coefficients = self.coefficients.copy()
@@ -103,6 +104,7 @@ def resolve(
     *,
     tolerance: float = 1e-9,
     log_top: float = 0.0,
+    narrowest: float = 1e-9,
 ) -> PiecewiseCurve:
     """Panels that carry the curve to the tolerance.
 
@@ -118,6 +120,8 @@ def resolve(
         Absolute, on cumulative mass.
     log_top : float
         log of the largest lambda: near it panels must also resolve lambda itself, which carries the moments.
+    narrowest : float
+        Span of log lambda at which halving ends.
 
     Raises
     ------
@@ -139,8 +143,8 @@ def resolve(
         span = np.ptp(values[0], axis=1)
         # An error e of log lambda moves the cdf by density * e; one of the density moves it by e * span/10.
         error = np.maximum(tail[2], np.maximum(tail[0] * densest, tail[1] * np.minimum(span, 1.0) * 0.1))
-        # Where the density is infinite (two orthogonal ReLU layers) halving ends at one point to nine digits.
-        error[span < NARROWEST] = 0.0
+        # Where the density is infinite: two orthogonal ReLU layers.
+        error[span < narrowest] = 0.0
         bulky = (span > 6.0) & (np.max(values[0], axis=1) > log_top - 45.0) & (densest > 1e-14)
         fine = (error <= tolerance) & ~bulky
         done.append((left[fine], width[fine], coefficients[:, fine]))

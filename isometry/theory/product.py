@@ -14,7 +14,7 @@ Kahn (2021, arXiv 2111.00841). The rank of J is min over the levels of N_l P(phi
 everything is written in t = T/rank, the M-transform of the eigenvalues that are not zero: a probability law on
 (0, inf). In logs, because z ranges over 1e-300 .. 1e300 and beyond:
 
-    log z = C - log t + kappa t + beta t/(1 + t) + sum_j e_j log(1 + t/nu_j) + sum_g n_g [log m_g - log h_g],
+    log z = const - log t + kappa t + beta t/(1 + t) + sum_j e_j log(1 + t/nu_j) + sum_g n_g [log m_g - log h_g],
     m_g(w_g) = t/nu_g.
 
 Constant and two-point D^2 (linear, ReLU, hard-tanh) are rational and go into the e_j; the others are groups of equal
@@ -24,6 +24,7 @@ Constant and two-point D^2 (linear, ReLU, hard-tanh) are rational and go into th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,8 @@ class FreeProduct:
     Parameters
     ----------
     log_scale : float
-        C.
+        log z minus everything else in it; with C = log_scale + sum_g n_g log E d_g, the mean of lambda is e^C, and all
+        of the solver works with log z - C.
     sizes, exponents : (J,) arrays
         nu_j >= 1 and e_j.
     groups : tuple of Group
@@ -72,35 +74,46 @@ class FreeProduct:
     fraction: float = 0.0
     atoms: tuple[tuple[float, float], ...] = ()
 
+    @cached_property
+    def _outer(self) -> list[tuple[float, float]]:
+        """(nu, e) with one factor 1 + t taken out, which goes with the 1/t: (1 + t)/t is near one in a narrow law."""
+        terms = dict(zip(self.sizes.tolist(), self.exponents.tolist(), strict=True))
+        terms[1.0] = terms.get(1.0, 0.0) - 1.0
+        return [(size, exponent) for size, exponent in terms.items() if exponent]
+
+    @property
+    def terms(self) -> float:
+        """Number of terms log z is summed from."""
+        return 1.0 + sum(group.count for group in self.groups) + float(np.abs(self.exponents).sum())
+
     def explicit_log_z(self, t: ComplexArray, one_plus_t: ComplexArray) -> ComplexArray:
-        """The part of log z that is explicit in t, at (n,) points of the closed lower half-plane.
+        """The part of log z - C that is explicit in t, at (n,) points of the closed lower half-plane.
 
         ``one_plus_t`` is passed apart: it has digits that 1 + t has lost near t = -1.
         """
-        result = self.log_scale - lower_log(t) + self.linear * t
+        result = log_ratio(one_plus_t, t, 1.0 / t) + self.linear * t
         if self.fraction:
             result = result + self.fraction * t / one_plus_t
-        for size, exponent in zip(self.sizes, self.exponents, strict=True):
+        for size, exponent in self._outer:
             result = result + exponent * lower_log((size - 1.0 + one_plus_t) / size)
         return result
 
     def explicit_slope(self, t: ComplexArray, one_plus_t: ComplexArray) -> ComplexArray:
         """d/dt of `explicit_log_z`."""
-        result = self.linear - 1.0 / t
+        result = self.linear - 1.0 / (t * one_plus_t)
         if self.fraction:
             result = result + self.fraction / one_plus_t**2
-        for size, exponent in zip(self.sizes, self.exponents, strict=True):
+        for size, exponent in self._outer:
             result = result + exponent / (size - 1.0 + one_plus_t)
         return result
 
-    def explicit_integral(self, t: ComplexArray, one_plus_t: ComplexArray) -> ComplexArray:
-        """An antiderivative in t of `explicit_log_z`."""
-        result = (self.log_scale + 1.0) * t - t * lower_log(t) + 0.5 * self.linear * t * t
+    def explicit_mass(self, t: ComplexArray, one_plus_t: ComplexArray) -> ComplexArray:
+        """t log z - int log z dt for the explicit part: its imaginary part over pi is mass above lambda."""
+        result = -lower_log(one_plus_t) + 0.5 * self.linear * t * t
         if self.fraction:
-            result = result + self.fraction * (t - lower_log(one_plus_t))
-        for size, exponent in zip(self.sizes, self.exponents, strict=True):
-            shifted = size - 1.0 + one_plus_t
-            result = result + exponent * (shifted * lower_log(shifted / size) - t)
+            result = result + self.fraction * (lower_log(one_plus_t) - t / one_plus_t)
+        for size, exponent in self._outer:
+            result = result + exponent * (t - size * lower_log((size - 1.0 + one_plus_t) / size))
         return result
 
     @property
@@ -126,16 +139,37 @@ def lower_log(values: ComplexArray) -> ComplexArray:
     return np.log(signed)
 
 
-def group_integral(w: ComplexArray, averages: Averages) -> ComplexArray:
-    """int log(m/h) dm along the curve of one group, by parts; the constant is that of w = infinity.
+def log_ratio(numerator: ComplexArray, denominator: ComplexArray, excess: ComplexArray) -> ComplexArray:
+    """log(numerator/denominator) of numbers in the closed lower half-plane, exact also where the ratio is near one.
 
-    m/h = w m/(1 + m), and int log w dm = m log w - E log(1 - d/w). The averages must hold that logarithm.
+    ``excess`` is the ratio minus one, known without cancellation.
+    """
+    x, y = excess.real, excess.imag
+    near = np.abs(excess) < 0.5
+    result = lower_log(numerator) - lower_log(denominator)
+    result.real[near] = 0.5 * np.log1p((x * (2.0 + x) + y * y)[near])
+    result.imag[near] = np.arctan2(y[near], 1.0 + x[near])
+    return result
+
+
+def group_log_z(averages: Averages) -> ComplexArray:
+    """log(m/h) - log E d of one layer: its log 1/S."""
+    return log_ratio(averages.m / averages.mean, averages.h, averages.excess / averages.h)
+
+
+def group_slope(averages: Averages) -> ComplexArray:
+    """d/dw of `group_log_z`."""
+    apart = averages.m_prime / averages.m - averages.h_prime / averages.h
+    near = (averages.excess_prime - averages.excess * averages.h_prime / averages.h) / (
+        averages.h + averages.excess
+    )
+    return np.where(np.abs(averages.excess) < 0.5 * np.abs(averages.h), near, apart)
+
+
+def group_mass(w: ComplexArray, averages: Averages) -> ComplexArray:
+    """m log(m/h) - int log(m/h) dm of one layer: E log(1 - d/w) + log(1 + m), by parts with m/h = w m/(1 + m).
+
+    The averages must hold that logarithm.
     """
     assert averages.logarithm is not None
-    one_plus_m = w * averages.h
-    return (
-        averages.m * np.log(w)
-        - averages.logarithm
-        + averages.m * lower_log(averages.m)
-        - one_plus_m * lower_log(one_plus_m)
-    )
+    return averages.logarithm + lower_log(w * averages.h)

@@ -33,22 +33,20 @@ def single_factor(product: FreeProduct) -> Group | None:
 
 
 def law_of_one_layer(
-    group: Group, log_scale: float, points: int, remaining_mass: float = 5e-10
+    group: Group, points: int, remaining_mass: float = 5e-10
 ) -> tuple[Array, Array, Array, tuple[float, float]]:
-    """(log lambda, cdf, density per log lambda, support) of the continuous part of d > 0, scaled.
+    """(log lambda, cdf, density per log lambda, support) of the continuous part of d > 0, over its mean.
 
     Parameters
     ----------
     group : Group
-    log_scale : float
-        log z - log w of the product.
     points : int
         Size of the grid, roughly.
     remaining_mass : float
         The grid begins where this much mass is left below.
     """
     rule = group.law.continuous
-    shift = log_scale - math.log(group.size)
+    shift = math.log(group.law.nonzero_mass / group.law.mean)
     places = [math.log(value) for value in group.law.values]
     if rule is None:
         empty = np.empty(0)

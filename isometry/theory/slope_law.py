@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +28,8 @@ from isometry.theory.panels import PanelRule, graded_averages
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
+# Relative variance of d below which its spread is summed apart from its mean.
+NARROW = 1e-2
 # Where the Gaussian weight may be cut: the shortest of these that loses nothing is taken.
 REACHES = (9.0, 13.0, 17.0, 21.0, 25.0, 29.0, 33.0, 37.0)
 
@@ -35,6 +38,7 @@ REACHES = (9.0, 13.0, 17.0, 21.0, 25.0, 29.0, 33.0, 37.0)
 class Averages:
     """h, m and their derivatives in w, each (n,) complex; 1 + m = w h without cancellation near m = -1.
 
+    ``excess`` is E (d/mean - 1)/(w - d), so that m/h = mean (1 + excess/h) without cancellation for a narrow law.
     ``h_nonzero`` and its derivative leave out the mass at d = 0, which makes 1/w of its share. ``logarithm`` is
     Phi, the branch that vanishes at infinity, where it was asked for.
     """
@@ -43,6 +47,9 @@ class Averages:
     m: ComplexArray
     h_prime: ComplexArray
     m_prime: ComplexArray
+    excess: ComplexArray
+    excess_prime: ComplexArray
+    mean: float
     h_nonzero: ComplexArray
     h_nonzero_prime: ComplexArray
     logarithm: ComplexArray | None = None
@@ -96,26 +103,47 @@ class SlopeLaw:
                 merged.append((low, high))
         return merged
 
+    @cached_property
+    def mean(self) -> float:
+        """E d."""
+        return float(self.moments(1)[0])
+
+    @cached_property
+    def relative_variance(self) -> float:
+        """Var d/(E d)^2, without cancellation."""
+        result = self.zero_mass + float(self.masses @ (self.values / self.mean - 1.0) ** 2)
+        if self.continuous is not None:
+            result += float(self.continuous.average(lambda d: (d / self.mean - 1.0)[..., None] ** 2)[0])
+        return result
+
     def averages(self, w: ComplexArray, *, logarithm: bool = False) -> Averages:
         """Averages at (n,) points w of the closed upper half-plane, off the support where w is real."""
-        inverse = 1.0 / (w[:, None] - self.values)
+        narrow = self.relative_variance < NARROW
+        difference = w[:, None] - self.values
+        inverse = 1.0 / difference
         square = inverse * inverse
-        weighted = self.masses * self.values
-        h, m = inverse @ self.masses, inverse @ weighted
-        h_prime, m_prime = -(square @ self.masses), -(square @ weighted)
+        # Of m and the excess the one is summed and the other follows: their difference mean h is large for a narrow
+        # law, and small beside them in the tail of a wide one.
+        weighted = self.masses * ((self.values - self.mean) / self.mean if narrow else self.values)
+        h, second = inverse @ self.masses, inverse @ weighted
+        h_prime, second_prime = -(square @ self.masses), -(square @ weighted)
         # Im(-d/w) >= 0 in the upper half-plane, so the principal logarithm is the right branch.
-        log = (
-            np.log(_upper(1.0 - self.values / w[:, None])) @ self.masses.astype(complex)
-            if logarithm
-            else None
-        )
+        log = np.log(_upper(difference / w[:, None])) @ self.masses.astype(complex) if logarithm else None
         if self.continuous is not None:
-            sums = graded_averages(self.continuous, w, logarithm=logarithm)
-            h, m = h + sums[0], m + sums[1]
-            h_prime, m_prime = h_prime - sums[2], m_prime - sums[3]
+            centre = self.mean if narrow else None
+            sums = graded_averages(self.continuous, w, centre=centre, logarithm=logarithm)
+            h, second = h + sums[0], second + sums[1]
+            h_prime, second_prime = h_prime - sums[2], second_prime - sums[3]
             log = None if log is None else log + sums[4]
         zero = self.zero_mass / w
-        return Averages(h + zero, m, h_prime - zero / w, m_prime, h, h_prime, log)
+        all_h, all_h_prime = h + zero, h_prime - zero / w
+        if narrow:
+            excess, excess_prime = second - zero, second_prime + zero / w
+            m, m_prime = self.mean * (all_h + excess), self.mean * (all_h_prime + excess_prime)
+        else:
+            m, m_prime = second, second_prime
+            excess, excess_prime = m / self.mean - all_h, m_prime / self.mean - all_h_prime
+        return Averages(all_h, m, all_h_prime, m_prime, excess, excess_prime, self.mean, h, h_prime, log)
 
     def moments(self, count: int) -> Array:
         """mu_k = E d^k for k = 1..count, (count,)."""

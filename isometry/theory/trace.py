@@ -19,7 +19,9 @@ Array = NDArray[np.float64]
 
 # The grid reaches down until less than this mass is left below it.
 REMAINING_MASS = 5e-10
-TOLERANCE = 1e-9
+TOLERANCE = 3e-9
+# Relative to lambda: where a density is infinite, halving ends at one point to nine digits.
+NARROWEST = 1e-9
 
 
 class SpectralCurve(Protocol):
@@ -35,11 +37,6 @@ class SpectralCurve(Protocol):
 
     def looking_down(self, top: float) -> list[float]:
         """How far below the top to look for the place where no mass is left, in growing steps."""
-        ...
-
-    @property
-    def terms(self) -> float:
-        """Number of terms log z is summed from, which its rounding grows with."""
         ...
 
     def points(self, coordinate: Array, guess: NDArray | None = None) -> CurvePoints: ...
@@ -110,7 +107,15 @@ class Chart:
         return 2.0 / np.pi * float(np.arcsin(np.sqrt(share)))
 
 
-def trace(curve: SpectralCurve, band: Band, above: tuple[float, float], lowest: bool) -> TracedBand | None:
+def trace(
+    curve: SpectralCurve,
+    band: Band,
+    above: tuple[float, float],
+    *,
+    lowest: bool,
+    noise: float,
+    width: float,
+) -> TracedBand | None:
     """The curve through one band, or None where the band carries no mass that could be seen.
 
     Parameters
@@ -121,6 +126,10 @@ def trace(curve: SpectralCurve, band: Band, above: tuple[float, float], lowest: 
         log lambda where the next band above ends, and the mass above that; (inf, 0) for the topmost.
     lowest : bool
         Whether there is no band below.
+    noise : float
+        Rounding error of masses, which no panel can beat.
+    width : float
+        Relative width of the law, one at most.
 
     Raises
     ------
@@ -163,13 +172,16 @@ def trace(curve: SpectralCurve, band: Band, above: tuple[float, float], lowest: 
         lambda s, near: curve.points(chart.coordinate(s), near),
         start,
         guess,
-        tolerance=TOLERANCE + 3e-13 * curve.terms,
+        tolerance=TOLERANCE + 3e-13 * curve.product.terms + noise,
         log_top=log_top,
+        narrowest=NARROWEST * width,
     )
     between = sum(mass for place, mass in curve.product.atoms if log_top < place < above[0])
     at_top = above[1] + between
     at_bottom = None if cut or not lowest else 1.0
-    flat, blurred = resolved.flattened(at_top if cut else at_bottom, at_bottom if cut else at_top)
+    flat, blurred = resolved.flattened(
+        at_top if cut else at_bottom, at_bottom if cut else at_top, narrowest=NARROWEST * width
+    )
     return TracedBand(
         flat,
         chart.backward,

@@ -2,7 +2,7 @@
 
 With one w per kind nothing leads: t and every w_g are unknown together,
 
-    log z(t, w) = log lambda + i eta,        m_g(w_g) = t/nu_g.
+    log z(t, w) - C = log lambda - C + i eta,        m_g(w_g) = t/nu_g.
 
 For eta = pi, z on the negative axis, all of them are real and monotone in |z|, so the solution is unique and found by
 bisection. From there eta is turned down to 0 for all lambda at once, by Newton's method with steps that adapt to each
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
 from isometry.theory.leading import CurvePoints
-from isometry.theory.product import FreeProduct, group_integral, lower_log
+from isometry.theory.product import FreeProduct, group_log_z, group_mass, group_slope, lower_log
 from isometry.theory.slope_law import SlopeLaw
 
 Array = NDArray[np.float64]
@@ -67,8 +67,8 @@ class TurningCurve:
             miss = _ratio(averages.m, w * averages.h_nonzero) - _ratio(t, rest)
             per_v = w * (averages.m_prime / averages.m - averages.h_nonzero_prime / averages.h_nonzero) - 1.0
             v_slope, v_miss = (1.0 / t - 1.0 / rest) * rate / per_v, miss / per_v
-            both = w * (averages.m_prime / averages.m - averages.h_prime / averages.h)
-            value = value + group.count * (lower_log(averages.m) - lower_log(averages.h))
+            both = w * group_slope(averages)
+            value = value + group.count * group_log_z(averages)
             slope = slope + group.count * both * v_slope
             correction = correction + group.count * both * v_miss
             v_slopes[:, index], v_corrections[:, index] = v_slope, v_miss
@@ -165,12 +165,6 @@ class TurningCurve:
         )
 
     @property
-    def terms(self) -> float:
-        """Number of terms log z is summed from."""
-        counts = sum(group.count for group in self.product.groups)
-        return 1.0 + counts + float(np.abs(self.product.exponents).sum())
-
-    @property
     def cusps(self) -> list[float]:
         """Point masses, whose places are known; next to one the density may be infinite."""
         return [place for place, _ in self.product.atoms]
@@ -194,12 +188,15 @@ class TurningCurve:
             if not np.all(good):
                 unknown[~good] = self.turned(log_lambda[~good])
         t, one_plus_t = _from_u(unknown[:, 0])
-        integral = self.product.explicit_integral(t, one_plus_t)
+        log_z = self.product.explicit_log_z(t, one_plus_t)
+        mass = self.product.explicit_mass(t, one_plus_t)
         for index, group in enumerate(self.product.groups):
             w = -np.exp(unknown[:, 1 + index])
             averages = group.law.averages(w, logarithm=True)
-            integral = integral + group.count * group.size * group_integral(w, averages)
-        above = (t.imag * log_lambda - integral.imag) / np.pi
+            log_z = log_z + group.count * group_log_z(averages)
+            mass = mass + group.count * group.size * group_mass(w, averages)
+        # What is left of arg z belongs to z, not to the mass.
+        above = (mass.imag - t.real * log_z.imag) / np.pi
         return CurvePoints(log_lambda, np.maximum(-t.imag, 0.0) / np.pi, above, unknown)
 
 

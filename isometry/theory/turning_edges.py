@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.theory.edges import Band
-from isometry.theory.product import FreeProduct, lower_log
+from isometry.theory.product import FreeProduct, group_log_z, group_slope
 from isometry.theory.slope_law import SlopeLaw
 
 Array = NDArray[np.float64]
@@ -27,7 +27,7 @@ CLOSEST = -25.0
 
 
 def outer_band(product: FreeProduct) -> Band:
-    """The ends of the spectrum in log lambda; gaps inside it are not looked for."""
+    """The ends of the spectrum in log lambda - C; gaps inside it are not looked for."""
     memory: Memory = {}
     high, high_edge = _extremum(lambda y: _log_z(product, np.exp(y), np.exp(y), memory), -40.0, 30.0)
     low, low_edge = -math.inf, False
@@ -83,9 +83,8 @@ def _log_z(product: FreeProduct, t: Array, rate: Array, memory: Memory) -> tuple
         w = _real_inverse(group.law, t / group.size, memory, index)
         known = np.isfinite(w)
         averages = group.law.averages(np.where(known, w, -1.0).astype(complex))
-        result = result + group.count * (lower_log(averages.m) - lower_log(averages.h))
-        both = averages.m_prime / averages.m - averages.h_prime / averages.h
-        slope = slope + group.count * both / (group.size * averages.m_prime)
+        result = result + group.count * group_log_z(averages)
+        slope = slope + group.count * group_slope(averages) / (group.size * averages.m_prime)
         result[~known] = np.nan
     real = np.isfinite(result.real) & (np.abs(result.imag) < 1e-3)
     return np.where(real, result.real, np.nan), np.where(real, slope.real * rate, np.nan)
