@@ -23,8 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Train a small CNN on real digits, measure its Jacobian before and after, report, draw
 	$(BIN)/python figures/demo.py --out $(OUT)
 
+# Two workers of one thread each: two of two would wait for one another.
 test: $(STAMP) ## Run the tests (under five minutes on two cores)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(STAMP) ## Run the slow tests too
 	$(BIN)/python -m pytest -m "slow or not slow"

@@ -100,7 +100,8 @@ def test_values_keep_their_promises(estimator: str, matrix: str, dtype: torch.dt
         assert spectrum.condition_number == pytest.approx(top[0] / spectrum.s_min)
 
     # Nothing is called resolved below the floor, and the floor is never below rounding.
-    assert spectrum.floor >= 8 * torch.finfo(dtype).eps * top[0] * (1 - 1e-12)
+    # It is relative to the s_max that was found, itself known to some units of rounding.
+    assert spectrum.floor >= 8 * torch.finfo(dtype).eps * top[0] * (1 - 100 * torch.finfo(dtype).eps)
     assert spectrum.support[0] > spectrum.floor or spectrum.support == (0.0, 0.0)
     assert spectrum.zero_mass == pytest.approx(
         float(np.mean(np.sum(d.weights * (d.nodes <= spectrum.floor), -1)))
