@@ -152,7 +152,7 @@ def draw(full: bool) -> None:
             ax.set_xscale("log", base=2)
             ax.set_xticks(depths, [str(depth) for depth in depths])
             ax.tick_params(axis="x", labelsize=9)
-            ax.set(xlabel="depth, layers", ylim=(0, 102))
+            ax.set(xlabel="depth, layers", ylim=(50, 101))
         left.set(
             xlabel="Fourier mode, largest first", ylabel=r"factor per layer $|\hat v(f)|$", ylim=(-0.02, 1.04),
             title="Averaging operator",
