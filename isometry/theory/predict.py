@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from isometry.theory.layer_variances import LayerVariances, layer_variances
 
 
 def predict(
-    activation: Ensemble | Activation | str | Callable[..., object],
+    activation: Ensemble | Mapping[str, object] | Activation | str | Callable[..., object],
     depth: int | None = None,
     *,
     weights: str | tuple[str, ...] = "gaussian",
@@ -35,12 +35,13 @@ def predict(
 ) -> Spectrum:
     """The spectrum that mean-field theory and free probability predict; no matrix is sampled.
 
-    ``predict(Ensemble(...))`` or ``predict("tanh", 64, weights="orthogonal", q_star=0.05)``.
+    ``predict(Ensemble(...))`` or ``predict("tanh", 64, weights="orthogonal", q_star=0.05)``; or what a measurement
+    recorded of its network, ``predict(spectrum.provenance["ensemble"])``.
 
     Parameters
     ----------
-    activation : Ensemble, str, Activation or callable
-        A whole ensemble, or phi as `get_activation` takes it.
+    activation : Ensemble, mapping, str, Activation or callable
+        A whole ensemble, or one as `Ensemble.to_dict` writes it, or phi as `get_activation` takes it.
     depth : int
         Number L of layers; as many D as W.
     weights : "gaussian", "orthogonal" or one of them per matrix
@@ -100,6 +101,8 @@ def predict(
     (9.481481, 0.5)
     """
     began = time.perf_counter()
+    if isinstance(activation, Mapping):
+        activation = Ensemble.from_dict(dict(activation))
     if isinstance(activation, Ensemble):
         if depth is not None:
             raise InputError("predict(ensemble) takes no depth: the ensemble has one.")
