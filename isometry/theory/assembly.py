@@ -121,8 +121,10 @@ def _slopes(
     """Layers joined into kinds of equal width and (representative) q."""
     result: list[Slopes] = []
     levels = widths[1 : ensemble.depth + 1]
+    # Where S is rational a kind costs nothing, and the mass at zero of the worst layer is exact.
+    most = 1000 if activation.slopes is not None else 0
     for width in np.unique(levels):
-        values, counts = representative_variances(variances.q[levels == width])
+        values, counts = representative_variances(variances.q[levels == width], most=most)
         for q, count in zip(values, counts, strict=True):
             law = slope_law(activation, 1.0 if np.isnan(q) else float(q))
             result.append(Slopes(law, float(width), float(count)))

@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 # q that agree to this are one q.
 SAME = 1e-12
 # Absolute error of sums over layers of logarithms.
-SUM_TOLERANCE = 1e-10
+SUM_TOLERANCE = 1e-9
 # Smallest q that is followed; below it every activation is linear to all digits.
 SMALLEST_Q = 1e-60
 
@@ -203,12 +203,13 @@ def _fast_average(activation: Activation, function: Callable[[Array], Array]) ->
     return average
 
 
-def representative_variances(q: Array) -> tuple[Array, Array]:
+def representative_variances(q: Array, *, most: int = 0) -> tuple[Array, Array]:
     """Values of q and how many layers each stands for: (values, counts), the counts summing to ``q.size``.
 
     Equal q are joined. Where many different ones remain, the few that stand apart are kept and the rest is replaced by
     the Gauss rule of its distribution in log q, with as many nodes as functions of the kind log(1 + c q) need:
-    exactly those are log E phi'^(2k) of an erf network, and they are typical.
+    exactly those are log E phi'^(2k) of an erf network, and they are typical. Up to ``most`` different ones are kept as
+    they are.
     """
     if np.all(np.isnan(q)):
         return np.array([np.nan]), np.array([float(q.size)])
@@ -216,7 +217,7 @@ def representative_variances(q: Array) -> tuple[Array, Array]:
     starts = np.flatnonzero(np.diff(ordered, prepend=-1.0) > SAME * ordered)
     counts = np.diff(np.append(starts, q.size)).astype(float)
     values = ordered[starts]
-    if values.size == 1:
+    if values.size <= max(most, 1):
         return values, counts
     exact = _typical(values) @ counts
     far_first = np.argsort(-np.abs(np.log(values) - np.median(np.log(q))))

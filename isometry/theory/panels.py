@@ -72,7 +72,9 @@ class Shape:
         """Whether every pole is far from each panel, by broadcasting; ``gap`` is |w - centre|."""
         linear = self.linear & (gap >= FAR * self.half)
         exponential = (self.log_half <= LOG_SPAN) & (np.abs(log_w - self.log_centre) >= FAR * self.log_half)
-        return linear | exponential | (self.centre + self.half < NOTHING * np.abs(w))
+        # Halving ends where d is constant to rounding, or nothing beside w.
+        ended = (self.half <= 2e-15 * self.centre) | (self.centre + self.half < NOTHING * np.abs(w))
+        return linear | exponential | ended
 
 
 @dataclass(frozen=True, eq=False)

@@ -142,12 +142,9 @@ def trace(
     enough = np.flatnonzero(below <= REMAINING_MASS)
     if enough.size and enough[0] == 0:
         return None
-    if enough.size and offsets[enough[0]] < 0.95 * reach:
-        # Mass falls roughly like a power: interpolate its logarithm.
+    if enough.size and (not band.low_edge or offsets[enough[0]] < 0.95 * reach):
         index = int(enough[0])
-        a, b = np.log(below[index - 1]), np.log(max(below[index], 1e-4 * REMAINING_MASS))
-        share = min(max((a - np.log(REMAINING_MASS)) / max(a - b, 1e-9), 0.0), 1.0)
-        low = band.high - float(offsets[index - 1] + share * (offsets[index] - offsets[index - 1]))
+        low = band.high - _where_mass_ends(curve, band, float(offsets[index - 1]), float(offsets[index]))
         cut = True
     elif not np.isfinite(band.low):
         raise ConvergenceError(
@@ -189,6 +186,22 @@ def trace(
         curve.log_lambda_at(band.high) if band.high_edge else None,
         blurred,
     )
+
+
+def _where_mass_ends(curve: SpectralCurve, band: Band, near: float, far: float) -> float:
+    """An offset between two at which no more than the remaining mass is left, on the far side of the exact one.
+
+    The mass may fall like a power or stop at an edge, so look instead of interpolating.
+    """
+    for _ in range(2):
+        between = np.linspace(near, far, 10)[1:-1]
+        found = curve.points(band.high - between)
+        below = continuous_below(curve.product, found.log_lambda, found.mass_above)
+        enough = np.append(np.flatnonzero(below <= REMAINING_MASS), between.size)
+        index = int(enough[0])
+        grid = np.concatenate([[near], between, [far]])
+        near, far = float(grid[index]), float(grid[index + 1])
+    return far
 
 
 def _first_panels(chart: Chart, cusps: list[float]) -> Array:

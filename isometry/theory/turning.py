@@ -36,6 +36,7 @@ FIRST_STEP = 0.25
 SMALLEST_STEP = 1e-8
 # Where averages lose digits (next to a zero of phi') the last bit of the way may be noise.
 CLOSE_ENOUGH = 1e-6
+CLOSE_ENOUGH_BELOW = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ class TurningCurve:
         return value, slope, correction, v_slopes, v_corrections
 
     def newton(
-        self, unknown: ComplexArray, target: ComplexArray, rounds: int = 12
+        self, unknown: ComplexArray, target: ComplexArray, rounds: int = 40
     ) -> tuple[ComplexArray, NDArray]:
         """Solutions of log z = target near the given unknowns, and which of them converged in the right half-plane."""
         current = unknown.copy()
@@ -153,10 +154,12 @@ class TurningCurve:
             current[moved], angle[moved] = found[good], target_angle[good]
             step[moved] = np.minimum(1.6 * step[moved], 0.5)
             step[active[~good]] *= 0.4
-            stuck = step[active] < SMALLEST_STEP
-            if np.any(stuck & (angle[active] > CLOSE_ENOUGH)):
+            if np.any(step[active] < SMALLEST_STEP):
                 break
-            active = active[(angle[active] > 0.0) & ~stuck]
+            # |1 + t| = e^-18 bounds the mass below: there the last bit of the way changes nothing that shows.
+            close = np.where(current[active, 0].real > 18.0, CLOSE_ENOUGH_BELOW, CLOSE_ENOUGH)
+            near_enough = ~good & (angle[active] <= close)
+            active = active[(angle[active] > 0.0) & ~near_enough]
             if active.size == 0:
                 return current
         raise ConvergenceError(

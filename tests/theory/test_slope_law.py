@@ -117,3 +117,28 @@ def test_an_activation_without_slope_is_refused() -> None:
     flat = Activation("flat", np.zeros_like, np.zeros_like, slopes=(0.0,))
     with pytest.raises(TheoryError, match="vanishes"):
         slope_law(flat, 1.0)
+
+
+@pytest.mark.parametrize(("q", "expected"), [(1 / 16, 0.614), (1 / 100, 0.909), (1 / 1250, 0.992)])
+def test_relative_variance_of_tanh_matches_recorded_values(q: float, expected: float) -> None:
+    # (mu_2/mu_1^2 - 1)/(8 q^2), three digits from an independent computation.
+    assert slope_law(get_activation("tanh"), q).relative_variance / (8 * q * q) == pytest.approx(
+        expected, abs=6e-4
+    )
+
+
+def test_relative_variance_keeps_its_digits_where_the_law_is_narrow() -> None:
+    # erf_scaled: (1 + pi q)/sqrt(1 + 2 pi q) - 1 = (pi q)^2/2 - (pi q)^3 + ...
+    q = 1e-7
+    got = slope_law(get_activation("erf_scaled"), q).relative_variance
+    assert got == pytest.approx((math.pi * q) ** 2 / 2 - (math.pi * q) ** 3, rel=1e-7)
+
+
+@pytest.mark.parametrize("name", ["tanh", "gelu", "selu"])
+def test_excess_gives_the_ratio_of_the_averages(name: str) -> None:
+    for q in (1e-3, 0.5):
+        law = slope_law(get_activation(name), q)
+        w = law.support[-1][1] * np.array([1.2 + 0.1j, 0.9 + 0.3j])
+        averages = law.averages(w)
+        ratio = averages.m / averages.h / law.mean - 1
+        np.testing.assert_allclose(averages.excess / averages.h, ratio, atol=1e-13)
