@@ -30,6 +30,8 @@ ComplexArray = NDArray[np.complex128]
 
 # Relative variance of d below which its spread is summed apart from its mean.
 NARROW = 1e-2
+# d this far below its largest value counts as zero, its units as dead: E 1/(w - d) must stay in the range of floats.
+DEAD = 1e-260
 # Where the Gaussian weight may be cut: the shortest of these that loses nothing is taken.
 REACHES = (9.0, 13.0, 17.0, 21.0, 25.0, 29.0, 33.0, 37.0)
 
@@ -203,7 +205,7 @@ def slope_law(activation: Activation, q: float) -> SlopeLaw:
     if activation.slopes is not None:
         return _checked(point_masses(np.square(activation.slopes), _interval_masses(bounds)), activation, q)
     reach = _reach(activation, scale)
-    values, masses, pieces = [], [], []
+    values, masses, pieces, dead = [], [], [], 0.0
     for low, high in itertools.pairwise(bounds):
         probe = np.linspace(max(low, -reach), min(high, reach), 4001)[1:-1]
         if low >= reach or high <= -reach:
@@ -213,14 +215,18 @@ def slope_law(activation: Activation, q: float) -> SlopeLaw:
             values.append(float(np.median(d)))
             masses.append(float(_interval_masses(np.array([low, high]))[0]))
         else:
-            pieces.append((max(low, -reach), min(high, reach)))
+            alive = _alive(activation, scale, probe, d)
+            ends = (alive[0] if alive[0] > probe[0] else low, alive[1] if alive[1] < probe[-1] else high)
+            whole, kept = (float(_interval_masses(np.array(pair))[0]) for pair in ((low, high), ends))
+            dead += whole - kept
+            pieces.append((max(ends[0], -reach), min(ends[1], reach)))
     atoms = point_masses(values, masses) if values else None
     share = float(np.sum(masses))
     if not pieces:
         assert atoms is not None
         return _checked(atoms, activation, q)
-    if pieces == [(-reach, reach)] and _is_even(activation, scale, reach):
-        pieces, fold = [(0.0, reach)], 2.0
+    if len(pieces) == 1 and abs(sum(pieces[0])) < 1e-9 and _is_even(activation, scale, pieces[0][1]):
+        pieces, fold = [(0.0, pieces[0][1])], 2.0
     else:
         fold = 1.0
     cuts = [np.array([low, *_turning_points(activation, scale, low, high), high]) for low, high in pieces]
@@ -228,10 +234,32 @@ def slope_law(activation: Activation, q: float) -> SlopeLaw:
     law = SlopeLaw(
         np.empty(0) if atoms is None else atoms.values,
         np.empty(0) if atoms is None else atoms.masses * share,
-        zero_mass=0.0 if atoms is None else atoms.zero_mass * share,
+        zero_mass=dead + (0.0 if atoms is None else atoms.zero_mass * share),
         continuous=rule,
     )
     return _checked(law, activation, q)
+
+
+def _alive(activation: Activation, scale: float, probe: Array, d: Array) -> tuple[float, float]:
+    """The stretch of the probe inside which d stays within the range of floats: units in the tails outside are dead."""
+    seen = np.flatnonzero(d > DEAD * np.max(d))
+    if _interval_masses(np.array([probe[seen[0]], probe[seen[-1]]]))[0] > 0 and (
+        _interval_masses(np.array([-np.inf, probe[seen[0]]]))[0]
+        + _interval_masses(np.array([probe[seen[-1]], np.inf]))[0]
+        < 1e-13
+    ):
+        return float(probe[0]), float(probe[-1])
+
+    def excess(x: float) -> float:
+        value = float(activation.derivative(np.array([scale * x]))[0]) ** 2
+        return math.log(max(value, 1e-320)) - math.log(DEAD * float(np.max(d)))
+
+    ends = [float(probe[0]), float(probe[-1])]
+    if seen[0] > 0:
+        ends[0] = float(brentq(excess, probe[seen[0] - 1], probe[seen[0]], xtol=1e-13))
+    if seen[-1] < probe.size - 1:
+        ends[1] = float(brentq(excess, probe[seen[-1]], probe[seen[-1] + 1], xtol=1e-13))
+    return ends[0], ends[1]
 
 
 def _checked(law: SlopeLaw, activation: Activation, q: float) -> SlopeLaw:

@@ -238,7 +238,8 @@ def test_one_orthogonal_layer_is_the_law_of_its_slope(name: str, q: float) -> No
 
 @pytest.mark.parametrize("q", [1e-9, 1e-7, 1e-5])
 def test_spectra_of_width_one_in_a_million_keep_their_shape(q: float) -> None:
-    # A thousand layers of tanh: the smooth universal limit of variance 8 L q^2, up to 1/L.
+    # A thousand layers of tanh: the smooth universal limit of variance 8 L q^2, up to the skewness of chi^2 over
+    # sqrt(L), 0.09, half of which moves the edges.
     depth = 1000
     law = solve(product(slope_law(get_activation("tanh"), q), depth, gaussian=False))
     variance = 8 * depth * q * q
@@ -249,14 +250,14 @@ def test_spectra_of_width_one_in_a_million_keep_their_shape(q: float) -> None:
     )
     # tanh' runs down to zero: beyond the edge of the limit lies a thin tail, and the grid ends 5 % out, at 5e-10.
     assert law.log_lambda[0] == pytest.approx(low, rel=7e-2)
-    assert law.log_edges[1] == pytest.approx(high, rel=1e-2)
+    assert law.log_edges[1] == pytest.approx(high, rel=6e-2)
     # The limit is a semicircle in log lambda there.
     share = law.log_lambda / law.log_edges[1]
     inner = np.abs(share) < 0.9
     semicircle = (
         0.5 + (share * np.sqrt(1 - np.minimum(share**2, 1)) + np.arcsin(np.clip(share, -1, 1))) / np.pi
     )
-    np.testing.assert_allclose(law.cdf[inner], semicircle[inner], atol=5e-3)
+    np.testing.assert_allclose(law.cdf[inner], semicircle[inner], atol=3e-2)
 
 
 def test_a_spectrum_narrower_than_doubles_resolve_is_a_point_mass() -> None:

@@ -142,3 +142,13 @@ def test_excess_gives_the_ratio_of_the_averages(name: str) -> None:
         averages = law.averages(w)
         ratio = averages.m / averages.h / law.mean - 1
         np.testing.assert_allclose(averages.excess / averages.h, ratio, atol=1e-13)
+
+
+def test_units_saturated_beyond_the_range_of_floats_are_dead() -> None:
+    # erf' = 2/sqrt(pi) exp(-h^2): d/max d < 1e-260 where 2 h^2 > 598.7.
+    q = 30.0
+    law = slope_law(get_activation("erf"), q)
+    threshold = math.sqrt(260 * math.log(10) / 2)
+    assert law.zero_mass == pytest.approx(math.erfc(threshold / math.sqrt(2 * q)), rel=1e-9)
+    assert law.continuous is not None
+    assert law.zero_mass + float(law.continuous.mass.sum()) == pytest.approx(1.0, abs=1e-13)
