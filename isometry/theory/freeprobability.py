@@ -201,8 +201,6 @@ def _grid(product: FreeProduct, bands: list[TracedBand], u: Array) -> tuple[Arra
             # Neighbouring panels share a point.
             rows = np.concatenate([values[:, :, :-1].reshape(3, -1), values[:, -1, -1:]], axis=1)
         rows[2] = continuous_below(product, rows[0], rows[2])
-        if band.reversed:
-            rows = rows[:, ::-1]
         if u[0] == 0.0:
             for index, edge in ((0, band.low_edge), (-1, band.high_edge)):
                 if edge is not None:
@@ -234,9 +232,7 @@ def _check_integrals(
     """Mass and mean of the density, integrated along the curve, against what they must be."""
 
     def total(integrand: Callable[[Array], Array]) -> float:
-        return float(
-            sum((-1.0 if band.reversed else 1.0) * band.curve.integrate(integrand).sum() for band in bands)
-        )
+        return float(sum(band.curve.integrate(integrand).sum() for band in bands))
 
     mass = total(np.ones_like)
     mean = total(np.exp) + sum(share * math.exp(place) for place, share in product.atoms)

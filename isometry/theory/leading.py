@@ -25,8 +25,8 @@ from isometry.theory.slope_law import Averages
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
-# Below this angle the density is below 1e-10 of its scale: the point counts as a gap.
-SMALLEST_ANGLE = 1e-12
+# Below this angle (relative to the width) the density is below 5e-10 of its scale: the point counts as a gap.
+SMALLEST_ANGLE = 5e-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,31 +77,50 @@ class LeadingCurve:
             When the iteration does not end.
         """
         radius = np.exp(log_radius)
-        low, high = np.zeros(radius.size), np.full(radius.size, np.pi)
-        angle = np.full(radius.size, 1.0) if guess is None else np.clip(guess, self._smallest_angle, 3.14159)
         smallest = self._smallest_angle
+        angle = np.full(radius.size, 1.0) if guess is None else np.clip(guess, smallest, 3.14159)
+        low, high = np.zeros(radius.size), np.full(radius.size, np.pi)
+        # arg z at the two ends of the bracket, for regula falsi.
+        at_low, at_high = np.full(radius.size, np.nan), np.full(radius.size, np.nan)
+        was_left = np.zeros(radius.size, bool)
         active = np.arange(radius.size)
         for iteration in range(120):
             value, slope = self.log_z(radius[active] * np.exp(1j * angle[active]))
             here, arg, steepness = angle[active], value.imag, slope.real
-            low[active] = np.where(arg < 0, here, low[active])
-            high[active] = np.where(arg >= 0, here, high[active])
+            left = arg < 0
+            # Illinois: an end that stays a second time counts half.
+            again = np.where(left == was_left[active], 0.5, 1.0)
+            at_high[active] = np.where(left, again * at_high[active], arg)
+            at_low[active] = np.where(left, arg, again * at_low[active])
+            was_left[active] = left
+            low[active], high[active] = np.where(left, here, low[active]), np.where(left, high[active], here)
+            a, b, f_a, f_b = low[active], high[active], at_low[active], at_high[active]
             with np.errstate(divide="ignore", invalid="ignore"):
-                step = -arg / steepness
-            new = here + step
-            a, b = low[active], high[active]
+                newton, falsi = here - arg / steepness, (a * f_b - b * f_a) / (f_b - f_a)
+            # Next to the values of d the derivative, a sum over double poles, is noise, but arg z is nearly linear.
+            new = np.where((here < 1e5 * smallest) & np.isfinite(falsi), falsi, newton)
             inside = (new > a) & (new < b) & np.isfinite(new)
-            if iteration > 12 and iteration % 2:
-                # Newton that creeps, next to an edge or in the noise: halve the bracket.
+            if iteration > 12 and iteration % 3 == 0:
+                # A step that creeps, next to an edge or in the noise: halve the bracket.
                 inside[:] = False
-            # Toward an angle of zero bisect in the logarithm, for it may be 1e-9.
-            middle = np.where(b < 0.05, np.sqrt(np.maximum(a, 1e-3 * b) * b), 0.5 * (a + b))
-            # Newton: a relative step of 1e-6 leaves an error of 1e-12.
-            settled = (steepness > 0) & (np.abs(step) <= 1e-6 * here)
+            # Toward an angle of zero bisect in the logarithm, for it may be 1e-9; and when Newton points to zero or
+            # below, look at the smallest angle at once: a gap takes two evaluations.
+            middle = np.where(b < 0.05, np.sqrt(np.maximum(a, smallest) * b), 0.5 * (a + b))
+            middle = np.where((a == 0.0) & ~(newton > 0.0), smallest, middle)
+            # A relative step of 1e-6 of Newton's leaves an error of 1e-12.
+            settled = inside & (np.abs(new - here) <= 1e-6 * here)
+            settled |= (steepness > 0) & (np.abs(newton - here) <= 1e-6 * here)
+            # At small angles arg z is rounding before the step is small. The angle is as good as it gets, unless arg z
+            # is flat there, as at a cusp.
+            noise = 4e-16 * self.product.terms
+            across = np.where(np.isfinite(falsi), (f_b - f_a) / np.maximum(b - a, 1e-300), steepness)
+            settled |= (np.abs(arg) <= noise) & (noise < 0.3 * here * across)
             gap = b <= smallest
-            new = np.maximum(np.where(inside | settled, new, middle), 0.5 * smallest)
+            close = (newton > 0.5 * here) & (newton < 2.0 * here)
+            new = np.where(inside, new, np.where(settled, np.where(close, newton, here), middle))
+            new = np.maximum(new, smallest)
             angle[active] = np.where(gap, 0.0, new)
-            done = settled | (b - a <= (2e-16 if iteration < 30 else 1e-10) * b)
+            done = settled | (b - a <= (2e-16 if iteration < 30 else 1e-8) * b)
             active = active[~(done | gap)]
             if active.size == 0:
                 return angle

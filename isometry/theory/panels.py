@@ -40,6 +40,7 @@ LOG_SPAN = 4.0
 _HIGHER = np.polynomial.legendre.legvander(NODES, 9)[:, 4:] * WEIGHTS[:, None] * (np.arange(4, 10) + 0.5)
 DEEPEST = 48
 NEGLIGIBLE = 1e-19
+FEW = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,12 +207,16 @@ def graded_averages(
     _accumulate(result, w, owner, rule.d[panel], rule.weight[panel], centre, logarithm)
     owner, panel = np.nonzero(~far & matters)
     left, width = rule.left[panel], rule.width[panel]
-    for _ in range(DEEPEST):
+    level = 0
+    while level < DEEPEST:
         if owner.size == 0:
             return result
-        width = np.concatenate([width, width]) * 0.5
-        left = np.concatenate([left, left + width[: left.size]])
-        owner = np.concatenate([owner, owner])
+        # Three halvings at once where few panels are left: then the cost is in the calls, not in the panels.
+        parts = 8 if owner.size < FEW else 2
+        level += 3 if parts == 8 else 1
+        width = np.repeat(width, parts) / parts
+        left = np.repeat(left, parts) + width * np.tile(np.arange(parts), left.size)
+        owner = np.repeat(owner, parts)
         d, weight = _sample(rule.function, left, width, rule.fold)
         shape = Shape.of(d)
         at = w[owner]

@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 # The grid reaches down until less than this mass is left below it.
 REMAINING_MASS = 5e-10
-TOLERANCE = 3e-9
+TOLERANCE = 1e-8
 # Relative to lambda: where a density is infinite, halving ends at one point to nine digits.
 NARROWEST = 1e-9
 
@@ -48,14 +48,13 @@ class SpectralCurve(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TracedBand:
-    """One band resolved: its curve, whether s runs against log lambda, and its exact ends where they are edges.
+    """One band resolved: its curve, s growing with log lambda, and its exact ends where they are edges.
 
     ``blurred`` is the mass next to infinite densities, inside panels a relative 1e-9 of lambda wide: there the cdf is
     interpolated.
     """
 
     curve: PiecewiseCurve
-    reversed: bool
     low_edge: float | None
     high_edge: float | None
     blurred: float = 0.0
@@ -64,36 +63,23 @@ class TracedBand:
     def bottom(self) -> tuple[float, float]:
         """(log lambda, mass above) at the lower end."""
         ends = self.curve.at(np.array([0.0, 1.0]))
-        log_lambda, _, mass = ends[:, -1, 1] if self.reversed else ends[:, 0, 0]
+        log_lambda, _, mass = ends[:, 0, 0]
         return float(log_lambda), float(mass)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """The coordinate as a function of s in which the curve is analytic up to the ends of its band.
+    """The coordinate as a function of s in [0, 1] in which the curve is analytic up to the ends of its band.
 
-    An end of the spectrum is a square root in the coordinate, so s enters as a square there; ``cut`` says that the
-    lower end is none, but merely where no mass is left.
+    An end of the spectrum is a square root in the coordinate, so s enters as a square there. (A lower end may be merely
+    where no mass is left, but an edge often lies close to it.)
     """
 
     low: float
     high: float
-    cut: bool
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """Range of s."""
-        return 0.0, float(np.sqrt(self.high - self.low)) if self.cut else 1.0
-
-    @property
-    def backward(self) -> bool:
-        """Whether s = 0 is the upper end."""
-        return self.cut
 
     def coordinate(self, s: Array) -> Array:
         """Coordinates at (n,) values of s."""
-        if self.cut:
-            return self.high - s * s
         # From the nearer end, so that a small distance to either keeps its digits.
         span = self.high - self.low
         up, down = span * np.sin(0.5 * np.pi * s) ** 2, span * np.sin(0.5 * np.pi * (1.0 - s)) ** 2
@@ -101,8 +87,6 @@ class Chart:
 
     def parameter(self, coordinate: float) -> float:
         """s of a coordinate inside the band."""
-        if self.cut:
-            return float(np.sqrt(self.high - coordinate))
         share = (coordinate - self.low) / (self.high - self.low)
         return 2.0 / np.pi * float(np.arcsin(np.sqrt(share)))
 
@@ -151,7 +135,7 @@ def trace(
             f"the spectrum still has {below[-1]:.2g} of its mass where averages leave the range of floats. Choose a "
             "smaller q, or an activation whose slope does not vanish that fast."
         )
-    chart = Chart(low, band.high, cut)
+    chart = Chart(low, band.high)
     start = _first_panels(chart, [cusp for cusp in curve.cusps if low < cusp < band.high])
 
     def guess(s: Array) -> NDArray:
@@ -176,12 +160,9 @@ def trace(
     between = sum(mass for place, mass in curve.product.atoms if log_top < place < above[0])
     at_top = above[1] + between
     at_bottom = None if cut or not lowest else 1.0
-    flat, blurred = resolved.flattened(
-        at_top if cut else at_bottom, at_bottom if cut else at_top, narrowest=NARROWEST * width
-    )
+    flat, blurred = resolved.flattened(at_bottom, at_top, narrowest=NARROWEST * width)
     return TracedBand(
         flat,
-        chart.backward,
         curve.log_lambda_at(low) if band.low_edge and not cut else None,
         curve.log_lambda_at(band.high) if band.high_edge else None,
         blurred,
@@ -206,7 +187,7 @@ def _where_mass_ends(curve: SpectralCurve, band: Band, near: float, far: float) 
 
 def _first_panels(chart: Chart, cusps: list[float]) -> Array:
     """Ends of the first panels in s: four even ones, cut at the cusps."""
-    even = np.linspace(*chart.ends, 5)
+    even = np.linspace(0.0, 1.0, 5)
     inner = [chart.parameter(cusp) for cusp in cusps]
     inner = [place for place in inner if np.min(np.abs(place - even[[0, -1]])) > 1e-7]
     apart = [place for place in even[1:-1] if all(abs(place - cusp) > 1e-3 for cusp in inner)]

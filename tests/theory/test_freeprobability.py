@@ -12,6 +12,7 @@ from isometry.theory import laws
 from isometry.theory.activations import get_activation
 from isometry.theory.freeprobability import Law, solve
 from isometry.theory.leading import LeadingCurve
+from isometry.theory.predict import curve_of, predict
 from isometry.theory.product import FreeProduct, Group
 from isometry.theory.slope_law import SlopeLaw, slope_law
 from isometry.theory.turning import TurningCurve
@@ -33,7 +34,6 @@ def gaussian_product(depth: int) -> FreeProduct:
 
 def cdf(law: Law, log_lambda: NDArray[np.float64]) -> NDArray[np.float64]:
     """The cdf as a Spectrum interpolates it."""
-    from isometry.theory.predict import curve_of
 
     return curve_of(law).cdf(0.5 * log_lambda)
 
@@ -264,3 +264,27 @@ def test_a_spectrum_narrower_than_doubles_resolve_is_a_point_mass() -> None:
     law = solve(product(slope_law(get_activation("tanh"), 1e-13), 50, gaussian=False))
     assert law.atoms == ((pytest.approx(0.0, abs=1e-12), 1.0),)
     assert law.log_lambda.size == 0
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu(0.01)", "leaky_relu(0.1)", "elu", "selu"])
+def test_two_orthogonal_layers_with_half_their_mass_in_a_point_are_a_cusp_and_no_failure(name: str) -> None:
+    # L (1 - p) = 1: the point mass has just vanished and leaves an infinite density.
+    spectrum = predict(name, 2, weights="orthogonal", **({} if "relu" in name else {"q_star": 0.1}))
+    curve = spectrum.distribution
+    assert curve.cdf(np.array(math.inf)) == pytest.approx(1.0, abs=1e-12)
+    # Mean by integrating the curve.
+    assert curve.log_moment(2 + 1e-9) == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "q"), [("selu", 0.02), ("elu", 0.02), ("softplus", 0.5), ("erf_scaled", 0.02)]
+)
+@pytest.mark.parametrize("depth", [17, 1000])
+def test_edges_that_a_gaussian_tail_softens_lose_no_mass(name: str, q: float, depth: int) -> None:
+    law = slope_law(get_activation(name), q)
+    result = solve(product(law, depth, gaussian=False))
+    expected = depth * (law.mean_log() - math.log(law.moments(1)[0]))
+    low, high = result.log_lambda[:-1], result.log_lambda[1:]
+    mean_cdf = (cdf(result, low) + 4 * cdf(result, 0.5 * (low + high)) + cdf(result, high)) / 6
+    mean = result.log_lambda[-1] - float(np.sum(mean_cdf * (high - low)))
+    assert mean == pytest.approx(expected, abs=1e-7 * depth + 1e-8 * (high[-1] - low[0]))
