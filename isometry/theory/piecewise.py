@@ -129,45 +129,92 @@ def resolve(
         When the curve does not become smooth under halving.
     """
     left, width = start[:-1].copy(), np.diff(start)
-    first = (left[:, None] + width[:, None] * 0.5 * (NODES + 1.0)).ravel()
-    guesses = guess(first)
-    done: list[tuple[Array, Array, Array]] = []
-    panels = 0
-    for _ in range(48):
+    guesses = guess((left[:, None] + width[:, None] * 0.5 * (NODES + 1.0)).ravel())
+    done: list[_Panels] = []
+    panels, worst = 0, 0.0
+    for _ in range(80):
         s = (left[:, None] + width[:, None] * 0.5 * (NODES + 1.0)).ravel()
         sample = solve(s, guesses)
         values = np.stack([sample.log_lambda, sample.density, sample.mass_above]).reshape(3, -1, ORDER)
-        coefficients = values @ _TO_COEFFICIENTS
-        tail = np.max(np.abs(coefficients[:, :, -3:]), axis=2)
+        new = _Panels(
+            left,
+            width,
+            values @ _TO_COEFFICIENTS,
+            np.ptp(values[0], axis=1),
+            sample.unknown.reshape(left.size, ORDER, -1),
+        )
         densest = np.max(values[1], axis=1)
-        span = np.ptp(values[0], axis=1)
+        tail = np.max(np.abs(new.coefficients[:, :, -3:]), axis=2)
         # An error e of log lambda moves the cdf by density * e; one of the density moves it by e * span/10.
-        error = np.maximum(tail[2], np.maximum(tail[0] * densest, tail[1] * np.minimum(span, 1.0) * 0.1))
+        error = np.maximum(tail[2], np.maximum(tail[0] * densest, tail[1] * np.minimum(new.span, 1.0) * 0.1))
         # Where the density is infinite: two orthogonal ReLU layers.
-        error[span < narrowest] = 0.0
-        bulky = (span > 6.0) & (np.max(values[0], axis=1) > log_top - 45.0) & (densest > 1e-14)
-        fine = (error <= tolerance) & ~bulky
-        done.append((left[fine], width[fine], coefficients[:, fine]))
-        panels += 2 * int(np.sum(~fine))
-        if np.all(fine):
-            break
+        error[new.span < narrowest] = 0.0
+        bulky = (new.span > 6.0) & (np.max(values[0], axis=1) > log_top - 45.0) & (densest > 1e-14)
+        rough, worst = (error > tolerance) | bulky, float(np.max(error))
+        done.append(new.chosen(~rough))
+        todo = new.chosen(rough)
+        if not np.any(rough):
+            everything = _Panels.joined(done)
+            torn = everything.torn(5.0 * tolerance, narrowest)
+            if not np.any(torn):
+                return PiecewiseCurve(everything.left, everything.width, everything.coefficients)
+            # A step that hides between the outermost node of a panel and its end.
+            done, todo = [everything.chosen(~torn)], everything.chosen(torn)
+        panels += 2 * todo.left.size
         if panels > MOST_PANELS:
             break
-        rough = ~fine
-        # Parents interpolate the guesses of their halves.
-        nodal = sample.unknown.reshape(left.size, ORDER, -1)[rough]
-        halves = [np.einsum("co,pok->pck", matrix, nodal) for matrix in (_TO_FIRST_HALF, _TO_SECOND_HALF)]
-        guesses = np.concatenate(halves).reshape(-1, nodal.shape[2])
-        width = np.concatenate([width[rough], width[rough]]) * 0.5
-        left = np.concatenate([left[rough], left[rough] + width[: int(np.sum(rough))]])
-    if not np.all(fine):
-        raise ConvergenceError(
-            f"the spectral curve is not smooth at s = {left[0]:.6g}: {panels} panels do not bring its error below "
-            f"{tolerance:g} (left {float(np.max(error)):.2g}). No spectrum is given; please report the ensemble."
-        )
-    order = np.argsort(np.concatenate([part[0] for part in done]))
-    return PiecewiseCurve(
-        np.concatenate([part[0] for part in done])[order],
-        np.concatenate([part[1] for part in done])[order],
-        np.concatenate([part[2] for part in done], axis=1)[:, order],
+        left, width, guesses = todo.halves()
+    raise ConvergenceError(
+        f"the spectral curve is not smooth at s = {left[0]:.6g}: {panels} panels do not bring its error below "
+        f"{tolerance:g} (left {worst:.2g}). No spectrum is given; please report the ensemble."
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Panels:
+    """Panels with their Legendre coefficients (3, P, 16), span of log lambda (P,), and unknowns at nodes (P, 16, k)."""
+
+    left: Array
+    width: Array
+    coefficients: Array
+    span: Array
+    unknown: NDArray
+
+    def chosen(self, which: NDArray) -> _Panels:
+        return _Panels(
+            self.left[which],
+            self.width[which],
+            self.coefficients[:, which],
+            self.span[which],
+            self.unknown[which],
+        )
+
+    @staticmethod
+    def joined(parts: list[_Panels]) -> _Panels:
+        """All panels in order of s."""
+        left = np.concatenate([part.left for part in parts])
+        whole = _Panels(
+            left,
+            np.concatenate([part.width for part in parts]),
+            np.concatenate([part.coefficients for part in parts], axis=1),
+            np.concatenate([part.span for part in parts]),
+            np.concatenate([part.unknown for part in parts]),
+        )
+        return whole.chosen(np.argsort(left))
+
+    def torn(self, tolerance: float, narrowest: float) -> NDArray[np.bool_]:
+        """Panels whose mass does not meet that of a neighbour, (P,); those too narrow for that do not count."""
+        ends = self.coefficients[2] @ legendre.legvander(np.array([-1.0, 1.0]), ORDER - 1).T
+        narrow = self.span < narrowest
+        open_joint = np.abs(ends[1:, 0] - ends[:-1, 1]) > tolerance
+        open_joint &= ~(narrow[1:] | narrow[:-1])
+        return np.append(open_joint, False) | np.insert(open_joint, 0, False)
+
+    def halves(self) -> tuple[Array, Array, NDArray]:
+        """(left, width, guesses at the nodes) of the halves: parents interpolate the guesses."""
+        both = [
+            np.einsum("co,pok->pck", matrix, self.unknown) for matrix in (_TO_FIRST_HALF, _TO_SECOND_HALF)
+        ]
+        width = 0.5 * np.concatenate([self.width, self.width])
+        left = np.concatenate([self.left, self.left + 0.5 * self.width])
+        return left, width, np.concatenate(both).reshape(-1, self.unknown.shape[2])
