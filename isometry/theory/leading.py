@@ -12,6 +12,7 @@ and no branch has to be chosen beyond arg in [-pi, 0] for t, h, m and 1 + t/nu_j
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -112,7 +113,7 @@ class LeadingCurve:
             settled |= (steepness > 0) & (np.abs(newton - here) <= 1e-6 * here)
             # At small angles arg z is rounding before the step is small. The angle is as good as it gets, unless arg z
             # is flat there, as at a cusp.
-            noise = 4e-16 * self.product.terms
+            noise = 4e-16 * (1.0 + self.product.terms * self._width)
             across = np.where(np.isfinite(falsi), (f_b - f_a) / np.maximum(b - a, 1e-300), steepness)
             settled |= (np.abs(arg) <= noise) & (noise < 0.3 * here * across)
             gap = b <= smallest
@@ -130,13 +131,14 @@ class LeadingCurve:
         )
 
     @cached_property
-    def _smallest_angle(self) -> float:
-        """What rounding of the argument hides; a narrow law has angles of the order of its width.
+    def _width(self) -> float:
+        """Relative spread of d, one at most: angles of a narrow law are of this order."""
+        return min(1.0, math.sqrt(self.group.law.relative_variance)) if self.group.count else 1.0
 
-        The argument is a sum of as many angles as there are layers.
-        """
-        width = min(1.0, np.sqrt(self.group.law.relative_variance)) if self.group.count else 1.0
-        return max(SMALLEST_ANGLE, 2e-15 * self.product.terms) * width
+    @cached_property
+    def _smallest_angle(self) -> float:
+        """What rounding of the argument hides, a sum of as many angles as there are layers."""
+        return max(SMALLEST_ANGLE, 2e-15 * self.product.terms) * self._width
 
     @property
     def cusps(self) -> list[float]:

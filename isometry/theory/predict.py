@@ -86,6 +86,9 @@ def predict(
 
     Notes
     -----
+    Units whose squared slope is below 1e-260 of the largest count as dead, their share as mass at zero. An orthogonal
+    network so isometric that rounding hides the shape of its spectrum (q* of 1e-10 or so) is a point mass at its mean.
+
     The law is that of infinite width at fixed depth. At width N one draw's mean square fluctuates around it by a
     relative O(sqrt(L)/N), and the largest singular value falls short of the edge as L/N grows.
 

@@ -159,10 +159,11 @@ def group_log_z(averages: Averages) -> ComplexArray:
 
 def group_slope(averages: Averages) -> ComplexArray:
     """d/dw of `group_log_z`."""
-    apart = averages.m_prime / averages.m - averages.h_prime / averages.h
-    near = (averages.excess_prime - averages.excess * averages.h_prime / averages.h) / (
-        averages.h + averages.excess
-    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Each form where it has its digits: near the mean, and far from it.
+        apart = averages.m_prime / averages.m - averages.h_prime / averages.h
+        change = averages.excess_prime - averages.excess * averages.h_prime / averages.h
+        near = change / (averages.h + averages.excess)
     return np.where(np.abs(averages.excess) < 0.5 * np.abs(averages.h), near, apart)
 
 

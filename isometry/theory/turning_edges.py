@@ -78,7 +78,9 @@ def _extremum(log_z: Callable[[Array], tuple[Array, Array]], start: float, stop:
 def _log_z(product: FreeProduct, t: Array, rate: Array, memory: Memory) -> tuple[Array, Array]:
     """log z at (n,) real t > 0 or t < -1 and its slope in y, dt/dy = rate; nan where z or a w_g is not real."""
     at, above = t.astype(complex), (1.0 + t).astype(complex)
-    result, slope = product.explicit_log_z(at, above), product.explicit_slope(at, above)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # A point of the grid may hit t = -nu exactly.
+        result, slope = product.explicit_log_z(at, above), product.explicit_slope(at, above)
     for index, group in enumerate(product.groups):
         w = _real_inverse(group.law, t / group.size, memory, index)
         known = np.isfinite(w)
