@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
-from isometry.theory.product import FreeProduct, Group, group_log_z, group_mass, group_slope
+from isometry.theory.product import FreeProduct, Group, group_log_z, group_mass
 from isometry.theory.slope_law import Averages
 
 Array = NDArray[np.float64]
@@ -56,18 +56,18 @@ class LeadingCurve:
     ) -> tuple[Averages, ComplexArray, ComplexArray]:
         averages = self.group.law.averages(w, logarithm=logarithm)
         # 1 + t = w E[1/(w - d); d > 0]/P(d > 0), free of cancellation near t = -1.
-        one_plus_t = w * averages.h_nonzero / self.group.law.nonzero_mass
+        one_plus_t = averages.one_plus_m_nonzero / self.group.law.nonzero_mass
         return averages, self.group.size * averages.m, one_plus_t
 
     def log_z(self, w: ComplexArray) -> tuple[ComplexArray, ComplexArray]:
         """log z - C and K = d log z / d log w at (n,) points w."""
         averages, t, one_plus_t = self._transform(w)
         value = self.product.explicit_log_z(t, one_plus_t)
-        slope = self.product.explicit_slope(t, one_plus_t) * self.group.size * averages.m_prime
+        slope = self.product.explicit_slope(t, one_plus_t) * self.group.size * averages.m_rate
         if self.group.count:
             value = value + self.group.count * group_log_z(averages)
-            slope = slope + self.group.count * group_slope(averages)
-        return value, w * slope
+            slope = slope + self.group.count * averages.ratio_rate
+        return value, slope
 
     def angles(self, log_radius: Array, guess: Array | None = None) -> Array:
         """The angle of the curve at each radius, (n,); 0 inside a gap.
@@ -164,7 +164,7 @@ class LeadingCurve:
         mass = self.product.explicit_mass(t, one_plus_t)
         if self.group.count:
             log_z = log_z + self.group.count * group_log_z(averages)
-            mass = mass + self.group.count * self.group.size * group_mass(w, averages)
+            mass = mass + self.group.count * self.group.size * group_mass(averages)
         # What is left of arg z belongs to z, not to the mass.
         above = (mass.imag - t.real * log_z.imag) / np.pi
         return CurvePoints(log_z.real, np.maximum(-t.imag, 0.0) / np.pi, above, angle[:, None])

@@ -186,9 +186,9 @@ def _sample(
 def graded_averages(
     rule: PanelRule, w: ComplexArray, *, centre: float | None = None, logarithm: bool = False
 ) -> ComplexArray:
-    """Sums over the panels, (4, n): E 1/(w-d), E d/(w-d), E 1/(w-d)^2, E d/(w-d)^2; and E log(1 - d/w) on request.
+    """Sums over the panels, (4, n): E w/(w-d), E d/(w-d), E w d/(w-d)^2, 0; and E log(1 - d/w) on request.
 
-    With a ``centre`` c the weight d is replaced by d/c - 1, which a narrow law needs.
+    With a ``centre`` c, for a narrow law, the second and fourth are E w e/(w-d) and E e w d/(w-d)^2, e = d/c - 1.
 
     Parameters
     ----------
@@ -242,15 +242,25 @@ def _accumulate(
         return
     at = w[owner][:, None]
     difference = at - d
-    inverse = 1.0 / difference
-    weighted = weight * inverse
-    with_d = weighted * (d if centre is None else (d - centre) / centre)
-    terms = [
-        weighted.sum(axis=1),
-        with_d.sum(axis=1),
-        np.einsum("pn,pn->p", weighted, inverse),
-        np.einsum("pn,pn->p", with_d, inverse),
-    ]
+    share = at / difference
+    weighted = weight * share
+    slope = d / difference
+    if centre is None:
+        terms = [
+            weighted.sum(axis=1),
+            np.einsum("pn,pn->p", weight, slope),
+            np.einsum("pn,pn->p", weighted, slope),
+            np.zeros(owner.size, complex),
+        ]
+    else:
+        excess = (d - centre) / centre
+        with_excess = weighted * excess
+        terms = [
+            weighted.sum(axis=1),
+            with_excess.sum(axis=1),
+            np.einsum("pn,pn->p", weighted, slope),
+            np.einsum("pn,pn->p", with_excess, slope),
+        ]
     if logarithm:
         terms.append(np.sum(weight * np.log(difference / at), axis=1))
     for row, term in enumerate(terms):

@@ -154,23 +154,13 @@ def log_ratio(numerator: ComplexArray, denominator: ComplexArray, excess: Comple
 
 def group_log_z(averages: Averages) -> ComplexArray:
     """log(m/h) - log E d of one layer: its log 1/S."""
-    return log_ratio(averages.m / averages.mean, averages.h, averages.excess / averages.h)
+    return log_ratio(*averages.log_ratio_branch, averages.ratio_excess)
 
 
-def group_slope(averages: Averages) -> ComplexArray:
-    """d/dw of `group_log_z`."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # Each form where it has its digits: near the mean, and far from it.
-        apart = averages.m_prime / averages.m - averages.h_prime / averages.h
-        change = averages.excess_prime - averages.excess * averages.h_prime / averages.h
-        near = change / (averages.h + averages.excess)
-    return np.where(np.abs(averages.excess) < 0.5 * np.abs(averages.h), near, apart)
-
-
-def group_mass(w: ComplexArray, averages: Averages) -> ComplexArray:
+def group_mass(averages: Averages) -> ComplexArray:
     """m log(m/h) - int log(m/h) dm of one layer: E log(1 - d/w) + log(1 + m), by parts with m/h = w m/(1 + m).
 
     The averages must hold that logarithm.
     """
     assert averages.logarithm is not None
-    return averages.logarithm + lower_log(w * averages.h)
+    return averages.logarithm + lower_log(averages.one_plus_m)

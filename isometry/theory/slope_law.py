@@ -38,22 +38,29 @@ REACHES = (9.0, 13.0, 17.0, 21.0, 25.0, 29.0, 33.0, 37.0)
 
 @dataclass(frozen=True)
 class Averages:
-    """h, m and their derivatives in w, each (n,) complex; 1 + m = w h without cancellation near m = -1.
+    """Averages at (n,) points w, complex.
 
-    ``excess`` is E (d/mean - 1)/(w - d), so that m/h = mean (1 + excess/h) without cancellation for a narrow law.
-    ``h_nonzero`` and its derivative leave out the mass at d = 0, which makes 1/w of its share. ``logarithm`` is
-    Phi, the branch that vanishes at infinity, where it was asked for.
+    Parameters
+    ----------
+    one_plus_m : w h, without cancellation near m = -1
+    one_plus_m_nonzero : the same without the mass at d = 0
+    m
+    m_rate : d m / d log w, also that of w h
+    ratio_excess : m/(h E d) - 1, without cancellation for a narrow law
+    ratio_rate : d log(m/h) / d log w
+    log_ratio_branch : (m/E d, h), whose arguments say which logarithm of m/h is meant
+    logarithm : Phi, the branch that vanishes at infinity, where it was asked for
+
+    Nothing here is a square of 1/(w - d), which would leave the range of floats at |w| = 1e-154.
     """
 
-    h: ComplexArray
+    one_plus_m: ComplexArray
+    one_plus_m_nonzero: ComplexArray
     m: ComplexArray
-    h_prime: ComplexArray
-    m_prime: ComplexArray
-    excess: ComplexArray
-    excess_prime: ComplexArray
-    mean: float
-    h_nonzero: ComplexArray
-    h_nonzero_prime: ComplexArray
+    m_rate: ComplexArray
+    ratio_excess: ComplexArray
+    ratio_rate: ComplexArray
+    log_ratio_branch: tuple[ComplexArray, ComplexArray]
     logarithm: ComplexArray | None = None
 
 
@@ -121,31 +128,38 @@ class SlopeLaw:
     def averages(self, w: ComplexArray, *, logarithm: bool = False) -> Averages:
         """Averages at (n,) points w of the closed upper half-plane, off the support where w is real."""
         narrow = self.relative_variance < NARROW
+        centre = self.mean if narrow else None
         difference = w[:, None] - self.values
-        inverse = 1.0 / difference
-        square = inverse * inverse
-        # Of m and the excess the one is summed and the other follows: their difference mean h is large for a narrow
-        # law, and small beside them in the tail of a wide one.
-        weighted = self.masses * ((self.values - self.mean) / self.mean if narrow else self.values)
-        h, second = inverse @ self.masses, inverse @ weighted
-        h_prime, second_prime = -(square @ self.masses), -(square @ weighted)
+        share, slope = w[:, None] / difference, self.values / difference
+        weight = self.masses * (self.values / self.mean - 1.0) if narrow else self.masses
+        # In a narrow law m and h E d differ by little, and the difference is summed; in the tail of a wide one m is
+        # small beside h, and m is.
+        sums = [
+            share @ self.masses,
+            share @ weight if narrow else slope @ self.masses,
+            (share * slope) @ self.masses,
+            (share * slope) @ weight,
+        ]
         # Im(-d/w) >= 0 in the upper half-plane, so the principal logarithm is the right branch.
         log = np.log(_upper(difference / w[:, None])) @ self.masses.astype(complex) if logarithm else None
         if self.continuous is not None:
-            centre = self.mean if narrow else None
-            sums = graded_averages(self.continuous, w, centre=centre, logarithm=logarithm)
-            h, second = h + sums[0], second + sums[1]
-            h_prime, second_prime = h_prime - sums[2], second_prime - sums[3]
-            log = None if log is None else log + sums[4]
-        zero = self.zero_mass / w
-        all_h, all_h_prime = h + zero, h_prime - zero / w
+            more = graded_averages(self.continuous, w, centre=centre, logarithm=logarithm)
+            sums = [one + another for one, another in zip(sums, more[:4], strict=True)]
+            log = None if log is None else log + more[4]
+        nonzero, second, rate, second_rate = sums
+        whole, m_rate = nonzero + self.zero_mass, -rate
         if narrow:
-            excess, excess_prime = second - zero, second_prime + zero / w
-            m, m_prime = self.mean * (all_h + excess), self.mean * (all_h_prime + excess_prime)
+            # second = E w (d/mean - 1)/(w - d), to which the zeros add -1 each.
+            excess = second - self.zero_mass
+            m = self.mean * (whole + excess) / w
+            ratio_excess = excess / whole
+            ratio_rate = (-second_rate - ratio_excess * m_rate) / (whole + excess)
         else:
-            m, m_prime = second, second_prime
-            excess, excess_prime = m / self.mean - all_h, m_prime / self.mean - all_h_prime
-        return Averages(all_h, m, all_h_prime, m_prime, excess, excess_prime, self.mean, h, h_prime, log)
+            m = second
+            ratio_excess = w * m / (self.mean * whole) - 1.0
+            with np.errstate(invalid="ignore", divide="ignore"):
+                ratio_rate = m_rate / m - m_rate / whole + 1.0
+        return Averages(whole, nonzero, m, m_rate, ratio_excess, ratio_rate, (m / self.mean, whole / w), log)
 
     def moments(self, count: int) -> Array:
         """mu_k = E d^k for k = 1..count, (count,)."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
 from isometry.theory.leading import CurvePoints
-from isometry.theory.product import FreeProduct, group_log_z, group_mass, group_slope, lower_log
+from isometry.theory.product import FreeProduct, group_log_z, group_mass, lower_log
 from isometry.theory.slope_law import SlopeLaw
 
 Array = NDArray[np.float64]
@@ -65,10 +65,10 @@ class TurningCurve:
             # m = t/nu as log m/(p + m) = log t/(nu p + t), which keeps its digits at both ends.
             size = group.size * group.law.nonzero_mass
             rest = size - 1.0 + one_plus_t
-            miss = _ratio(averages.m, w * averages.h_nonzero) - _ratio(t, rest)
-            per_v = w * (averages.m_prime / averages.m - averages.h_nonzero_prime / averages.h_nonzero) - 1.0
+            miss = _ratio(averages.m, averages.one_plus_m_nonzero) - _ratio(t, rest)
+            per_v = averages.m_rate / averages.m - averages.m_rate / averages.one_plus_m_nonzero
             v_slope, v_miss = (1.0 / t - 1.0 / rest) * rate / per_v, miss / per_v
-            both = w * group_slope(averages)
+            both = averages.ratio_rate
             value = value + group.count * group_log_z(averages)
             slope = slope + group.count * both * v_slope
             correction = correction + group.count * both * v_miss
@@ -106,15 +106,49 @@ class TurningCurve:
     @cached_property
     def on_negative_axis(self) -> tuple[Array, Array]:
         """(log |z|, unknowns) on the table: (n,) and (n, 1 + K), real; log |z| decreases."""
-        t, one_plus_t = _from_u(TABLE)
-        unknown = np.empty((TABLE.size, 1 + len(self.product.groups)))
-        unknown[:, 0] = TABLE
+        return self._table(TABLE)
+
+    def _table(self, u: Array) -> tuple[Array, Array]:
+        t, one_plus_t = _from_u(u)
+        unknown = np.empty((u.size, 1 + len(self.product.groups)))
+        unknown[:, 0] = u
         for index, group in enumerate(self.product.groups):
             size = group.size * group.law.nonzero_mass
             guess = unknown[:, index] if index else None
             target = np.log(-t / (size - 1.0 + one_plus_t))
             unknown[:, 1 + index] = _negative_inverse(group.law, target, guess)
         return self._evaluate(unknown.astype(complex))[0].real, unknown
+
+    def _start(self, log_lambda: Array) -> ComplexArray:
+        """The unknowns at z = -exp(log_lambda), (n, 1 + K), where they are real.
+
+        Raises
+        ------
+        ConvergenceError
+            When Newton's method does not get there from the table, however fine.
+        """
+        heights, table = self.on_negative_axis
+        target = log_lambda + 1j * np.pi
+        for _ in range(6):
+            guess = [np.interp(log_lambda, heights[::-1], column[::-1]) for column in table.T]
+            found, good = self.newton(
+                np.stack(guess, axis=1).astype(np.complex128), target.astype(np.complex128)
+            )
+            if np.all(good):
+                return found
+            # A law with a long tail runs through many decades between two places of the table: look closer there.
+            places = np.clip(np.searchsorted(-heights, -log_lambda[~good]), 1, heights.size - 1)
+            finer = np.concatenate(
+                [np.linspace(table[place - 1, 0], table[place, 0], 10)[1:-1] for place in np.unique(places)]
+            )
+            more_heights, more = self._table(finer)
+            table, heights = np.concatenate([table, more]), np.concatenate([heights, more_heights])
+            order = np.argsort(table[:, 0])
+            table, heights = table[order], heights[order]
+        raise ConvergenceError(
+            f"the equations of the layers could not be solved at z = -exp({log_lambda[~good][0]:.6g}), where they are "
+            "real. No spectrum is given; please report the ensemble."
+        )
 
     def turned(self, log_lambda: Array) -> ComplexArray:
         """The unknowns on the positive axis at (n,) points, (n, 1 + K), from the negative axis.
@@ -124,18 +158,7 @@ class TurningCurve:
         ConvergenceError
             When some lambda cannot be reached.
         """
-        heights, table = self.on_negative_axis
-        order = np.argsort(heights)
-        start = np.stack(
-            [np.interp(log_lambda, heights[order], column[order]) for column in table.T], axis=1
-        ).astype(complex)
-        angle = np.full(log_lambda.size, np.pi)
-        current, good = self.newton(start, log_lambda + 1j * angle, rounds=40)
-        if not np.all(good):
-            raise ConvergenceError(
-                f"the equations of the layers could not be solved at z = -exp({log_lambda[~good][0]:.6g}), where they "
-                "are real. No spectrum is given; please report the ensemble."
-            )
+        current, angle = self._start(log_lambda), np.full(log_lambda.size, np.pi)
         previous, previous_angle = current.copy(), angle.copy()
         step = np.full(log_lambda.size, FIRST_STEP)
         active = np.arange(log_lambda.size)
@@ -197,7 +220,7 @@ class TurningCurve:
             w = -np.exp(unknown[:, 1 + index])
             averages = group.law.averages(w, logarithm=True)
             log_z = log_z + group.count * group_log_z(averages)
-            mass = mass + group.count * group.size * group_mass(w, averages)
+            mass = mass + group.count * group.size * group_mass(averages)
         # What is left of arg z belongs to z, not to the mass.
         above = (mass.imag - t.real * log_z.imag) / np.pi
         return CurvePoints(log_lambda, np.maximum(-t.imag, 0.0) / np.pi, above, unknown)
@@ -243,14 +266,11 @@ def _negative_inverse(law: SlopeLaw, target: Array, guess: Array | None) -> Arra
     for _ in range(200):
         w = -np.exp(v)
         averages = law.averages(w.astype(complex))
-        rest = w * averages.h_nonzero.real
-        value = np.log(-averages.m.real / rest)
-        per_w = (
-            averages.m_prime.real / averages.m.real - averages.h_nonzero_prime.real / averages.h_nonzero.real
-        )
+        m, rest, rate = averages.m.real, averages.one_plus_m_nonzero.real, averages.m_rate.real
+        value = np.log(-m / rest)
         # The left side falls as w moves away from zero.
         low, high = np.where(value > target, v, low), np.where(value <= target, v, high)
-        step = (target - value) / np.minimum(w * per_w - 1.0, -1e-3)
+        step = (target - value) / np.minimum(rate / m - rate / rest, -1e-3)
         moved = v + step
         settled = np.abs(step) < 1e-6
         v = np.where(settled | ((moved > low) & (moved < high)), moved, 0.5 * (low + high))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.theory.edges import Band
-from isometry.theory.product import FreeProduct, group_log_z, group_slope
+from isometry.theory.product import FreeProduct, group_log_z
 from isometry.theory.slope_law import SlopeLaw
 
 Array = NDArray[np.float64]
@@ -86,7 +86,7 @@ def _log_z(product: FreeProduct, t: Array, rate: Array, memory: Memory) -> tuple
         known = np.isfinite(w)
         averages = group.law.averages(np.where(known, w, -1.0).astype(complex))
         result = result + group.count * group_log_z(averages)
-        slope = slope + group.count * group_slope(averages) / (group.size * averages.m_prime)
+        slope = slope + group.count * averages.ratio_rate / (group.size * averages.m_rate)
         result[~known] = np.nan
     real = np.isfinite(result.real) & (np.abs(result.imag) < 1e-3)
     return np.where(real, result.real, np.nan), np.where(real, slope.real * rate, np.nan)
@@ -132,7 +132,7 @@ def _inverted(
     def excess(y: Array) -> tuple[Array, Array]:
         w, rate = place(y)
         averages = law.averages(w.astype(complex))
-        return np.log(np.abs(averages.m.real)) - target, (averages.m_prime / averages.m).real * rate
+        return np.log(np.abs(averages.m.real)) - target, (averages.m_rate / averages.m).real * rate / w
 
     ends = np.array([low, high])
     at_ends = np.log(np.abs(law.averages(place(ends)[0].astype(complex)).m.real))

@@ -49,8 +49,8 @@ def test_averages_match_adaptive_quadrature(name: str, radius: float, angle: flo
     averages = slope_law(get_activation(name), q).averages(np.array([w]))
     expected = slow_average(name, q, w)
     # The reference holds 1e-9 next to a pole at a distance of 1e-4.
-    assert abs(averages.h[0] - expected) < 2e-9 * abs(expected)
-    assert abs(averages.m[0] - (w * averages.h[0] - 1)) < 1e-12 * (1 + abs(averages.m[0]))
+    assert abs(averages.one_plus_m[0] / w - expected) < 2e-9 * abs(expected)
+    assert abs(averages.m[0] - (averages.one_plus_m[0] - 1)) < 1e-12 * (1 + abs(averages.m[0]))
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -60,8 +60,9 @@ def test_derivatives_are_those_of_the_averages_and_the_logarithm_integrates_them
     middle = law.averages(w)
     ahead, behind = (law.averages(w + sign * step, logarithm=True) for sign in (1, -1))
     # Central differences of step 1e-5: 1e-9 relative.
-    assert (ahead.h - behind.h) / (2 * step) == pytest.approx(middle.h_prime, rel=1e-8)
-    assert (ahead.m - behind.m) / (2 * step) == pytest.approx(middle.m_prime, rel=1e-8)
+    assert w * (ahead.m - behind.m) / (2 * step) == pytest.approx(middle.m_rate, rel=1e-8)
+    ratios = [w_at * one.m / one.one_plus_m for w_at, one in ((w + step, ahead), (w - step, behind))]
+    assert w * np.log(ratios[0] / ratios[1]) / (2 * step) == pytest.approx(middle.ratio_rate, rel=1e-7)
     assert ahead.logarithm is not None
     assert behind.logarithm is not None
     # d/dw E log(1 - d/w) = E d/(w (w - d)) = m/w
@@ -140,8 +141,8 @@ def test_excess_gives_the_ratio_of_the_averages(name: str) -> None:
         law = slope_law(get_activation(name), q)
         w = law.support[-1][1] * np.array([1.2 + 0.1j, 0.9 + 0.3j])
         averages = law.averages(w)
-        ratio = averages.m / averages.h / law.mean - 1
-        np.testing.assert_allclose(averages.excess / averages.h, ratio, atol=1e-13)
+        ratio = w * averages.m / averages.one_plus_m / law.mean - 1
+        np.testing.assert_allclose(averages.ratio_excess, ratio, atol=1e-13)
 
 
 def test_units_saturated_beyond_the_range_of_floats_are_dead() -> None:
