@@ -110,6 +110,8 @@ def test_an_interrupt_is_code_130_without_a_traceback(tmp_path) -> None:
     process = subprocess.Popen(
         [*COMMAND, "measure", f"{tmp_path / 'slow.py'}:Slow", "--input", "3"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        # A shell starts background jobs with interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     until = time.monotonic() + 60
     while not started.exists() and time.monotonic() < until:
