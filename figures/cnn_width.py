@@ -11,14 +11,15 @@ J of the Gaussian networks (8192 x 8192 at 128 channels) is built and decomposed
 largest count as one mass. A delta-orthogonal kernel does not couple positions, so J is the direct sum of a c x c matrix
 for each, measured as a batch of 64 maps of one position.
 
-    python figures/cnn_width.py           # 8, 4 and 2 draws at 32, 64 and 128 channels: ten minutes on one core
-    python figures/cnn_width.py --full    # 32, 16 and 8 draws: an hour
+    python figures/cnn_width.py           # 2 draws and 1 at 32 and 64 channels: a minute
+    python figures/cnn_width.py --full    # 8, 4 and 2 draws at 32, 64 and 128 channels: ten minutes on one core
 """
 
 from __future__ import annotations
 
 import numpy as np
 import sampled_networks as networks
+import stage
 import torch
 from torch import Tensor
 
@@ -29,13 +30,13 @@ NAME = "cnn_width"
 SIZE, DEPTH, Q_STAR = 8, 4, 0.25
 WEIGHTS = ("gaussian", "orthogonal")
 TITLES = {"gaussian": "Gaussian kernels", "orthogonal": "delta-orthogonal kernels"}
-COLOURS = {32: networks.SKY, 64: networks.ORANGE, 128: networks.VERMILION}
+COLOURS = {32: stage.SKY, 64: stage.ORANGE, 128: stage.VERMILION}
 SINGLE_FLOOR = 2e-5
 
 
 def plan(full: bool) -> dict[int, int]:
     """Draws for each number of channels."""
-    return {32: 32, 64: 16, 128: 8} if full else {32: 8, 64: 4, 128: 2}
+    return {32: 8, 64: 4, 128: 2} if full else {32: 2, 64: 1}
 
 
 def in_single(model: VanillaCNN, x: Tensor, *, block: int = 64) -> isometry.Spectrum:
@@ -60,7 +61,7 @@ def by_position(model: VanillaCNN, x: Tensor) -> isometry.Spectrum:
 
 def compute(full: bool) -> None:
     """Draw, measure and store the networks; the distances of all draws become one series for each kernel law."""
-    store = networks.fresh_store(NAME)
+    store = isometry.open_store(stage.places(NAME, full)[0], "w")
     for weights in reversed(WEIGHTS):
         ensemble = networks.ensemble_of("tanh", DEPTH, weights, Q_STAR)
         theory = isometry.predict(ensemble)
@@ -100,12 +101,13 @@ def compute(full: bool) -> None:
         )  # fmt: skip
 
 
-def draw() -> None:
+def draw(full: bool) -> None:
     """Two panels of spectra, one of distances."""
     import matplotlib.pyplot as plt
 
-    store = isometry.open_store(networks.data_file(NAME))
-    with plt.style.context(networks.STYLE):
+    data, path = stage.places(NAME, full)
+    store = isometry.open_store(data)
+    with plt.style.context(stage.STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(11.0, 4.0), layout="constrained")
         for ax, weights in zip(axes, WEIGHTS, strict=False):
             theory = store[f"{weights} theory"]
@@ -117,20 +119,20 @@ def draw() -> None:
                 edges, density = networks.log_histogram(store[f"{weights} {channels}"], low, high, 36)
                 ax.stairs(density, edges, color=COLOURS[channels], lw=1.6, label=f"{channels} channels")
             x, curve = networks.log_curve(theory, low, high)
-            ax.plot(x, curve, color=networks.BLACK, lw=1.6, label="theory")
+            ax.plot(x, curve, color=stage.BLACK, lw=1.6, label="theory")
             networks.power_ticks(ax, low, high)
             ax.set(
                 title=TITLES[weights], xlabel="singular value s", ylabel="density per decade", ylim=(0, None)
             )
             ax.legend(loc="upper left", fontsize=9.5)
         _distances(axes[2], store)
-        networks.save(figure, NAME)
+        stage.save(figure, path)
         plt.close(figure)
 
 
 def _distances(ax, store: isometry.store.Store) -> None:
     for weights, colour, marker, shift in (
-        ("gaussian", networks.BLUE, "o", 0.97), ("orthogonal", networks.VERMILION, "s", 1.03),
+        ("gaussian", stage.BLUE, "o", 0.97), ("orthogonal", stage.VERMILION, "s", 1.03),
     ):  # fmt: skip
         columns = store.series(f"{weights} distances").columns
         channels, ks = np.asarray(columns["channels"], float), np.asarray(columns["ks"], float)
@@ -138,7 +140,7 @@ def _distances(ax, store: isometry.store.Store) -> None:
         means = [ks[channels == size].mean() for size in sizes]
         ax.plot(channels * shift, ks, marker, color=colour, ms=4, alpha=0.45)
         ax.plot(sizes * shift, means, marker=marker, ms=7, color=colour, label=TITLES[weights])
-    ax.plot(sizes, 1.63 / np.sqrt(sizes), ":", color=networks.BLACK, lw=1.4, label="by chance, at most")
+    ax.plot(sizes, 1.63 / np.sqrt(sizes), ":", color=stage.BLACK, lw=1.4, label="by chance, at most")
     ax.plot(sizes, 0.3 / sizes, "--", color="#888888", lw=1.2, label="∝ 1/channels")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
@@ -148,13 +150,5 @@ def _distances(ax, store: isometry.store.Store) -> None:
     ax.legend(loc="upper right", fontsize=9.5)
 
 
-def main() -> None:
-    """Compute, then draw."""
-    options = networks.arguments(__doc__)
-    if not options.draw:
-        compute(options.full)
-    draw()
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(__doc__, compute, draw)

@@ -11,14 +11,13 @@ the spatial mean gets through; with a delta kernel everything does.
 
 from __future__ import annotations
 
-import argparse
 import math
-from pathlib import Path
 
 import h5py
 import numpy as np
+import stage
 
-from isometry.report.plots import house_style, save_figure
+from isometry.report.plots import house_style
 from isometry.theory.convolution import (
     covariance_recursion,
     delta_profile,
@@ -29,7 +28,7 @@ from isometry.theory.convolution import (
 )
 from isometry.theory.meanfield import c_star, chi_c, fixed_point
 
-ROOT = Path(__file__).resolve().parents[1]
+NAME = "fourier_modes"
 SIGMA_W2, SIGMA_B2 = 2.5, 0.2
 POSITIONS, DISPLACEMENT, STEP = 16, 3, 1e-5
 PLANE, PLANE_CHI = 32, 0.999
@@ -41,13 +40,6 @@ KERNELS = {
     "peaked": ("peaked (1, 4, 1)/6", PEAKED, np.outer(PEAKED, PEAKED), "#009E73", "s"),
     "delta": ("delta (0, 1, 0)", delta_profile(3, dimensions=1), delta_profile(3), "#0072B2", "^"),
 }
-
-
-def places(full: bool) -> tuple[Path, Path]:
-    """Data file, and figure without its ending: the committed ones with --full, under out/ without."""
-    folder = ROOT / "figures" if full else ROOT / "out" / "figures"
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    return folder / "data" / "fourier_modes.h5", folder / "fourier_modes"
 
 
 def recursion_scales(profile: np.ndarray, layers: int) -> np.ndarray:
@@ -70,10 +62,10 @@ def recursion_scales(profile: np.ndarray, layers: int) -> np.ndarray:
     return -1.0 / rates[: position.size // 2 + 1]
 
 
-def compute(path: Path, full: bool) -> None:
+def compute(full: bool) -> None:
     """Depth scales by formula and by recursion, into an HDF5 file that says what they are."""
     chi = chi_c("tanh", math.sqrt(SIGMA_W2), math.sqrt(SIGMA_B2))
-    with h5py.File(path, "w") as file:
+    with h5py.File(stage.places(NAME, full)[0], "w") as file:
         file.attrs["source"] = "figures/fourier_modes.py"
         file.attrs["activation"], file.attrs["sigma_w2"], file.attrs["sigma_b2"] = "tanh", SIGMA_W2, SIGMA_B2
         file.attrs["chi_c"], file.attrs["plane_chi"] = chi, PLANE_CHI
@@ -92,10 +84,11 @@ def compute(path: Path, full: bool) -> None:
             group["xi_plane"].attrs["meaning"] = "depth scale in layers of each mode of a 32 x 32 plane"
 
 
-def draw(data: Path, path: Path) -> None:
+def draw(full: bool) -> None:
     """Both panels, from the file alone."""
     import matplotlib.pyplot as plt
 
+    data, path = stage.places(NAME, full)
     with h5py.File(data) as file, house_style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.3), layout="constrained")
         for name, (label, _, _, color, marker) in KERNELS.items():
@@ -138,22 +131,9 @@ def draw(data: Path, path: Path) -> None:
             xlabel=r"depth $L$  (layers)",
             ylabel=r"share of modes with $\xi_f > L$",
         )
-        for kind in ("png", "svg"):
-            save_figure(figure, path.with_suffix(f".{kind}"))
+        stage.save(figure, path)
         plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--full", action="store_true", help="longer recursion, and the committed figure")
-    parser.add_argument("--draw-only", action="store_true", help="use the data file that is there")
-    arguments = parser.parse_args()
-    data, path = places(arguments.full)
-    if not arguments.draw_only:
-        compute(data, arguments.full)
-    draw(data, path)
-    print(f"{path}.png, {path}.svg from {data}")
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(__doc__, compute, draw)

@@ -7,8 +7,8 @@ directions of neighbouring layers had nothing to do with each other. Right: meas
 and moments along the training. The bulk keeps to the free law; a handful of directions align from layer to layer
 and carry the signal, so that the high moments leave it.
 
-    python figures/free_layers.py           # one minute on one core
-    python figures/free_layers.py --full    # 4000 steps instead of 1000
+    python figures/free_layers.py           # 200 steps: half a minute
+    python figures/free_layers.py --full    # 1000 steps: one minute on one core
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 
 import numpy as np
 import sampled_networks as networks
+import stage
 import torch
 from torch.nn import functional
 
@@ -36,8 +37,8 @@ def looks(steps: int) -> list[int]:
 
 def compute(full: bool) -> None:
     """Train, and on the way measure the trunk and predict it from its own layers."""
-    steps = 4000 if full else 1000
-    store = networks.fresh_store(NAME)
+    steps = 1000 if full else 200
+    store = isometry.open_store(stage.places(NAME, full)[0], "w")
     data = load_dataset("digits")
     images, labels = data.train_images.flatten(1), data.train_labels
     tests, test_labels = data.test_images.flatten(1), data.test_labels
@@ -88,13 +89,14 @@ def compute(full: bool) -> None:
     )  # fmt: skip
 
 
-def draw() -> None:
+def draw(full: bool) -> None:
     """The two spectra, and the ratios along the training."""
     import matplotlib.pyplot as plt
 
-    store = isometry.open_store(networks.data_file(NAME))
+    data, path = stage.places(NAME, full)
+    store = isometry.open_store(data)
     columns = store.series("training").columns
-    with plt.style.context(networks.STYLE):
+    with plt.style.context(stage.STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(11.0, 4.0), layout="constrained")
         pairs = {word: (store[word], store[f"{word} free"]) for word in ("before", "after")}
         high = max(
@@ -104,9 +106,9 @@ def draw() -> None:
         low, high = low - 0.05 * (high - low), high + 0.22 * (high - low)
         for ax, (word, (measured, free)) in zip(axes, pairs.items(), strict=False):
             edges, density = networks.log_histogram(measured, low, high, 34)
-            ax.stairs(density, edges, fill=True, color=networks.SKY, alpha=0.6, label="measured")
+            ax.stairs(density, edges, fill=True, color=stage.SKY, alpha=0.6, label="measured")
             x, curve = networks.log_curve(free, low, high)
-            ax.plot(x, curve, color=networks.BLACK, lw=1.6, label="free layers")
+            ax.plot(x, curve, color=stage.BLACK, lw=1.6, label="free layers")
             step = int(columns["step"][0 if word == "before" else -1])
             ax.set(title=f"{word.capitalize()} training" + (f": step {step}" if step else ""), ylim=(0, None),
                    xlabel="singular value s", ylabel="density per decade")  # fmt: skip
@@ -123,11 +125,11 @@ def draw() -> None:
         right = axes[2]
         steps = np.maximum(columns["step"], 5)
         for key, label, colour, marker in (
-            ("m4", r"$m_4 = E\,s^8$", networks.PURPLE, "^"), ("m2", r"$m_2 = E\,s^4$", networks.VERMILION, "s"),
-            ("m1", r"$m_1 = E\,s^2$", networks.BLUE, "o"), ("s_max", r"$s_{\max}$", networks.GREEN, "D"),
+            ("m4", r"$m_4 = E\,s^8$", stage.PURPLE, "^"), ("m2", r"$m_2 = E\,s^4$", stage.VERMILION, "s"),
+            ("m1", r"$m_1 = E\,s^2$", stage.BLUE, "o"), ("s_max", r"$s_{\max}$", stage.GREEN, "D"),
         ):  # fmt: skip
             right.plot(steps, columns[key], marker=marker, ms=4, lw=1.5, color=colour, label=label)
-        right.axhline(1.0, color=networks.BLACK, lw=1.0, ls=":")
+        right.axhline(1.0, color=stage.BLACK, lw=1.0, ls=":")
         right.set(
             xscale="log",
             yscale="log",
@@ -137,17 +139,9 @@ def draw() -> None:
         right.set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
         right.set_yticks([], minor=True)
         right.legend(loc="upper left", fontsize=10)
-        networks.save(figure, NAME)
+        stage.save(figure, path)
         plt.close(figure)
 
 
-def main() -> None:
-    """Compute, then draw."""
-    options = networks.arguments(__doc__)
-    if not options.draw:
-        compute(options.full)
-    draw()
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(__doc__, compute, draw)

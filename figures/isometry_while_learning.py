@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import stage
 import torch
 import training_runs as runs
 from torch import nn
@@ -49,7 +50,7 @@ class AtSteps:
 
 def compute(full: bool) -> None:
     """Train both networks, measuring on the way, into one file."""
-    data, _ = runs.places(NAME, full)
+    data, _ = stage.places(NAME, full)
     depth, steps = (50, 1000) if full else (20, 100)
     dataset = load_dataset("digits")
     options = TrainingOptions(steps=steps, learning_rate=LEARNING_RATE, evaluate_every=50)
@@ -115,9 +116,9 @@ def draw(full: bool) -> None:
     """Fans of quantiles above, shares and accuracies below, one column for each start."""
     import matplotlib.pyplot as plt
 
-    data, path = runs.places(NAME, full)
+    data, path = stage.places(NAME, full)
     store = open_store(data)
-    with plt.style.context(runs.STYLE):
+    with plt.style.context(stage.STYLE):
         figure, axes = plt.subplots(
             2,
             2,
@@ -137,17 +138,17 @@ def draw(full: bool) -> None:
             for low, high, alpha in ((0.05, 0.95, 0.2), (0.25, 0.75, 0.4)):
                 label = f"{low:.0%} to {high:.0%}"
                 above.fill_between(
-                    step, quantile[low], quantile[high], color=runs.BLUE, alpha=alpha, lw=0, label=label
+                    step, quantile[low], quantile[high], color=stage.BLUE, alpha=alpha, lw=0, label=label
                 )
-            above.plot(step, quantile[0.5], color=runs.BLUE, label="median")
-            above.plot(step, series["s_max"], ":", color=runs.BLACK, lw=1.6, label="largest")
+            above.plot(step, quantile[0.5], color=stage.BLUE, label="median")
+            above.plot(step, series["s_max"], ":", color=stage.BLACK, lw=1.6, label="largest")
             above.set(
                 yscale="log", ylim=(1e-12, 100.0), title=f"{title}, {series.attributes['depth']} layers"
             )
             below.plot(
-                step, 100 * series["test_accuracy"], "s-", color=runs.ORANGE, ms=4, label="test accuracy"
+                step, 100 * series["test_accuracy"], "s-", color=stage.ORANGE, ms=4, label="test accuracy"
             )
-            below.plot(step, 100 * series["share"], "o-", color=runs.GREEN, ms=4, label="s in [0.5, 2]")
+            below.plot(step, 100 * series["share"], "o-", color=stage.GREEN, ms=4, label="s in [0.5, 2]")
             below.set(ylim=(0, 102), xlabel="step")
             below.set_xscale("symlog", linthresh=1.0, linscale=0.4)
             below.set_xlim(0, step[-1])
@@ -158,17 +159,9 @@ def draw(full: bool) -> None:
         axes[1, 0].set_ylabel("share, %")
         axes[0, 0].legend(loc="lower left")
         axes[1, 1].legend(loc="center right")
-        runs.save(figure, path)
+        stage.save(figure, path)
         plt.close(figure)
 
 
-def main() -> None:
-    """Compute, then draw."""
-    arguments = runs.parser(__doc__).parse_args()
-    if not arguments.draw:
-        compute(arguments.full)
-    draw(arguments.full)
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(__doc__, compute, draw)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import stage
 import torch
 import training_runs as runs
 
@@ -28,11 +29,12 @@ from isometry.nn.kernels import haar_matrices
 from isometry.nn.models import VanillaCNN
 from isometry.nn.training import TrainingOptions
 from isometry.store import open_store
+from isometry.theory.convolution import fourier_modes
 
 NAME = "kernel_profiles"
 CHANNELS, SIZE = 8, 8
 MIXTURES = (0.0, 0.5, 0.8, 0.95, 1.0)
-COLOURS = (runs.VERMILION, runs.ORANGE, runs.GREEN, runs.SKY, runs.BLUE)
+COLOURS = (stage.VERMILION, stage.ORANGE, stage.GREEN, stage.SKY, stage.BLUE)
 MARKERS = "os^Dv"
 COLUMNS = ("gaussian", "mixture", "depth", "seed", "train_accuracy", "test_accuracy")
 ORTHOGONAL = "delta_orthogonal"  # is the law of orthogonal taps at t = 1
@@ -45,9 +47,7 @@ def profile(mixture: float) -> np.ndarray:
 
 def mode_factors(mixture: float, size: int = SIZE) -> np.ndarray:
     """(size^2,) factors |vhat(f)|, largest first: the singular values of the averaging operator, each as often as f."""
-    padded = np.zeros((size, size))
-    padded[:3, :3] = np.outer(profile(mixture), profile(mixture))
-    return np.sort(np.abs(np.fft.fft2(padded)).ravel())[::-1]
+    return np.sort(np.abs(fourier_modes(np.outer(profile(mixture), profile(mixture)), size)).ravel())[::-1]
 
 
 def plan(full: bool) -> tuple[tuple[int, ...], int, int]:
@@ -86,7 +86,7 @@ def network(law: str, depth: int, seed: int) -> VanillaCNN:
 
 def compute(full: bool) -> None:
     """Train every profile at every depth, and an orthogonal network for comparison."""
-    data, _ = runs.places(NAME, full)
+    data, _ = stage.places(NAME, full)
     dataset = load_dataset("digits")
     depths, steps, seeds = plan(full)
     rows = []
@@ -126,12 +126,12 @@ def draw(full: bool) -> None:
     """Mode factors on the left, accuracies on the right."""
     import matplotlib.pyplot as plt
 
-    data, path = runs.places(NAME, full)
+    data, path = stage.places(NAME, full)
     depths, steps, _ = plan(full)
     table = open_store(data).series(NAME)
     looks = dict(zip(MIXTURES, zip(COLOURS, MARKERS, strict=True), strict=True))
     ends = {0.0: " (uniform)", 1.0: " (delta)"}
-    with plt.style.context(runs.STYLE):
+    with plt.style.context(stage.STYLE):
         figure, (left, *others) = plt.subplots(1, 3, figsize=(9.2, 4.0), layout="constrained")
         for mixture, (colour, marker) in looks.items():
             factors = mode_factors(mixture)
@@ -162,17 +162,9 @@ def draw(full: bool) -> None:
         others[1].sharey(others[0])
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5, columnspacing=1.2)
-        runs.save(figure, path)
+        stage.save(figure, path)
         plt.close(figure)
 
 
-def main() -> None:
-    """Compute, then draw."""
-    arguments = runs.parser(__doc__).parse_args()
-    if not arguments.draw:
-        compute(arguments.full)
-    draw(arguments.full)
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(__doc__, compute, draw)

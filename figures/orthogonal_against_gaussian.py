@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import stage
 import training_runs as runs
 
 from isometry.nn.data import load_dataset
@@ -27,10 +28,10 @@ NAME = "orthogonal_against_gaussian"
 CHANNELS, STEPS = 8, 120
 # name -> (label, init, profile, colour, line style)
 LAWS = {
-    "delta_orthogonal": ("delta-orthogonal", "delta_orthogonal", None, runs.BLUE, "-"),
-    "orthogonal_conv": ("orthogonal, all taps", "orthogonal_conv", None, runs.GREEN, "--"),
-    "gaussian_delta": ("Gaussian, centre tap", "gaussian", (0.0, 1.0, 0.0), runs.ORANGE, "-."),
-    "gaussian": ("Gaussian, all taps", "gaussian", None, runs.VERMILION, ":"),
+    "delta_orthogonal": ("delta-orthogonal", "delta_orthogonal", None, stage.BLUE, "-"),
+    "orthogonal_conv": ("orthogonal, all taps", "orthogonal_conv", None, stage.GREEN, "--"),
+    "gaussian_delta": ("Gaussian, centre tap", "gaussian", (0.0, 1.0, 0.0), stage.ORANGE, "-."),
+    "gaussian": ("Gaussian, all taps", "gaussian", None, stage.VERMILION, ":"),
 }
 
 
@@ -45,7 +46,7 @@ def compute(full: bool) -> None:
 
     import isometry
 
-    data, _ = runs.places(NAME, full)
+    data, _ = stage.places(NAME, full)
     dataset = load_dataset("digits")
     steps = STEPS if full else 60
     for depth in depths(full):
@@ -77,9 +78,9 @@ def draw(full: bool) -> None:
     """Curves above, cumulative distributions below, one column for each depth."""
     import matplotlib.pyplot as plt
 
-    data, path = runs.places(NAME, full)
+    data, path = stage.places(NAME, full)
     store = open_store(data)
-    with plt.style.context(runs.STYLE):
+    with plt.style.context(stage.STYLE):
         figure, axes = plt.subplots(
             2, len(depths(full)), figsize=(8.6, 6.2), sharey="row", squeeze=False, layout="constrained"
         )
@@ -103,17 +104,9 @@ def draw(full: bool) -> None:
         axes[1, 0].set_ylabel("share of singular values ≤ s\nat initialisation")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
-        runs.save(figure, path)
+        stage.save(figure, path)
         plt.close(figure)
 
 
-def main() -> None:
-    """Compute, then draw."""
-    arguments = runs.parser(__doc__).parse_args()
-    if not arguments.draw:
-        compute(arguments.full)
-    draw(arguments.full)
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(__doc__, compute, draw)

@@ -10,17 +10,16 @@ points whose variance is not stable; ReLU and the linear network have a single p
 
 from __future__ import annotations
 
-import argparse
 import math
-from pathlib import Path
 
 import h5py
 import numpy as np
+import stage
 
-from isometry.report.plots import house_style, save_figure
+from isometry.report.plots import house_style
 from isometry.theory.meanfield import critical_point, fixed_point, xi_c
 
-ROOT = Path(__file__).resolve().parents[1]
+NAME = "phase_diagram"
 SIGMA_W2, SIGMA_B2 = (0.5, 3.0), (0.0, 0.25)
 LARGEST_XI = 100.0
 
@@ -37,14 +36,7 @@ LINES = {
 POINTS = {"relu": ("ReLU", "s"), "linear": ("linear", "D")}
 
 
-def places(full: bool) -> tuple[Path, Path]:
-    """Data file, and figure without its ending: the committed ones with --full, under out/ without."""
-    folder = ROOT / "figures" if full else ROOT / "out" / "figures"
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    return folder / "data" / "phase_diagram.h5", folder / "phase_diagram"
-
-
-def compute(path: Path, full: bool) -> None:
+def compute(full: bool) -> None:
     """Depth scales on a grid, and the critical lines, into an HDF5 file that says what they are."""
     columns, rows = (76, 51) if full else (26, 14)
     weights, biases = np.linspace(*SIGMA_W2, columns), np.linspace(*SIGMA_B2, rows)
@@ -54,7 +46,7 @@ def compute(path: Path, full: bool) -> None:
             sigma_w, sigma_b = math.sqrt(weight), math.sqrt(bias)
             q = fixed_point("tanh", sigma_w, sigma_b)
             scale[row, column] = xi_c("tanh", sigma_w, sigma_b, q=q)
-    with h5py.File(path, "w") as file:
+    with h5py.File(stage.places(NAME, full)[0], "w") as file:
         file.attrs["source"] = "figures/phase_diagram.py"
         plane = file.create_group("tanh_plane")
         plane["sigma_w2"], plane["sigma_b2"], plane["xi_c"] = weights, biases, scale
@@ -69,12 +61,13 @@ def compute(path: Path, full: bool) -> None:
                 group[field] = np.array([getattr(point, field) for point in points])
 
 
-def draw(data: Path, path: Path) -> None:
+def draw(full: bool) -> None:
     """Both panels, from the file alone."""
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
     from matplotlib.patheffects import withStroke
 
+    data, path = stage.places(NAME, full)
     with h5py.File(data) as file, house_style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.3), layout="constrained")
         plane = {name: plane_data[()] for name, plane_data in file["tanh_plane"].items()}
@@ -140,22 +133,9 @@ def draw(data: Path, path: Path) -> None:
         for axes in (left, right):
             axes.set_xlabel(r"weight variance $\sigma_w^2$  (× fan-in)")
             axes.set_ylabel(r"bias variance $\sigma_b^2$")
-        for kind in ("png", "svg"):
-            save_figure(figure, path.with_suffix(f".{kind}"))
+        stage.save(figure, path)
         plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--full", action="store_true", help="fine grid, and the committed figure")
-    parser.add_argument("--draw-only", action="store_true", help="use the data file that is there")
-    arguments = parser.parse_args()
-    data, path = places(arguments.full)
-    if not arguments.draw_only:
-        compute(data, arguments.full)
-    draw(data, path)
-    print(f"{path}.png, {path}.svg from {data}")
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(__doc__, compute, draw)

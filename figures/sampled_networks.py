@@ -1,59 +1,20 @@
-"""What the figures that set theory beside sampled networks share: critical networks, one file of spectra, one style."""
+"""What the figures that set theory beside sampled networks share: critical networks, their inputs, their curves."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import isometry
 from isometry.nn import MLP, VanillaCNN
-from isometry.report.plots import save_figure
-from isometry.store import Store
 
-FIGURES = Path(__file__).resolve().parent
-STYLE = str(FIGURES.parent / "isometry" / "report" / "isometry.mplstyle")
-# Okabe and Ito 2008: told apart by colour-blind readers.
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000",
-)  # fmt: skip
 Array = NDArray[np.float64]
-
-
-def arguments(description: str | None) -> argparse.Namespace:
-    """--full for the larger run, --draw to draw from the data file that is there."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--full", action="store_true", help="wider networks, more draws, more depths")
-    parser.add_argument("--draw", action="store_true", help="draw from the data file, compute nothing")
-    return parser.parse_args()
-
-
-def data_file(name: str) -> Path:
-    """Where the spectra of a figure are kept."""
-    folder = FIGURES / "data"
-    folder.mkdir(exist_ok=True)
-    return folder / f"{name}.h5"
-
-
-def fresh_store(name: str) -> Store:
-    """The emptied data file of a figure."""
-    return isometry.open_store(data_file(name), "w")
-
-
-def save(figure: Figure, name: str) -> None:
-    """Write a figure as PNG and SVG beside the scripts."""
-    for ending in (".png", ".svg"):
-        print("wrote", save_figure(figure, FIGURES / f"{name}{ending}"), flush=True)
 
 
 def ensemble_of(activation: str, depth: int, weights: str, q_star: float) -> isometry.Ensemble:

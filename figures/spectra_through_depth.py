@@ -18,8 +18,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import stage
 import torch
-import training_runs as runs
 
 import isometry
 from isometry.nn.models import MLP
@@ -86,7 +86,7 @@ def measured(drawn_from: Ensemble, width: int) -> Spectrum:
 
 def compute(full: bool) -> None:
     """Predict and measure; what is in the file already stays."""
-    data, _ = runs.places(NAME, full)
+    data, _ = stage.places(NAME, full)
     width = 256 if full else 64
     store = open_store(data, "a")
     for depth in depths(full):
@@ -111,9 +111,9 @@ def draw(full: bool) -> None:
     """Cumulative distributions, one panel for each initialisation."""
     import matplotlib.pyplot as plt
 
-    data, path = runs.places(NAME, full)
+    data, path = stage.places(NAME, full)
     store = open_store(data)
-    with plt.style.context(runs.STYLE):
+    with plt.style.context(stage.STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(8.6, 6.6), sharey=True, layout="constrained")
         for ax, (key, start) in zip(axes.flat, STARTS.items(), strict=True):
             ax.axvspan(0.5, 2.0, color="#009E73", alpha=0.18, lw=0, zorder=0)
@@ -130,7 +130,7 @@ def draw(full: bool) -> None:
                 if spectrum.below_floor > 0:
                     ax.plot(*begin, "<", color=color, ms=7)
                 s = np.geomspace(*start.shown, 800)
-                ax.plot(s, store[f"{key} {depth} predicted"].cdf(s), "--", color=runs.VERMILION, lw=1.3)
+                ax.plot(s, store[f"{key} {depth} predicted"].cdf(s), "--", color=stage.VERMILION, lw=1.3)
             ax.set(xscale="log", xlim=start.shown, ylim=(0, 1.03), title=start.title)
         axes[0, 0].set_xticks([0.1, 0.2, 0.5, 1, 2], ["0.1", "0.2", "0.5", "1", "2"])
         for ax in axes.flat[1:]:
@@ -141,19 +141,11 @@ def draw(full: bool) -> None:
             ax.set_ylabel("share of singular values ≤ s")
         for ax in axes[1]:
             ax.set_xlabel("singular value s")
-        axes[0, 0].plot([], [], "--", color=runs.VERMILION, lw=1.3, label="theory")
+        axes[0, 0].plot([], [], "--", color=stage.VERMILION, lw=1.3, label="theory")
         axes[0, 0].legend(loc="upper left", title="layers", alignment="left")
-        runs.save(figure, path)
+        stage.save(figure, path)
         plt.close(figure)
 
 
-def main() -> None:
-    """Compute, then draw."""
-    arguments = runs.parser(__doc__).parse_args()
-    if not arguments.draw:
-        compute(arguments.full)
-    draw(arguments.full)
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(__doc__, compute, draw)

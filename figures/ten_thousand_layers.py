@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import stage
 import training_runs as runs
 
 from isometry.nn.data import load_dataset
@@ -44,7 +45,7 @@ def options_for(init: str, depth: int, steps: int) -> TrainingOptions:
 
 def compute(full: bool) -> None:
     """Run what is not there yet and gather it into the data file."""
-    data, _ = runs.places(NAME, full)
+    data, _ = stage.places(NAME, full)
     dataset = load_dataset("digits")
     for init, depth, steps in FULL if full else SMALL:
 
@@ -65,11 +66,11 @@ def draw(full: bool) -> None:
     """Training accuracy on the left, test accuracy on the right; Gaussian networks dashed."""
     import matplotlib.pyplot as plt
 
-    data, path = runs.places(NAME, full)
+    data, path = stage.places(NAME, full)
     plan = [entry for entry in (FULL if full else SMALL) if is_there(data, entry[0], entry[1])]
     depths = sorted({depth for _, depth, _ in plan})
-    colours = dict(zip(depths, (runs.SKY, runs.GREEN, runs.ORANGE, runs.BLUE), strict=False))
-    with plt.style.context(runs.STYLE):
+    colours = dict(zip(depths, (stage.SKY, stage.GREEN, stage.ORANGE, stage.BLUE), strict=False))
+    with plt.style.context(stage.STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(8.6, 4.3), sharey=True, layout="constrained")
         for init, depth, _ in sorted(plan):
             record = read_record(data, name=f"{init} {depth}")
@@ -85,7 +86,7 @@ def draw(full: bool) -> None:
         axes[0].set_ylabel("accuracy on digits, %")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, columnspacing=1.2)
-        runs.save(figure, path)
+        stage.save(figure, path)
         plt.close(figure)
 
 
@@ -94,13 +95,5 @@ def is_there(data: Path, init: str, depth: int) -> bool:
     return f"{init} {depth}" in open_store(data).series_names()
 
 
-def main() -> None:
-    """Compute, then draw."""
-    arguments = runs.parser(__doc__).parse_args()
-    if not arguments.draw:
-        compute(arguments.full)
-    draw(arguments.full)
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(__doc__, compute, draw)

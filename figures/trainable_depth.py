@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import training_runs as runs
+import stage
 
 from isometry.errors import NonFiniteError
 from isometry.nn.data import Dataset, load_dataset
@@ -37,7 +37,7 @@ def grid(full: bool) -> tuple[np.ndarray, np.ndarray, int]:
 
 def compute(full: bool) -> None:
     """Train the networks that are not in the file yet, shallow ones first."""
-    data, _ = runs.places(NAME, full)
+    data, _ = stage.places(NAME, full)
     sigma_w2, depths, steps = grid(full)
     # A learning rate at which the shallow and the critical networks learn within the steps; the same for all.
     options = TrainingOptions(
@@ -92,19 +92,19 @@ def draw(full: bool) -> None:
     """Heat map and depth scale."""
     import matplotlib.pyplot as plt
 
-    data, path = runs.places(NAME, full)
+    data, path = stage.places(NAME, full)
     sigma_w2, depths, _ = grid(full)
     series = open_store(data).series(NAME)
     values = series["train_accuracy"].reshape(len(depths), len(sigma_w2))
     steps = series.attributes["options"]["steps"]
     fine = np.linspace(edges(sigma_w2)[0], edges(sigma_w2)[-1], 700)
     scales = MULTIPLE * np.array([xi_c("tanh", value**0.5, SIGMA_B2**0.5) for value in fine])
-    with plt.style.context(runs.STYLE):
+    with plt.style.context(stage.STYLE):
         figure, ax = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
         depth_edges = np.exp(edges(np.log(depths)))
         mesh = ax.pcolormesh(edges(sigma_w2), depth_edges, 100 * values, vmin=0, vmax=100, rasterized=True)
         ax.plot(fine, scales, "--", color="white", lw=5)
-        ax.plot(fine, scales, "--", color=runs.VERMILION, lw=2.5, label=rf"theory: ${MULTIPLE}\,\xi_c$")
+        ax.plot(fine, scales, "--", color=stage.VERMILION, lw=2.5, label=rf"theory: ${MULTIPLE}\,\xi_c$")
         ax.set(
             yscale="log", ylim=(depth_edges[0], depth_edges[-1]), xlim=(fine[0], fine[-1]),
             xlabel=r"weight variance $\sigma_w^2$", ylabel="depth, layers",
@@ -116,7 +116,7 @@ def draw(full: bool) -> None:
         ax.grid(False)
         ax.legend(loc="upper right", frameon=True, framealpha=1.0)
         figure.colorbar(mesh, label="training accuracy, %")
-        runs.save(figure, Path(path))
+        stage.save(figure, Path(path))
         plt.close(figure)
 
 
@@ -126,13 +126,5 @@ def edges(centres: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
 
 
-def main() -> None:
-    """Compute, then draw."""
-    arguments = runs.parser(__doc__).parse_args()
-    if not arguments.draw:
-        compute(arguments.full)
-    draw(arguments.full)
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(__doc__, compute, draw)

@@ -1,4 +1,4 @@
-"""What the scripts that train share: runs that are kept and resumed, one file of all curves, one way to draw.
+"""What the scripts that train share: runs that are kept and resumed.
 
 A run works in a file of its own under ``out/runs`` (with its checkpoint), so that a killed script goes on where it
 stopped; what a figure needs is then gathered into one small file, from which alone the figure is drawn.
@@ -6,48 +6,17 @@ stopped; what a figure needs is then gathered into one small file, from which al
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from stage import ROOT
 from torch import nn
 
 from isometry.nn.data import Dataset
 from isometry.nn.record import TrainingRecord, read_record, write_record
 from isometry.nn.training import TrainingOptions, train
-
-FIGURES = Path(__file__).resolve().parent
-ROOT = FIGURES.parent
-_STYLE_FILE = ROOT / "isometry" / "report" / "isometry.mplstyle"
-STYLE = str(_STYLE_FILE) if _STYLE_FILE.exists() else "default"
-# Okabe and Ito 2008: told apart by colour-blind readers.
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000",
-)  # fmt: skip
-
-
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """Options that every script of this kind takes."""
-    result = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    result.add_argument(
-        "--full", action="store_true", help="the committed figure; without it a small one in out/"
-    )
-    result.add_argument(
-        "--draw", action="store_true", help="draw from the data file that is there, run nothing"
-    )
-    return result
-
-
-def places(name: str, full: bool) -> tuple[Path, Path]:
-    """Data file, and figure without its ending: committed ones for the full figure, under ``out/`` otherwise."""
-    folder = FIGURES if full else ROOT / "out" / "figures"
-    data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    return data / f"{name}.h5", folder / name
 
 
 def run(
@@ -91,10 +60,3 @@ class Announcer:
         """Say how far it is."""
         if step and step % self.every == 0:
             print(f"{self.name}: step {step}", flush=True)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write the figure as PNG and SVG."""
-    for ending in (".png", ".svg"):
-        figure.savefig(path.with_suffix(ending))
-        print("wrote", path.with_suffix(ending))

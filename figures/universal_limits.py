@@ -8,8 +8,8 @@ erf) give S(x) = exp(-s0^2 x), bounded away from zero. Left and middle: the law 
 s0^2 = 1/4, over the singular values of one network of width 1000 and depth 64 (grey). Right: Wasserstein-1 distance
 of the law at depth L to the limit, in units of the root mean square of s: the smooth class approaches as 1/sqrt(L).
 
-    python figures/universal_limits.py           # two minutes on one core, nearly all for the two networks
-    python figures/universal_limits.py --full    # the networks of width 2000
+    python figures/universal_limits.py           # networks of width 300: half a minute
+    python figures/universal_limits.py --full    # of width 1000: two minutes on one core
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import math
 
 import numpy as np
 import sampled_networks as networks
+import stage
 from scipy.optimize import brentq
 from scipy.special import erfinv
 
@@ -33,7 +34,7 @@ SHOWN, DEPTHS, SAMPLED = (4, 16, 64), tuple(2**k for k in range(1, 11)), 64
 VARIANCES = (0.25, 2.0)
 CLASSES = {"hard_tanh": "bernoulli", "tanh": "smooth", "erf_scaled": "smooth"}
 TITLES = {"hard_tanh": "hard-tanh", "tanh": "tanh", "erf_scaled": "erf"}
-COLOURS = (networks.SKY, networks.ORANGE, networks.GREEN)
+COLOURS = (stage.SKY, stage.ORANGE, stage.GREEN)
 
 
 def limit(kind: str, variance: float) -> isometry.Spectrum:
@@ -69,8 +70,8 @@ def law_at(activation: str, depth: int, variance: float) -> isometry.Spectrum:
 
 def compute(full: bool) -> None:
     """Distances to the limits at every depth, and one network of each class."""
-    width = 2000 if full else 1000
-    store = networks.fresh_store(NAME)
+    width = 1000 if full else 300
+    store = isometry.open_store(stage.places(NAME, full)[0], "w")
     for activation, kind in CLASSES.items():
         for variance in VARIANCES:
             goal = limit(kind, variance)
@@ -105,12 +106,13 @@ def _distance(activation: str, depth: int, variance: float, goal: isometry.Spect
         return math.nan
 
 
-def draw() -> None:
+def draw(full: bool) -> None:
     """A panel for each class, and one of distances."""
     import matplotlib.pyplot as plt
 
-    store = isometry.open_store(networks.data_file(NAME))
-    with plt.style.context(networks.STYLE):
+    data, path = stage.places(NAME, full)
+    store = isometry.open_store(data)
+    with plt.style.context(stage.STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(11.4, 4.3), layout="constrained")
         for ax, activation, kind in zip(axes, ("hard_tanh", "tanh"), ("Bernoulli", "Smooth"), strict=False):
             _spectra(ax, store, activation)
@@ -118,7 +120,7 @@ def draw() -> None:
                 title=f"{kind} class: {TITLES[activation]}", xlabel="singular value s", ylabel="density of s"
             )
         _distances(axes[2], store)
-        networks.save(figure, NAME)
+        stage.save(figure, path)
         plt.close(figure)
 
 
@@ -148,7 +150,7 @@ def _spectra(ax, store: isometry.store.Store, activation: str) -> None:
     fine = np.linspace(max(low, 1e-4), high, 900)
     middle = 0.5 * (fine[1:] + fine[:-1])
     for law, colour, text in zip(
-        (*laws, goal), (*COLOURS, networks.BLACK), (*(f"depth {depth}" for depth in SHOWN), "limit"), strict=True
+        (*laws, goal), (*COLOURS, stage.BLACK), (*(f"depth {depth}" for depth in SHOWN), "limit"), strict=True
     ):  # fmt: skip
         ax.plot(
             middle, _density(law, fine), color=colour, lw=1.6, ls="--" if text == "limit" else "-", label=text
@@ -170,7 +172,7 @@ def _spectra(ax, store: isometry.store.Store, activation: str) -> None:
 
 def _distances(ax, store: isometry.store.Store) -> None:
     for activation, colour, marker in zip(
-        CLASSES, (networks.BLUE, networks.VERMILION, networks.PURPLE), "osD", strict=True
+        CLASSES, (stage.BLUE, stage.VERMILION, stage.PURPLE), "osD", strict=True
     ):
         for variance, line in zip(VARIANCES, ("-", ":"), strict=True):
             columns = store.series(f"{activation} {variance:g}").columns
@@ -190,13 +192,5 @@ def _distances(ax, store: isometry.store.Store) -> None:
     ax.legend(loc="lower left", fontsize=9)
 
 
-def main() -> None:
-    """Compute, then draw."""
-    options = networks.arguments(__doc__)
-    if not options.draw:
-        compute(options.full)
-    draw()
-
-
 if __name__ == "__main__":
-    main()
+    stage.main(__doc__, compute, draw)
