@@ -15,6 +15,14 @@ class ModelError(InputError):
     """The model cannot be differentiated as it stands (batch-norm or dropout in training mode, coupling)."""
 
 
+class SpecError(InputError):
+    """The words for a model, an input or a setting name nothing that is there: they were typed wrongly."""
+
+
+class LoadError(InputError):
+    """What was named is there, and cannot be loaded: its code raises, a file is damaged or of another kind."""
+
+
 class NonFiniteError(IsometryError, ArithmeticError):
     """NaN or inf in an output, in a Jacobian product, or in a loss."""
 

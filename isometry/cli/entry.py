@@ -16,9 +16,9 @@ from typing import Any
 
 import click
 
-from isometry.cli.codes import FAILED, INTERRUPTED, NOT_CONVERGED, UNREADABLE
+from isometry.cli.codes import FAILED, INTERRUPTED, NOT_CONVERGED, UNREADABLE, USAGE
 from isometry.cli.streams import note, silence_closed_output, stand_in_for_closed_streams
-from isometry.errors import ConvergenceError, IsometryError, IsometryWarning, StoreError
+from isometry.errors import ConvergenceError, IsometryError, IsometryWarning, SpecError, StoreError
 
 # Command name -> "module:attribute". A command's module is loaded when it is called or its help is asked for, and
 # loads torch only when it runs: `isometry --help` answers at once.
@@ -183,6 +183,8 @@ def exit_code(error: IsometryError) -> int:
         return NOT_CONVERGED
     if isinstance(error, StoreError):
         return UNREADABLE
+    if isinstance(error, SpecError):
+        return USAGE
     return FAILED
 
 

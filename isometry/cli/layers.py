@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from isometry.cli.models import MODEL_HELP
 from isometry.cli.options import json_option, model_options
 from isometry.cli.streams import print_json, quiet_when_closed
+from isometry.loading.models import MODEL_HELP
 
 
 @click.command(
@@ -31,12 +31,10 @@ def layers_command(
     as_json: bool,
 ) -> None:
     """Run the model once and print its modules."""
-    from isometry.cli.inputs import load_input
     from isometry.cli.measure import explain_model_error
-    from isometry.cli.models import load_model
-    from isometry.cli.weights import load_weights
     from isometry.errors import IsometryError
     from isometry.jacobian import named_layers
+    from isometry.loading import load_input, load_model, load_weights
 
     model = load_model(model_spec, seed=seed, evaluation=evaluation)
     if weights is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isometry.cli.models import MODEL_HELP
 from isometry.cli.options import ByteCount, json_option, model_options, require_isometry_option
 from isometry.cli.results import finish, refuse_taken_name, show_spectrum, store_spectrum
+from isometry.loading.models import MODEL_HELP
 
 if TYPE_CHECKING:
-    from isometry.cli.inputs import LoadedInput
     from isometry.spectrum import Spectrum
 
 
@@ -100,9 +98,7 @@ def measure_command(
     **options: Any,
 ) -> None:
     """Parse, measure, store, print, leave with a code."""
-    from isometry.cli.inputs import load_input
-    from isometry.cli.models import load_model
-    from isometry.cli.weights import load_weights
+    from isometry.loading import load_input, load_model, load_weights, recorded_ensemble
 
     if overwrite and file is None:
         raise click.UsageError("--overwrite replaces a spectrum in a file: give -o FILE.h5 with it")
@@ -131,28 +127,6 @@ def measure_command(
     failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
     show_spectrum(spectrum, as_json=as_json)
     finish(context, [spectrum], failure=failure, require_isometry=require_isometry, tol=options["tol"])
-
-
-def recorded_ensemble(module: Any, point: LoadedInput, *, loaded: bool, part: bool) -> dict[str, Any] | None:
-    """What `compare --theory` will need: the ensemble that J is a draw from; None where it is of no known one.
-
-    It is of the trunk alone (no stem, no head, no part), with weights as drawn; and it knows the variance q0 of the
-    first pre-activations, from the mean square of this input.
-    """
-    ensemble = getattr(module, "ensemble", None)
-    whole = getattr(module, "stem", None) is None and getattr(module, "head", None) is None
-    if ensemble is None or loaded or part or not whole:
-        return None
-    if point.stationary and ensemble.residual is None:
-        return dict(ensemble.to_dict())
-    mean_square = (
-        float(point.tensor.double().square().mean()) if point.tensor.is_floating_point() else math.nan
-    )
-    if not math.isfinite(mean_square):
-        # Integers, nothing, NaN: the measurement will say what is wrong with such an input.
-        return None
-    q0 = ensemble.sigma_w**2 * mean_square + (ensemble.sigma_b or 0.0) ** 2
-    return dict(replace(ensemble, q0=q0).to_dict())
 
 
 def _measure(

@@ -69,7 +69,7 @@ class ByteCount(click.ParamType):
 
 def model_options(command: Command) -> Command:
     """The options that say which model, with which weights, at which input."""
-    from isometry.cli.inputs import INPUT_HELP
+    from isometry.loading.inputs import INPUT_HELP
 
     for option in (
         click.option(

@@ -183,8 +183,7 @@ def test_the_variance_of_the_first_layer_is_recorded_with_the_ensemble(isometry,
 def test_the_input_of_a_built_in_is_stationary() -> None:
     import torch
 
-    from isometry.cli.inputs import load_input
-    from isometry.cli.models import load_model
+    from isometry.loading import load_input, load_model
 
     model = load_model("mlp:depth=6,width=2000,activation=tanh,init=gaussian,sigma_w=1.3,sigma_b=0.2")
     x = load_input(None, model, count=1, seed=0).tensor
@@ -202,7 +201,7 @@ def test_the_ensemble_of_a_reference_network_is_recorded_unless_weights_were_loa
 ) -> None:
     import torch
 
-    from isometry.cli.models import load_model
+    from isometry.loading.models import load_model
 
     path, spec = tmp_path / "new.h5", "mlp:depth=2,width=6,activation=tanh,init=orthogonal,sigma_w=1.1"
     isometry("measure", spec, "-o", path)

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from isometry.errors import InputError
+from isometry.errors import InputError, SpecError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,7 +71,7 @@ def parse_settings(kind: str, text: str) -> dict[str, Any]:
 
     Raises
     ------
-    click.UsageError
+    SpecError
         An unknown key, a key given twice, or a value that is not of the key's type.
     """
     built_in = BUILT_IN[kind]
@@ -84,18 +82,16 @@ def parse_settings(kind: str, text: str) -> dict[str, Any]:
         key, equals, value = part.partition("=")
         key = key.strip()
         if not equals:
-            raise click.UsageError(
-                f"{kind}: {part!r} is not a setting; write key=value. Keys: {built_in.help}"
-            )
+            raise SpecError(f"{kind}: {part!r} is not a setting; write key=value. Keys: {built_in.help}")
         if key not in built_in.keys:
-            raise click.UsageError(f"{kind} has no setting {key!r}. Its keys: {', '.join(built_in.keys)}")
+            raise SpecError(f"{kind} has no setting {key!r}. Its keys: {', '.join(built_in.keys)}")
         if key in given:
-            raise click.UsageError(f"{kind}: {key} is given twice")
+            raise SpecError(f"{kind}: {key} is given twice")
         try:
             given[key] = built_in.keys[key](value.strip())
         except ValueError:
             wanted = _WORDS.get(built_in.keys[key], "text")
-            raise click.UsageError(f"{kind}: {key} is {wanted}; got {value.strip()!r}") from None
+            raise SpecError(f"{kind}: {key} is {wanted}; got {value.strip()!r}") from None
     return {**built_in.defaults, **given}
 
 
@@ -104,7 +100,7 @@ def build(kind: str, settings: Mapping[str, Any]) -> tuple[nn.Module, tuple[int,
 
     Raises
     ------
-    click.UsageError
+    SpecError
         Where the network's class refuses the settings.
     """
     from isometry import nn as networks
@@ -112,13 +108,13 @@ def build(kind: str, settings: Mapping[str, Any]) -> tuple[nn.Module, tuple[int,
     arguments = dict(settings)
     size = arguments.pop("size", None)
     if size is not None and size < 1:
-        raise click.UsageError(f"{kind}: size is at least 1; got {size}")
+        raise SpecError(f"{kind}: size is at least 1; got {size}")
     if arguments.get("num_classes") is not None and size is not None:
         arguments["image_size"] = size
     try:
         model: nn.Module = getattr(networks, BUILT_IN[kind].class_name)(**arguments)
     except InputError as error:
-        raise click.UsageError(f"{kind}: {error}") from error
+        raise SpecError(f"{kind}: {error}") from error
     if size is None:
         return model, (settings.get("in_features") or settings["width"],)
     return model, (settings.get("in_channels") or settings["channels"], size, size)

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from isometry.cli.builtin_models import BUILT_IN, build, parse_settings
+from isometry.errors import LoadError, SpecError
+from isometry.loading.builtin import BUILT_IN, build, parse_settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,9 +73,9 @@ def load_model(spec: str, *, seed: int = 0, evaluation: bool = False) -> LoadedM
 
     Raises
     ------
-    click.UsageError
+    SpecError
         No such file, module, name or setting.
-    click.ClickException
+    LoadError
         The code that makes the model raised.
     """
     kind, colon, rest = spec.partition(":")
@@ -86,7 +85,7 @@ def load_model(spec: str, *, seed: int = 0, evaluation: bool = False) -> LoadedM
         bare = "channels" in settings and settings.get("in_channels") is None
         loaded = LoadedModel(module, spec, kind, shape, settings["channels"] if bare else None)
     elif not colon or not rest:
-        raise click.UsageError(
+        raise SpecError(
             f"{spec!r} is not a MODEL: write path/to/file.py:callable, package.module:callable, torchvision:NAME, "
             f"timm:NAME, or a built-in ({', '.join(f'{name}:...' for name in BUILT_IN)})"
         )
@@ -120,18 +119,18 @@ def _find(place: str, attribute: str) -> Any:
                 and getattr(value, "__module__", "") == module.__name__
             ]
             known = f"it defines {', '.join(sorted(names)[:12])}" if names else "it defines no callable"
-            raise click.UsageError(f"{place} has no {attribute!r}; {known}")
+            raise SpecError(f"{place} has no {attribute!r}; {known}")
         found = getattr(found, part)
     return found
 
 
 def _module_from_file(path: Path) -> Any:
     if not path.is_file():
-        raise click.UsageError(f"there is no file {str(path)!r} to load a model from")
+        raise SpecError(f"there is no file {str(path)!r} to load a model from")
     name = f"_isometry_model_{path.stem}"
     specification = importlib.util.spec_from_file_location(name, path)
     if specification is None or specification.loader is None:
-        raise click.UsageError(f"{str(path)!r} is not a Python file; it needs the ending .py")
+        raise SpecError(f"{str(path)!r} is not a Python file; it needs the ending .py")
     module = importlib.util.module_from_spec(specification)
     # As for `python FILE`: what lies beside the file can be imported, and classes find their module.
     sys.path.insert(0, str(path.resolve().parent))
@@ -148,10 +147,10 @@ def _module_by_name(name: str) -> Any:
     try:
         with _foreign_code(name):
             return importlib.import_module(name)
-    except click.ClickException as error:
+    except LoadError as error:
         missing = error.__cause__
         if isinstance(missing, ModuleNotFoundError) and missing.name and name.startswith(missing.name):
-            raise click.UsageError(
+            raise SpecError(
                 f"there is no module {name!r} to import; a file is written with its ending, path/to/file.py:callable"
             ) from missing
         raise
@@ -164,18 +163,18 @@ def _make(found: Any, spec: str) -> nn.Module:
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
-        raise click.UsageError(
+        raise SpecError(
             f"{spec} is a {type(found).__name__}; it must be an nn.Module or a callable that returns one"
         )
     needed = _needed_arguments(found)
     if needed:
-        raise click.UsageError(
+        raise SpecError(
             f"{spec} needs the arguments {', '.join(needed)}; name a function without arguments that calls it"
         )
     with _foreign_code(spec):
         made = found()
     if not isinstance(made, nn.Module):
-        raise click.UsageError(f"{spec} returned a {type(made).__name__}; it must return an nn.Module")
+        raise SpecError(f"{spec} returned a {type(made).__name__}; it must return an nn.Module")
     return made
 
 
@@ -195,7 +194,7 @@ def _from_library(library: str, name: str) -> nn.Module:
         package = importlib.import_module("torchvision.models" if library == "torchvision" else "timm")
     except Exception as error:
         # Not only ImportError: a build that does not fit this torch fails with RuntimeError while it is imported.
-        raise click.ClickException(
+        raise LoadError(
             f"{library} cannot be imported here ({type(error).__name__}: {_first_line(error)}). Install it for this "
             f"torch, or name the model by a file, path/to/file.py:callable"
         ) from error
@@ -207,7 +206,7 @@ def _from_library(library: str, name: str) -> nn.Module:
                 else package.create_model(name)
             )
     except Exception as error:
-        raise click.UsageError(f"{library} makes no model {name!r}: {_first_line(error)}") from error
+        raise SpecError(f"{library} makes no model {name!r}: {_first_line(error)}") from error
     return made
 
 
@@ -217,10 +216,10 @@ def _foreign_code(where: str) -> Any:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
-    except click.ClickException:
+    except (SpecError, LoadError):
         raise
     except (Exception, SystemExit) as error:
-        raise click.ClickException(
+        raise LoadError(
             f"loading the model from {where} raised {type(error).__name__}: {_first_line(error)}"
         ) from error
 

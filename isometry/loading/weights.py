@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from isometry.errors import LoadError, SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,7 +22,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
     Raises
     ------
-    click.ClickException
+    LoadError
         The file is absent, damaged, holds more than tensors, or does not fit the model.
     """
     state = _state_dict(path)
@@ -40,7 +40,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"unknown to the model: {_some(unexpected)}" if unexpected else "",
             _some(wrong) if wrong else "",
         ]
-        raise click.ClickException(
+        raise LoadError(
             f"the weights in {path} do not fit the model: {'; '.join(part for part in parts if part)}"
         )
     module.load_state_dict(dict(state))
@@ -50,20 +50,20 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
     import torch
 
     if not path.is_file():
-        raise click.UsageError(f"there is no file of weights {str(path)!r}")
+        raise SpecError(f"there is no file of weights {str(path)!r}")
     if path.suffix == ".safetensors":
         found: Any = _safetensors(path)
     else:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise click.ClickException(
+            raise LoadError(
                 f"{path} holds more than tensors, or is no file of torch.save; it was not loaded, because loading "
                 "it could run code. Save the state dictionary alone: torch.save(model.state_dict(), path)"
             ) from error
         except (RuntimeError, EOFError, ValueError, KeyError) as error:
             first = (str(error).splitlines() or [""])[0]
-            raise click.ClickException(
+            raise LoadError(
                 f"{path} cannot be read as weights (damaged, or another format): {first}"
             ) from error
     if isinstance(found, Mapping):
@@ -72,7 +72,7 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
                 found = found[key]
                 break
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise click.ClickException(
+        raise LoadError(
             f"{path} holds no state dictionary (names -> tensors) but a {type(found).__name__}; "
             "save it with torch.save(model.state_dict(), path)"
         )
@@ -83,14 +83,14 @@ def _safetensors(path: Path) -> Mapping[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
-        raise click.ClickException(
+        raise LoadError(
             "reading .safetensors needs the safetensors package: pip install 'isometry[weights]'"
         ) from error
     try:
         state: Mapping[str, Tensor] = load_file(path)
     except Exception as error:
         # The library's own error type is not public.
-        raise click.ClickException(f"{path} cannot be read as safetensors: {error}") from error
+        raise LoadError(f"{path} cannot be read as safetensors: {error}") from error
     return state
 
 

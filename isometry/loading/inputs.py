@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
 import numpy as np
 
-from isometry.cli.models import LoadedModel
+from isometry.errors import LoadError, SpecError
+from isometry.loading.models import LoadedModel
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,16 +67,14 @@ def load_input(
 
     Raises
     ------
-    click.UsageError
+    SpecError
         A spec that is none of the three, a file that is not there, more inputs than there are.
     """
     if count is not None and not batch_axis:
-        raise click.UsageError(
-            "--inputs stacks inputs along a batch axis, so --no-batch-axis does not go with it"
-        )
+        raise SpecError("--inputs stacks inputs along a batch axis, so --no-batch-axis does not go with it")
     if spec is None:
         if model.input_shape is None:
-            raise click.UsageError(
+            raise SpecError(
                 f"the model {model.spec} does not say what goes into it: give --input, a shape such as 3x32x32, "
                 "'digits', or a .npy, .npz or .pt file"
             )
@@ -86,7 +84,7 @@ def load_input(
     if re.fullmatch(r"\d+(x\d+)*", spec):
         shape = tuple(int(part) for part in spec.split("x"))
         if 0 in shape:
-            raise click.UsageError(f"--input {spec} is empty: every extent is at least 1")
+            raise SpecError(f"--input {spec} is empty: every extent is at least 1")
         return _normal(shape, count or 1, seed, batch_axis)
     if spec == "digits":
         return _digits(model, count or 1, batch_axis)
@@ -128,7 +126,7 @@ def _digits(model: LoadedModel, count: int, batch_axis: bool) -> LoadedInput:
 
     test = load_dataset("digits").test_images
     if count > len(test):
-        raise click.UsageError(f"there are {len(test)} test digits; --inputs asks for {count}")
+        raise SpecError(f"there are {len(test)} test digits; --inputs asks for {count}")
     pixels = test[:count]
     text = f"first {count} of {len(test)} test digits" if count > 1 else "a test digit"
     if model.repeats_channels is not None:
@@ -136,13 +134,13 @@ def _digits(model: LoadedModel, count: int, batch_axis: bool) -> LoadedInput:
         text += f", repeated over {model.repeats_channels} channels"
     elif model.input_shape is not None and len(model.input_shape) == 1:
         if model.input_shape[0] != 64:
-            raise click.UsageError(
+            raise SpecError(
                 f"a digit has 64 pixels and the network takes {model.input_shape[0]} numbers: "
                 "write width=64, or in_features=64"
             )
         pixels = pixels.flatten(1)
     elif model.input_shape is not None and model.input_shape != (1, 8, 8):
-        raise click.UsageError(
+        raise SpecError(
             f"digits are 1x8x8 images and the network takes {'x'.join(map(str, model.input_shape))}: "
             "write in_channels=1,size=8"
         )
@@ -151,16 +149,16 @@ def _digits(model: LoadedModel, count: int, batch_axis: bool) -> LoadedInput:
 
 def _from_file(path: Path, count: int | None) -> LoadedInput:
     if path.suffix not in (".npy", ".npz", ".pt", ".pth"):
-        raise click.UsageError(
+        raise SpecError(
             f"--input {str(path)!r} is neither a shape (3x32x32), nor 'digits', nor a .npy, .npz or .pt file"
         )
     if not path.is_file():
-        raise click.UsageError(f"there is no input file {str(path)!r}")
+        raise SpecError(f"there is no input file {str(path)!r}")
     tensor = _tensor_file(path) if path.suffix in (".pt", ".pth") else _array_file(path)
     if count is None:
         return LoadedInput(tensor, False, path.name)
     if tensor.dim() < 1 or tensor.shape[0] < count:
-        raise click.UsageError(
+        raise SpecError(
             f"--inputs {count}: {path} has shape {tuple(tensor.shape)}, and its first axis counts the inputs"
         )
     return LoadedInput(tensor[:count], True, f"{path.name}, first {count}")
@@ -174,15 +172,17 @@ def _array_file(path: Path) -> Tensor:
         if isinstance(found, np.lib.npyio.NpzFile):
             with found:
                 if len(found.files) != 1:
-                    raise click.UsageError(
+                    raise SpecError(
                         f"{path} holds {len(found.files)} arrays ({', '.join(found.files[:8])}); "
                         "save the input alone: numpy.savez(path, x=x)"
                     )
                 found = found[found.files[0]]
+    except SpecError:
+        raise
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise click.ClickException(f"{path} cannot be read as a NumPy file of numbers: {error}") from error
+        raise LoadError(f"{path} cannot be read as a NumPy file of numbers: {error}") from error
     if found.dtype.kind not in "biufc":
-        raise click.ClickException(f"{path} holds {found.dtype}, not numbers")
+        raise LoadError(f"{path} holds {found.dtype}, not numbers")
     # Byte order and strides as torch wants them.
     return torch.from_numpy(np.ascontiguousarray(found.astype(found.dtype.newbyteorder("="))))
 
@@ -195,11 +195,9 @@ def _tensor_file(path: Path) -> Tensor:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise click.ClickException(
+        raise LoadError(
             f"{path} cannot be read as a tensor (weights_only): save it with torch.save(x, path)"
         ) from error
     if not isinstance(found, torch.Tensor):
-        raise click.ClickException(
-            f"{path} holds a {type(found).__name__}; save the tensor alone: torch.save(x, path)"
-        )
+        raise LoadError(f"{path} holds a {type(found).__name__}; save the tensor alone: torch.save(x, path)")
     return found
