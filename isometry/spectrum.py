@@ -11,18 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import wording
 from .distribution import Curve, Quadrature, times_exp
 from .errors import InputError
+from .records import json_record
 
 Array = NDArray[np.float64]
-
-REPORTED_QUANTILES = ("0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99")
 
 
 @dataclass(frozen=True, eq=False)
@@ -400,7 +399,10 @@ class Spectrum:
         error = self.mean_square_stderr
         if not error > 0:
             return self.mean_square, self.mean_square if error == 0 else math.nan
-        half = _student_t(0.5 + level / 2, self.n_inputs * (self.n_probes - 1)) * error
+        # Loaded here: a spectrum is numpy alone until somebody asks for an interval.
+        from .intervals import student_quantile
+
+        half = student_quantile(0.5 + level / 2, self.n_inputs * (self.n_probes - 1)) * error
         return self.mean_square - half, self.mean_square + half
 
     def cdf_stderr(self, s: ArrayLike, *, over: str = "probes") -> Array:
@@ -490,148 +492,26 @@ class Spectrum:
 
     def verdict(self, low: float = 0.5, high: float = 2.0) -> str:
         """One sentence: is this dynamical isometry?"""
-        share, most = self.isometry_bounds(low, high)
-        median = float(self.log10_quantile(0.5))
-        reach = f"{percent_text(share, most)} of the singular values lie in [{low:g}, {high:g}]"
-        if share >= 0.95:
-            return f"isometric: {reach}"
-        if (share < 0.5 <= most) or most >= 0.95:
-            return f"not resolved: {reach}; what lies below the floor, {self.floor:.2g}, takes more steps or exact"
-        if share >= 0.5:
-            return f"partly isometric: {reach}"
-        if low > 0 and median < math.log10(low):
-            known = math.isfinite(median) or self.floor > 0
-            where = (
-                f"half are at most {self.quantile_text(0.5).removeprefix('< ')}" if known else "half are zero"
-            )
-            return f"not isometric, signals vanish in most directions: {reach}, {where}"
-        if median > math.log10(high):
-            where = f"half are at least {self.quantile_text(0.5)}"
-            return f"not isometric, signals grow in most directions: {reach}, {where}"
-        return f"not isometric: {reach}"
+        return wording.verdict_text(self, low, high)
 
     def to_dict(self) -> dict[str, Any]:
         """The reported numbers as plain JSON values; None stands for what is unknown or below the floor.
 
         Numbers that leave the range of floats are None and stand in the fields named ``log10_...``.
         """
-        levels = [float(level) for level in REPORTED_QUANTILES]
-        seed, dtype, device = (self.provenance.get(key) for key in ("seed", "dtype", "device"))
-        zero = self.zero_mass
-        measured = self.kind == "measured"
-        quantiles, log_quantiles = {}, {}
-        for key, level, value, log10 in zip(
-            REPORTED_QUANTILES, levels, self.quantile(levels), self.log10_quantile(levels), strict=True
-        ):
-            inside_zero = zero > 0 and level <= zero
-            quantiles[key] = None if inside_zero and measured else _json(value, underflow=not inside_zero)
-            log_quantiles[key] = _json(log10)
-        low, high = self.mean_square_interval()
-        e = self.extremes
-        result: dict[str, Any] = {
-            "name": self.name,
-            "kind": self.kind,
-            "method": self.method,
-            "shape": list(self.shape) if self.shape else None,
-            "null_dimension": self.null_dimension,
-            "inputs": self.n_inputs,
-            "probes": self.n_probes,
-            "s_max": _json(self.s_max),
-            "s_max_residual": _json(self.s_max_residual),
-            "s_min": _json(self.s_min, underflow=zero == 0),
-            "s_min_residual": _json(self.s_min_residual),
-            "s_min_upper_bound": _json(self.s_min_bound, underflow=zero == 0),
-            "condition_number": _json(self.condition_number),
-            "mean_square": _json(self.mean_square, underflow=math.isfinite(self.log10_moment(1))),
-            "mean_square_stderr": _json(self.mean_square_stderr),
-            "mean_square_stderr_inputs": _json(self.moment_stderr(1, over="inputs")) if measured else None,
-            "mean_square_interval95": [_json(low), _json(high)],
-            "log10_mean_square": _json(self.log10_moment(1)),
-            "variance": _json(self.variance),
-            "quantiles": quantiles,
-            "log10_quantiles": log_quantiles,
-            "floor": _json(self.floor),
-            "below_floor": _json(self.below_floor),
-            "zero_mass": _json(zero),
-            "isometry": {
-                "low": 0.5,
-                "high": 2.0,
-                "fraction": self.isometry(),
-                "fraction_at_most": self.isometry_bounds()[1],
-                "stderr": _json(self.isometry_stderr()),
-            },
-            "verdict": self.verdict(),
-            "products": self.products,
-            "seconds": self.seconds,
-            "seed": seed,
-            "dtype": dtype,
-            "device": device,
-        }
-        if e is not None and measured:
-            best = int(e.top[:, 0].argmax())
-            result["top"] = [
-                {"s": float(s), "residual": float(r)}
-                for s, r in zip(e.top[best, :10], e.top_residual[best, :10], strict=True)
-                if math.isfinite(s)  # fewer were found than asked for
-            ]
-        return result
+        return json_record(self)
 
     def rows(self) -> list[tuple[str, str]]:
         """The short table as (label, value) pairs: what every rendering of a spectrum shows."""
-        shape = f"{self.shape[0]} x {self.shape[1]}" if self.shape else "infinite width"
-        rows = [("J", f"{shape}, {self.kind} ({self.method})")]
-        if self.null_dimension:
-            rows.append(("null dimension", f"{self.null_dimension} (forced by the shape, not counted below)"))
-        if self.n_inputs > 1 or self.n_probes > 1:
-            rows.append(("inputs x probes", f"{self.n_inputs} x {self.n_probes}"))
-        rows.append(("s_max", _with_error(self.s_max, self.s_max_residual, "residual")))
-        for key in REPORTED_QUANTILES[::-1]:
-            rows.append((f"quantile {key}", self.quantile_text(float(key))))
-        if math.isnan(self.s_min):
-            rows.append(("s_min", f"not resolved (at most {max(self.s_min_bound, self.floor):.3g})"))
-        else:
-            rows.append(("s_min", _with_error(self.s_min, self.s_min_residual, "residual")))
-        rows.append(("mean s^2", _with_error(self.mean_square, self.mean_square_stderr, "+-")))
-        if self.n_inputs > 1:
-            rows.append(("  over inputs", f"+- {self.moment_stderr(1, over='inputs'):.2g}"))
-        if math.isfinite(self.condition_number):
-            rows.append(("condition", f"{self.condition_number:.4g}"))
-        else:
-            bound = (
-                self.s_max / max(self.s_min_bound, self.floor)
-                if max(self.s_min_bound, self.floor)
-                else math.inf
-            )
-            rows.append(("condition", f"at least {bound:.3g}" if math.isfinite(bound) else "infinite"))
-        if self.below_floor > 0:
-            place = f"s <= {self.floor:.2g}" if self.floor > 0 else "s = 0"
-            rows.append(
-                (
-                    "below floor" if self.floor > 0 else "mass at zero",
-                    f"{100 * self.below_floor:.3g} % ({place})",
-                )
-            )
-        rows.append(
-            ("in [0.5, 2]", percent_text(*self.isometry_bounds(), error=self.isometry_stderr(), sign="+-"))
-        )
-        rows.append(("verdict", self.verdict()))
-        return rows
+        return wording.table_rows(self)
 
     def quantile_text(self, p: float) -> str:
         """A quantile as a person reads it: '< floor' below the floor, a power of ten outside the float range."""
-        if p <= self.zero_mass and self.zero_mass > 0:
-            return f"< {self.floor:.2g}" if self.floor > 0 else "0"
-        value = float(self.quantile(p))
-        if value == 0 or math.isinf(value):
-            return f"1e{float(self.log10_quantile(p)):.2f}"
-        return f"{value:.4g}"
+        return wording.quantile_text(self, p)
 
     def summary(self) -> str:
         """The short table as text."""
-        rows = self.rows()
-        width = max(len(label) for label, _ in rows)
-        title = f"Spectrum {self.name}".rstrip()
-        return "\n".join([title] + [f"  {label:<{width}}  {value}" for label, value in rows])
+        return wording.table_text(self)
 
     __str__ = summary
 
@@ -639,11 +519,7 @@ class Spectrum:
         return f"<Spectrum {self.name or self.method}: {self.verdict()}>"
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{_escape(a)}</th><td style='text-align:left'>{_escape(b)}</td></tr>"
-            for a, b in self.rows()
-        )
-        return f"<table><caption>Spectrum {_escape(self.name)}</caption>{cells}</table>"
+        return wording.table_html(self)
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """Draw the density of log10 s into a Matplotlib ``ax`` (a new one if None) and return it."""
@@ -660,65 +536,6 @@ def _nonnegative(s: ArrayLike) -> Array:
     return values
 
 
-def _json(value: float, *, underflow: bool = False) -> float | None:
-    """A float JSON can hold; None for nan and inf, and for a zero that is only an underflow."""
-    value = float(value)
-    return None if not math.isfinite(value) or (underflow and value == 0) else value
-
-
-def percent_text(least: float, most: float, *, error: float = 0.0, sign: str = "±", digits: int = 2) -> str:
-    """A share as a person reads it: with its statistical error, or from least to most where they differ."""
-    # What differs by less than the digits shown is one number.
-    if most - least > 5e-4:
-        return f"{100 * least:.3g} to {100 * most:.3g} %"
-    spread = f" {sign} {100 * error:.{digits}g}" if error > 0 else ""
-    return f"{100 * least:.3g}{spread} %"
-
-
-def _with_error(value: float, error: float, word: str) -> str:
-    if not error > 0:
-        return f"{value:.5g}" if error == 0 else f"{value:.5g} (error unknown)"
-    return f"{value:.5g} {word} {error:.2g}" if word == "+-" else f"{value:.5g} ({word} {error:.2g})"
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
 def _exp(log: float) -> float:
     """exp, 0 below the range of floats and inf above it."""
     return math.exp(log) if log < 709.78 else math.inf
-
-
-def _student_t(p: float, degrees: int) -> float:
-    """Quantile of Student's t for p > 1/2, to 1e-8: numpy has no t distribution.
-
-    From 100 degrees on by Cornish-Fisher expansion in 1/degrees (Abramowitz & Stegun 26.7.5), below by bisection
-    of the finite sums that the cdf is for whole degrees (26.7.3 and 26.7.4).
-    """
-    if degrees < 1:
-        return math.nan
-    if degrees < 100:
-        low, high = 0.0, math.pi / 2
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            low, high = (low, middle) if _student_cdf(middle, degrees) >= p else (middle, high)
-        return math.sqrt(degrees) * math.tan(high)
-    z = NormalDist().inv_cdf(p)
-    v = float(degrees)
-    g1 = (z**3 + z) / 4
-    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
-    return z + g1 / v + g2 / v**2 + g3 / v**3 + g4 / v**4
-
-
-def _student_cdf(angle: float, degrees: int) -> float:
-    """P[T <= sqrt(degrees) tan(angle)] for an angle in [0, pi/2]."""
-    cosine, sine = math.cos(angle), math.sin(angle)
-    term, total = (cosine, 0.0) if degrees % 2 else (1.0, 0.0)
-    for k in range(2 + degrees % 2, degrees + 1, 2):
-        total += term
-        term *= cosine * cosine * (k - 1) / k
-    inside = 2 / math.pi * (angle + sine * total) if degrees % 2 else sine * total
-    return 0.5 * (1 + inside)

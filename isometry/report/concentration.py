@@ -56,8 +56,14 @@ class Concentration:
         log10 = self.log_s / math.log(10)
         place = f"{math.exp(self.log_s):.4g}" if abs(log10) < 300 else f"1e{log10:.1f}"
         spread = math.expm1(0.5 * (self.high - self.low))
-        where = f"at s = {place}" if spread < 1e-9 else f"within {100 * spread:.1g} % of s = {place}"
+        where = f"at s = {place}" if spread < 1e-9 else f"within {_one_digit(100 * spread)} % of s = {place}"
         return f"{100 * self.mass:.3g} % {where}"
+
+
+def _one_digit(value: float) -> str:
+    """A positive number to one significant digit, without an exponent where a person writes none: 20, not 2e+01."""
+    rounded = float(f"{value:.1g}")
+    return f"{rounded:.0f}" if 1 <= rounded < 1e4 else f"{rounded:.1g}"
 
 
 def concentrations(distribution: Distribution, log_edges: Array) -> list[Concentration]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isometry.distribution import Curve
-from isometry.report.concentration import cell_masses, concentrations
+from isometry.report.concentration import Concentration, cell_masses, concentrations
 from isometry.spectrum import Spectrum
 
 
@@ -60,3 +60,11 @@ def test_the_text_says_how_narrow() -> None:
     values = 2 * (1 + 0.001 * np.linspace(-1, 1, 100))
     (one,) = concentrations(Spectrum.from_singular_values(values).distribution, np.linspace(-1, 1, 21))
     assert one.text() == "100 % within 0.1 % of s = 2"
+
+
+@pytest.mark.parametrize(
+    ("half_width", "text"), [(0.2, "20 %"), (0.037, "4 %"), (0.3e-2, "0.3 %"), (2e-8, "2e-06 %")]
+)
+def test_a_width_reads_as_a_person_writes_it(half_width: float, text: str) -> None:
+    half = math.log1p(half_width)
+    assert Concentration(-half, half, 0.5).text() == f"50 % within {text} of s = 1"
