@@ -59,6 +59,10 @@ class LeadingCurve:
         one_plus_t = averages.one_plus_m_nonzero / self.group.law.nonzero_mass
         return averages, self.group.size * averages.m, one_plus_t
 
+    def one_plus_t(self, w: ComplexArray) -> ComplexArray:
+        """1 + t at (n,) points w."""
+        return self._transform(w)[2]
+
     def log_z(self, w: ComplexArray) -> tuple[ComplexArray, ComplexArray]:
         """log z - C and K = d log z / d log w at (n,) points w."""
         averages, t, one_plus_t = self._transform(w)
