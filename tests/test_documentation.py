@@ -30,6 +30,10 @@ def build():
 """
 
 
+# Other pages are doctests or describe files; their own tests run them (tests/nn, tests/store).
+PAGES = sorted({path.name for path in (ROOT / "docs").glob("*.md")} - {"file-format.md", "initialisers.md"})
+
+
 def modules() -> list[str]:
     found = pkgutil.walk_packages(isometry.__path__, "isometry.")
     return sorted(module.name for module in found if "__main__" not in module.name)
@@ -78,3 +82,24 @@ def test_readme_commands_run(
         small = [word.replace("depth=32", "depth=4").replace("channels=16", "channels=4") for word in words]
         code = run(small)
         assert code == 0, f"{line.strip()} -> {code}\n{capsys.readouterr().err}"
+
+
+def blocks_of(text: str) -> list[tuple[str, str]]:
+    """(language, code) of every block of a page but those below a line ``<!-- not run: why -->``."""
+    found = re.findall(r"(<!-- not run: .+? -->\n)?```(\w+)\n(.*?)```", text, flags=re.DOTALL)
+    return [(language, code) for excused, language, code in found if not excused]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page one after another, as a reader runs them: Python in one session, commands in one folder."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for language, code in blocks_of((ROOT / "docs" / page).read_text()):
+        if language == "python":
+            exec(code, names)
+        elif language == "sh":
+            for line in code.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:1] == ["isometry"]:
+                    assert run(words[1:]) == 0, line
