@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
-from functools import lru_cache, partial
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -18,18 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from isometry.convergence import DEFAULT_TOP, warn_of_underflow, warn_unconverged
 from isometry.distribution import Quadrature
-from isometry.errors import ConvergenceWarning, FallbackWarning, InputError
+from isometry.errors import FallbackWarning, InputError
 from isometry.estimators import exact, lanczos, randomized
 from isometry.jacobian import JacobianOperator
 from isometry.jacobian.function import Output
 from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
 from isometry.progress import Progress, progress_bar, silent
+from isometry.provenance import record, recorded_ensemble
 from isometry.spectrum import Extremes, Spectrum
-from isometry.theory.ensemble import Ensemble
 
 METHODS = ("auto", "exact", "lanczos", "randomized")
-DEFAULT_PROBES, DEFAULT_STEPS, DEFAULT_TOP, DEFAULT_RANK = 16, 50, 6, 20
+DEFAULT_PROBES, DEFAULT_STEPS, DEFAULT_RANK = 16, 50, 20
 # A dense SVD of a longer short side takes minutes on a processor, whatever the products cost.
 _LARGEST_DENSE_SIDE = 6000
 
@@ -92,7 +90,8 @@ def measure(
     name : str
         What reports and files call the result.
     provenance : mapping, optional
-        Further plain values to record with it.
+        Further plain values to record with it; None for what is unknown, which is left out. An ``ensemble`` among them
+        stands in for the one that the model itself is known to be a draw from.
 
     Returns
     -------
@@ -148,90 +147,24 @@ def measure(
 
             parts.append(estimate(operator, first_input=first, progress=tick))
     spectrum = _joined(parts)
-    record = {
-        "model": operator.description,
-        "input": f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}",
-        "dtype": str(operator.dtype).removeprefix("torch."),
-        "device": _device_name(operator.device),
-        "seed": seed,
-        "options": {
-            key: value
-            for key, value in {
-                "batched": batched, "source": source, "target": target,
-                "output": output if isinstance(output, str | int) else None if output is None else repr(output),
-                "top": top, "rank": rank, "tol": tol, "memory_limit": memory_limit,
-            }.items()
-            if value is not None
-        },
-        "torch_version": torch.__version__,
-        "numpy_version": np.__version__,
-        "isometry_version": _own_version(),
-        "git_commit": _git_commit(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "threads": torch.get_num_threads(),
+    options = {
+        "batched": batched, "source": source, "target": target, "output": output,
+        "top": top, "rank": rank, "tol": tol, "memory_limit": memory_limit,
     }  # fmt: skip
-    if source is None and target is None:
-        ensemble = _drawn_from(model, x)
-        if ensemble is not None:
-            record["ensemble"] = ensemble
+    said = dict(provenance or {})
+    if "ensemble" not in said:
+        said["ensemble"] = recorded_ensemble(model, x, part=source is not None or target is not None)
+    said = {key: value for key, value in said.items() if value is not None}
     spectrum = replace(
         spectrum,
         name=name,
         seconds=time.perf_counter() - began,
-        provenance={**spectrum.provenance, **record, **(provenance or {})},
+        provenance={**spectrum.provenance, **record(operator, x, seed=seed, options=options), **said},
     )
-    _warn_of_underflow(spectrum, operator.dtype)
+    warn_of_underflow(spectrum, operator.dtype)
     if tol is not None:
-        _warn_unconverged(spectrum, tol)
+        warn_unconverged(spectrum, tol)
     return spectrum
-
-
-def converged(spectrum: Spectrum, tol: float) -> bool:
-    """Whether every reported top value of the spectrum has a relative residual of at most ``tol``."""
-    return _worst_residual(spectrum) <= tol
-
-
-def _worst_residual(spectrum: Spectrum) -> float:
-    """The largest relative residual of the reported top values; 0 where there are none."""
-    e = spectrum.extremes
-    if e is None:
-        return 0.0
-    # An exact measurement lists all its values, down to those that rounding drowns: only the leading ones count.
-    asked = spectrum.provenance.get("options", {}).get("top") or DEFAULT_TOP
-    count = asked if spectrum.method == "exact" else e.top.shape[1]
-    top, residual = e.top[:, :count], e.top_residual[:, :count]
-    known = np.isfinite(top) & (top > spectrum.floor if spectrum.method == "exact" else top > 0)
-    return float(np.max(residual[known] / top[known], initial=0.0))
-
-
-def _warn_unconverged(spectrum: Spectrum, tol: float) -> None:
-    worst = _worst_residual(spectrum)
-    if worst <= tol:
-        return
-    warnings.warn(
-        f"the worst relative residual of the top values is {worst:.1e}, above tol={tol:g}: take more steps, or "
-        "method='randomized' with a larger rank",
-        ConvergenceWarning,
-        stacklevel=3,
-    )
-
-
-def _warn_of_underflow(spectrum: Spectrum, dtype: torch.dtype) -> None:
-    """Say so where J is so small that its entries may have been lost below the smallest float."""
-    e = spectrum.extremes
-    smallest = torch.finfo(dtype).tiny / torch.finfo(dtype).eps
-    if e is None or bool(np.all(e.top[:, 0] >= smallest)):
-        return
-    s_max = float(e.top[:, 0].min())
-    cure = (
-        "" if dtype == torch.float64 else "; if the network is merely deep, measure with dtype=torch.float64"
-    )
-    warnings.warn(
-        f"s_max is {s_max:.2g}: either nothing of the output depends on the input (units that are cut off), or the "
-        f"products underflow in {dtype}{cure}",
-        ConvergenceWarning,
-        stacklevel=3,
-    )
 
 
 def _choose(
@@ -325,48 +258,3 @@ def _listener(progress: Any, name: str) -> Iterator[Callable[[float, float, str]
         yield silent
     else:
         yield progress
-
-
-def _drawn_from(model: Any, x: Tensor) -> dict[str, Any] | None:
-    """The ensemble that J is a draw from, where the model knows one: its bare trunk, entered by this input.
-
-    A stem or a head multiplies J by factors that the ensemble of the trunk does not hold.
-    """
-    ensemble = getattr(model, "ensemble", None)
-    # Other people's models call other things an ensemble.
-    if (
-        not isinstance(ensemble, Ensemble)
-        or getattr(model, "stem", None) is not None
-        or getattr(model, "head", None) is not None
-    ):
-        return None
-    if ensemble.sigma_w is None or not x.is_floating_point():
-        return dict(ensemble.to_dict())
-    mean_square = float(x.detach().double().square().mean())
-    return dict(
-        replace(ensemble, q0=ensemble.sigma_w**2 * mean_square + (ensemble.sigma_b or 0.0) ** 2).to_dict()
-    )
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
-def _own_version() -> str:
-    try:
-        return version("isometry")
-    except PackageNotFoundError:
-        # Run from a source tree that is on the path but not installed.
-        return "unknown"
-
-
-@lru_cache(maxsize=1)
-def _git_commit() -> str | None:
-    """Commit of the repository the process works in, if it is one: which code made this number."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

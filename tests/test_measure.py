@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isometry import measurement
+from isometry.convergence import converged
 from isometry.distribution import Quadrature
 from isometry.errors import ConvergenceWarning, FallbackWarning, InputError
-from isometry.measurement import converged, measure
+from isometry.measurement import measure
 from isometry.nn import MLP
 from isometry.spectrum import Spectrum
 

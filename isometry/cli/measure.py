@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,8 +120,7 @@ def measure_command(
     )
     spectrum = _measure(
         model.module, point.tensor, batched=point.batched, seed=seed, name=name,
-        provenance={key: value for key, value in provenance.items() if value is not None or key == "ensemble"},
-        **options,
+        provenance=provenance, **options,
     )  # fmt: skip
     failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
     show_spectrum(spectrum, as_json=as_json)
@@ -153,7 +151,7 @@ def _measure(
     try:
         # A model that prints while it runs must not print into the data.
         with contextlib.redirect_stdout(sys.stderr):
-            spectrum = measure(module, x, options.pop("method"), **options)
+            return measure(module, x, options.pop("method"), **options)
     except IsometryError:
         raise
     except Exception as error:
@@ -161,9 +159,6 @@ def _measure(
         if raised_by_model is None:
             raise
         raise raised_by_model from error
-    return replace(
-        spectrum, provenance={key: value for key, value in spectrum.provenance.items() if value is not None}
-    )
 
 
 def explain_model_error(error: Exception, shape: tuple[int, ...]) -> click.ClickException | None:

@@ -85,7 +85,7 @@ def finish(
         note(f"error: the result above could not be stored: {failure}")
         context.exit(codes.FAILED)
     if tol is not None:
-        from isometry.measurement import converged
+        from isometry.convergence import converged
 
         if not all(converged(spectrum, tol) for spectrum in spectra):
             note(f"not converged: a residual of the top values is above --tol {tol:g}")

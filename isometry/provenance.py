@@ -1,0 +1,100 @@
+"""The record of a measurement: of what, how, with what, and which ensemble of networks J is a draw from."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isometry.jacobian import JacobianOperator
+from isometry.theory.ensemble import Ensemble
+
+
+def record(operator: JacobianOperator, x: Tensor, *, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What every measurement records: plain JSON values. Options that were left at None are left out."""
+    return {
+        "model": operator.description,
+        "input": f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}",
+        "dtype": str(operator.dtype).removeprefix("torch."),
+        "device": _device_name(operator.device),
+        "seed": seed,
+        "options": {
+            key: value if isinstance(value, str | int | float) else repr(value)
+            for key, value in options.items()
+            if value is not None
+        },
+        "torch_version": torch.__version__,
+        "numpy_version": np.__version__,
+        "isometry_version": _own_version(),
+        "git_commit": _git_commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def recorded_ensemble(
+    model: Any, x: Tensor, *, part: bool = False, loaded: bool = False, stationary: bool = False
+) -> dict[str, Any] | None:
+    """The ensemble that J is a draw from, which a comparison with theory needs; None where it is of no known one.
+
+    Parameters
+    ----------
+    model : module or callable
+        One that knows its ensemble has it as an attribute. It speaks of the bare trunk: a stem or a head multiplies J
+        by factors that it does not hold.
+    x : Tensor
+        The input. Its mean square gives q0, the variance of the first pre-activations.
+    part : bool
+        Whether only a part of the model is measured, which is no draw from the ensemble of the whole.
+    loaded : bool
+        Whether the weights were loaded and are not as drawn.
+    stationary : bool
+        Whether the input was drawn so that the pre-activations have the variance q* from the first layer on: the
+        ensemble then stands for itself.
+    """
+    ensemble = getattr(model, "ensemble", None)
+    whole = getattr(model, "stem", None) is None and getattr(model, "head", None) is None
+    # Other people's models call other things an ensemble.
+    if not isinstance(ensemble, Ensemble) or part or loaded or not whole:
+        return None
+    if ensemble.sigma_w is None or (stationary and ensemble.residual is None):
+        return dict(ensemble.to_dict())
+    mean_square = float(x.detach().double().square().mean()) if x.is_floating_point() else math.nan
+    if not math.isfinite(mean_square):
+        # Integers, nothing, NaN: the measurement says what is wrong with such an input.
+        return None
+    q0 = ensemble.sigma_w**2 * mean_square + (ensemble.sigma_b or 0.0) ** 2
+    return dict(replace(ensemble, q0=q0).to_dict())
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _own_version() -> str:
+    try:
+        return version("isometry")
+    except PackageNotFoundError:
+        # Run from a source tree that is on the path but not installed.
+        return "unknown"
+
+
+@lru_cache(maxsize=1)
+def _git_commit() -> str | None:
+    """Commit of the repository the process works in, if it is one: which code made this number."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
