@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from isometry.distribution import Quadrature
 from isometry.errors import ConvergenceError
@@ -18,7 +19,7 @@ Progress = Callable[[int, int], None]
 
 
 def exact(operator: Operator, *, block: int = 256, progress: Progress | None = None) -> Spectrum:
-    """The spectrum from the dense matrix, built in blocks from its shorter side, by a float64 SVD.
+    """The spectrum from the dense matrix, built in blocks from its shorter side, by its float64 SVD.
 
     Parameters
     ----------
@@ -38,7 +39,10 @@ def exact(operator: Operator, *, block: int = 256, progress: Progress | None = N
 
     Notes
     -----
-    The matrix takes B * m * n numbers in float64. The SVD costs about 4 m n min(m, n) operations a sample.
+    The matrix takes B * m * n numbers in float64. Its SVD costs about 4 m n min(m, n) operations a sample, most of them
+    bound by memory. A float32 operator is decomposed by the eigenvalues of A A^T in float64 instead, several times
+    faster on a processor: the square loses what lies below sqrt(2.2e-16) s_max, and products in float32 know nothing
+    below 1e-6 s_max, which is the floor.
     """
     began = time.perf_counter()
     side = ShortSide(operator)
@@ -55,7 +59,7 @@ def exact(operator: Operator, *, block: int = 256, progress: Progress | None = N
     scale = dense.abs().amax(dim=(1, 2))
     dense /= torch.where(scale > 0, scale, 1.0)[:, None, None]
     try:
-        values = torch.linalg.svdvals(dense) * scale[:, None]
+        values = _singular_values(dense, side.eps) * scale[:, None]
     except torch.linalg.LinAlgError as error:
         raise ConvergenceError(f"the dense SVD did not converge ({error}); try method='lanczos'") from error
     singular_values = values.cpu().numpy()
@@ -73,3 +77,16 @@ def exact(operator: Operator, *, block: int = 256, progress: Progress | None = N
         seconds=time.perf_counter() - began,
         provenance={"dtype": str(side.dtype).removeprefix("torch."), "device": str(side.device)},
     )
+
+
+def _singular_values(dense: Tensor, eps: float) -> Tensor:
+    """(B, short) singular values of (B, short, long) float64 matrices of order one, descending.
+
+    From the eigenvalues of A A^T where the error of A, ``eps`` of s_max, hides what the square loses: an eigenvalue is
+    off by a few units of s_max^2, so that at the floor of 8 eps s_max a singular value is off by far less than that.
+    """
+    if eps**2 < torch.finfo(dense.dtype).eps:
+        return torch.linalg.svdvals(dense)
+    squares = torch.linalg.eigvalsh(dense @ dense.mT)
+    # What rounding made negative is noise of that size, not a zero.
+    return squares.abs().sqrt().sort(dim=-1, descending=True).values
