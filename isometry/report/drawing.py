@@ -71,18 +71,18 @@ def draw_density(
         handle = (filled, outline)
     else:
         (handle,) = ax.plot(0.5 * (cells[1:] + cells[:-1]), density, color=color)
-    _remember(ax, handle, name)
+    remember(ax, handle, name)
     for cluster in clusters:
         place = cluster.log_s / LN10 if log else math.exp(min(cluster.log_s, 709.0))
-        _remember(ax, _arrow_up(ax, place, cluster.mass, color), f"   {cluster.text()}")
+        remember(ax, _arrow_up(ax, place, cluster.mass, color), f"   {cluster.text()}")
     tail = float(spectrum.distribution.cdf(to_log(np.asarray(shown[0])), left=True)) - spectrum.zero_mass
     if tail >= 0.001:
-        _remember(ax, Line2D([], [], linestyle="none"), f"   {100 * tail:.2g} % further left")
+        remember(ax, Line2D([], [], linestyle="none"), f"   {100 * tail:.2g} % further left")
     if spectrum.zero_mass > 0:
         floor = math.log10(spectrum.floor) if log and spectrum.floor > 0 else None
         floor = floor if floor is not None and floor > shown[0] else None
         text = f"   {100 * spectrum.zero_mass:.3g} % {_zero_place(spectrum)}"
-        _remember(ax, _arrow_left(ax, spectrum.zero_mass, color, floor=floor, shift=shift), text)
+        remember(ax, _arrow_left(ax, spectrum.zero_mass, color, floor=floor, shift=shift), text)
 
 
 def draw_cdf(
@@ -101,7 +101,7 @@ def draw_cdf(
     t = x * LN10 if log else _safe_log(x)
     value = np.asarray(spectrum.distribution.cdf(t))
     (line,) = ax.plot(x, value, color=color, linestyle="--" if spectrum.kind == "predicted" else "-")
-    _remember(ax, line, _label(spectrum, label))
+    remember(ax, line, _label(spectrum, label))
     if spectrum.kind != "measured":
         return
     s = np.exp(np.clip(t, -745.0, 709.0))
@@ -174,7 +174,7 @@ def finish_density(ax: Axes, label: str) -> None:
     ax.set_ylabel(label if drawn > 0 else "mass of the arrows")
 
 
-def _remember(ax: Axes, handle: Any, label: str) -> None:
+def remember(ax: Axes, handle: Any, label: str) -> None:
     """Legend entries are kept apart from the artists: Matplotlib hides labels that begin with an underscore."""
     entries = getattr(ax, "_isometry_legend", [])
     if label:
@@ -182,8 +182,13 @@ def _remember(ax: Axes, handle: Any, label: str) -> None:
     ax._isometry_legend = entries  # type: ignore[attr-defined]
 
 
+def legend_of(ax: Axes) -> list[tuple[Any, str]]:
+    """(what was drawn, its text) of everything that belongs into the legend of ``ax``."""
+    return list(getattr(ax, "_isometry_legend", []))
+
+
 def draw_legend(ax: Axes, *, outside: bool = False) -> None:
-    entries = getattr(ax, "_isometry_legend", [])
+    entries = legend_of(ax)
     if not entries:
         return
     # A zero-width space keeps a name that begins with an underscore in the legend.

@@ -1,29 +1,47 @@
-"""One self-contained HTML file: the picture, the numbers side by side, a verdict, and where each spectrum came from.
+"""One self-contained HTML file: what was measured and how, a verdict, pictures, numbers, and what makes it again.
 
-Nothing is loaded from elsewhere: style and picture (SVG) are inside, and there is no script. Every text that
-came from a file is escaped by the template engine.
+Nothing is loaded from elsewhere: style and pictures (SVG) are inside, and there is no script. It reads on wide and
+narrow, light and dark screens and on paper. Every text that came from a file is escaped by the template engine.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
 
-from isometry.errors import InputError
+from isometry.comparison import compare
+from isometry.errors import InputError, IsometryError
+from isometry.report.inline_svg import page_colors
 from isometry.report.numbers import headline_rows, plain
-from isometry.report.plots import figure_of_spectra, house_style
-from isometry.spectrum import Spectrum
+from isometry.report.page_pictures import Picture, distribution_pictures, input_picture, overlay_pictures
+from isometry.report.reproduction import how_known, recipe
+from isometry.spectrum import REPORTED_QUANTILES, Spectrum
+from isometry.theory.ensemble import Ensemble
+from isometry.theory.predict import predict
+
+TITLE = "Jacobian spectra"
+# So many inputs at most have a row each, so many spectra pictures of their own; the page says how many are left out.
+MOST_INPUT_ROWS = 24
+MOST_OWN_PICTURES = 8
 
 
-def render_html(spectra: Sequence[Spectrum], *, title: str = "Jacobian spectra") -> str:
+@dataclass(frozen=True)
+class Column:
+    """One column of the table of numbers: a spectrum, or the law it should follow."""
+
+    heading: str
+    cells: dict[str, str]
+    is_law: bool
+
+
+def render_html(spectra: Sequence[Spectrum], *, title: str = TITLE, laws: bool = True) -> str:
     """The report of the spectra as the text of one HTML file.
 
     Parameters
@@ -32,9 +50,30 @@ def render_html(spectra: Sequence[Spectrum], *, title: str = "Jacobian spectra")
         At least one.
     title : str
         Heading and window title.
+    laws : bool
+        Predict, for every measured spectrum with a recorded ensemble, the law it should follow, and draw it over it.
     """
     if not spectra:
         raise InputError("there is no spectrum to report: the list is empty")
+    predicted = [_law(spectrum) if laws else None for spectrum in spectra]
+    names = [plain(spectrum.name) or spectrum.method for spectrum in spectra]
+    own = [
+        {"name": name, "pictures": distribution_pictures(spectrum, law, name=f"own{number}")}
+        for number, (spectrum, law, name) in enumerate(zip(spectra, predicted, names, strict=True))
+        if number < MOST_OWN_PICTURES
+    ]
+    together = overlay_pictures(spectra) if len(spectra) > 1 else []
+    inputs = [
+        _inputs(spectrum, name, number)
+        for number, (name, spectrum) in enumerate(zip(names, spectra, strict=True))
+        if spectrum.n_inputs > 1
+    ]
+    drawn = [
+        *together,
+        *(one for entry in own for one in entry["pictures"]),
+        *(entry["picture"] for entry in inputs),
+    ]
+    columns = _columns(spectra, predicted, names)
     environment = Environment(
         loader=PackageLoader("isometry.report"),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -42,28 +81,26 @@ def render_html(spectra: Sequence[Spectrum], *, title: str = "Jacobian spectra")
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    rows = [headline_rows(spectrum) for spectrum in spectra]
     return environment.get_template("report.html").render(
         title=plain(title),
-        names=[plain(spectrum.name) or spectrum.method for spectrum in spectra],
-        verdicts=[
-            {"text": spectrum.verdict(), "level": _level(spectrum), "share": 100 * spectrum.isometry()}
-            for spectrum in spectra
-        ],
-        labels=list(rows[0]),
-        rows=rows,
-        picture=Markup(_inline_svg(spectra)),
-        top=[_top_values(spectrum) for spectrum in spectra],
-        provenance=[_provenance_rows(spectrum) for spectrum in spectra],
+        colors=page_colors(str(one.svg) for one in drawn),
+        verdicts=[_verdict(*entry) for entry in zip(spectra, predicted, names, strict=True)],
+        together=together,
+        own=own,
+        not_drawn=len(spectra) - len(own),
+        columns=columns,
+        labels=list(columns[0].cells),
+        inputs=inputs,
+        origins=[_origin(spectrum, name) for spectrum, name in zip(spectra, names, strict=True)],
     )
 
 
 def write_html(
-    spectra: Sequence[Spectrum], path: str | os.PathLike[str], *, title: str = "Jacobian spectra"
+    spectra: Sequence[Spectrum], path: str | os.PathLike[str], *, title: str = TITLE, laws: bool = True
 ) -> Path:
-    """Write the report to a file, whole or not at all; returns the path."""
+    """Write the report to a file, whole or not at all; returns the path. Arguments as for `render_html`."""
     target = Path(path)
-    text = render_html(spectra, title=title)
+    text = render_html(spectra, title=title, laws=laws)
     partial = target.with_name(f".{target.name}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -74,28 +111,127 @@ def write_html(
     return target
 
 
-def _inline_svg(spectra: Sequence[Spectrum]) -> str:
-    buffer = io.StringIO()
-    with house_style():
-        figure_of_spectra(spectra).savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    # Inside HTML an SVG starts at its own element: no XML declaration, no document type.
-    return text[text.index("<svg") :]
+# ---- what stands in the sections -----------------------------------------------------------------------
 
 
-def _level(spectrum: Spectrum) -> str:
-    share = spectrum.isometry()
-    return "good" if share >= 0.95 else "partly" if share >= 0.5 else "bad"
+def _law(spectrum: Spectrum) -> Spectrum | None:
+    """The law of the ensemble recorded with a measured spectrum; None where none is known or theory has no answer."""
+    ensemble = spectrum.provenance.get("ensemble")
+    if spectrum.kind == "predicted" or not isinstance(ensemble, Mapping):
+        return None
+    try:
+        return predict(Ensemble.from_dict(ensemble))
+    except (IsometryError, TypeError, ValueError, KeyError):
+        # A file holds what its writer put there: without a prediction the measurement is still worth a page.
+        return None
 
 
-def _top_values(spectrum: Spectrum, count: int = 5) -> list[str]:
-    """The largest singular values with their residual bounds."""
+def _verdict(spectrum: Spectrum, law: Spectrum | None, name: str) -> dict[str, Any]:
+    least, most = (100 * share for share in spectrum.isometry_bounds())
+    # From least to most where the floor of the measurement leaves it open.
+    share = f"{least:.3g} %" if most - least < 0.05 else f"{least:.3g} to {most:.3g} %"
+    return {
+        "name": name,
+        "text": plain(spectrum.verdict()),
+        "level": "good" if least >= 95 else "partly" if most >= 50 else "bad",
+        "share": share,
+        "how": plain(how_known(spectrum)),
+        "law": _against_law(spectrum, law),
+    }
+
+
+def _against_law(spectrum: Spectrum, law: Spectrum | None) -> str:
+    if law is None:
+        return ""
+    try:
+        return plain(f"Against the law of its recorded ensemble: {compare(spectrum, law).verdict()}.")
+    except IsometryError as error:
+        return plain(f"It could not be compared with the law of its recorded ensemble: {error}")
+
+
+def _columns(
+    spectra: Sequence[Spectrum], laws: Sequence[Spectrum | None], names: Sequence[str]
+) -> list[Column]:
+    columns = []
+    for spectrum, law, name in zip(spectra, laws, names, strict=True):
+        columns.append(Column(name, _cells(spectrum), is_law=False))
+        if law is not None:
+            columns.append(
+                Column(f"law of {name}" if len(spectra) > 1 else "predicted law", _cells(law), is_law=True)
+            )
+    if not any(column.cells["largest values"] for column in columns):
+        for column in columns:
+            del column.cells["largest values"]
+    return columns
+
+
+def _cells(spectrum: Spectrum) -> dict[str, str]:
+    """The headline numbers, with every quantile that is reported anywhere, and the largest values."""
+    headlines = headline_rows(spectrum)
+    cells: dict[str, str] = {}
+    for label, value in headlines.items():
+        if label.startswith("quantile") or label == "median":
+            if label == next(key for key in headlines if key.startswith("quantile")):
+                cells |= {
+                    "median" if level == "0.5" else f"quantile {level}": spectrum.quantile_text(float(level))
+                    for level in reversed(REPORTED_QUANTILES)
+                }
+            continue
+        cells[label] = value
+    cells["largest values"] = _top_values(spectrum)
+    return cells
+
+
+def _top_values(spectrum: Spectrum, count: int = 5) -> str:
+    """The largest singular values with their residual bounds, one below the other."""
     if spectrum.extremes is None:
-        return []
+        return ""
     extremes = spectrum.extremes
     best = int(extremes.top[:, 0].argmax())
     pairs = zip(extremes.top[best, :count], extremes.top_residual[best, :count], strict=True)
-    return [f"{s:.5g} ± {residual:.1g}" for s, residual in pairs]
+    return "\n".join(f"{s:.5g} ± {residual:.1g}" for s, residual in pairs if math.isfinite(s))
+
+
+def _inputs(spectrum: Spectrum, name: str, number: int) -> dict[str, Any]:
+    """How the inputs differ: a sentence, a picture, a row for each."""
+    each = [spectrum.input(index) for index in range(spectrum.n_inputs)]
+    means = [one.mean_square for one in each]
+    mean = math.fsum(means) / len(means)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in means) / (len(means) - 1))
+    own = [one.mean_square_stderr for one in each]
+    noise = (
+        math.sqrt(math.fsum(error**2 for error in own) / len(own))
+        if all(map(math.isfinite, own))
+        else math.nan
+    )
+    shares = [one.isometry() for one in each]
+    if not noise > 0:
+        cause = "the probes add no error"
+    elif spread > 2 * noise:
+        cause = f"more than the error {noise:.2g} of one input's probes explains"
+    else:
+        cause = f"no more than the error {noise:.2g} of one input's probes explains"
+    relative = f" ({100 * spread / mean:.2g} % of the mean)" if mean > 0 else ""
+    shown: Picture = input_picture(spectrum, name=f"inputs{number}")
+    return {
+        "name": name,
+        "picture": shown,
+        "text": f"Over {len(each)} inputs the mean s² has the standard deviation {spread:.3g}{relative}, {cause}. "
+        f"The share in [0.5, 2] runs from {100 * min(shares):.3g} to {100 * max(shares):.3g} %.",
+        "rows": [
+            {
+                key: cells[key]
+                for key in ("s max", "quantile 0.95", "median", "quantile 0.05", "mean s²", "in [0.5, 2]")
+            }
+            for cells in map(_cells, each[:MOST_INPUT_ROWS])
+        ],
+        "left_out": max(0, len(each) - MOST_INPUT_ROWS),
+    }
+
+
+def _origin(spectrum: Spectrum, name: str) -> dict[str, Any]:
+    again = recipe(replace(spectrum, name=plain(spectrum.name)))
+    return {"name": name, "recipe": again, "rows": _provenance_rows(spectrum)}
 
 
 def _provenance_rows(spectrum: Spectrum) -> list[tuple[str, str]]:
@@ -108,7 +244,7 @@ def _provenance_rows(spectrum: Spectrum) -> list[tuple[str, str]]:
     for key, value in spectrum.provenance.items():
         if isinstance(value, Mapping):
             rows += [(f"{key}: {inner}", _text(item)) for inner, item in value.items()]
-        else:
+        elif key != "command":
             rows.append((str(key), _text(value)))
     return [(plain(label), plain(text)) for label, text in rows if text]
 

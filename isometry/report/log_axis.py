@@ -69,8 +69,9 @@ def _narrow_ticks(low: float, high: float) -> list[float]:
     return [math.log10(value) for value in values if value > 0]
 
 
-def label_log_axis(ax: Axes) -> None:
-    """Let the x axis of ``ax``, whose data are log10 s, show values of s."""
-    ax.xaxis.set_major_locator(LogValueLocator())
-    ax.xaxis.set_minor_locator(LogMinorLocator())
-    ax.xaxis.set_major_formatter(LogValueFormatter())
+def label_log_axis(ax: Axes, *, upright: bool = False) -> None:
+    """Let the x axis of ``ax`` (its y axis with ``upright``), whose data are log10 s, show values of s."""
+    axis = ax.yaxis if upright else ax.xaxis
+    axis.set_major_locator(LogValueLocator())
+    axis.set_minor_locator(LogMinorLocator())
+    axis.set_major_formatter(LogValueFormatter())

@@ -1,0 +1,185 @@
+"""The pictures of the report page: distributions over s and over log10 s, and how inputs differ.
+
+Small ones, readable on a telephone; a wide page sets two beside each other. Each comes as an SVG element with a text
+that says what is seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from isometry.report.canvas import house_style, new_figure
+from isometry.report.drawing import (
+    color_of,
+    draw_cdf,
+    draw_density,
+    finish_axis,
+    finish_density,
+    legend_of,
+    picture_range,
+)
+from isometry.report.inline_svg import inline_svg
+from isometry.report.numbers import plain
+from isometry.report.quantile_bands import draw_bands
+from isometry.spectrum import Spectrum
+
+SIZE = (5.4, 3.7)
+# So many inputs at most are drawn, the first ones.
+MOST_INPUTS = 100
+LN10 = math.log(10)
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """What stands for what in a picture: a symbol in a colour of the page (a CSS variable), and its text."""
+
+    symbol: str
+    color: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG element with the heading above it and the legend below, which wraps as the page is wide."""
+
+    heading: str
+    svg: Markup
+    legend: Sequence[LegendEntry] = ()
+
+
+def small_figure() -> tuple[Figure, Axes]:
+    """A figure of the page's size with one axes, in the style of the house."""
+    figure, (ax,) = new_figure(height=SIZE[1])
+    figure.set_size_inches(*SIZE)
+    return figure, ax
+
+
+def picture(figure: Figure, *, name: str, heading: str, description: str) -> Picture:
+    """The figure with a single axes as a picture of the page."""
+    (ax,) = figure.axes
+    entries = [
+        LegendEntry(_symbol(handle), f"var(--x{_color(handle)})", text.strip())
+        for handle, text in legend_of(ax)
+    ]
+    svg = inline_svg(figure, name=name, title=heading, description=description)  # escapes what it is given
+    return Picture(heading, Markup(svg), entries)
+
+
+def distribution_pictures(spectrum: Spectrum, law: Spectrum | None, *, name: str) -> list[Picture]:
+    """Density and cdf over log10 s and over s, with the law the spectrum should follow over it, where one is known."""
+    label = plain(spectrum.name) or spectrum.method
+    shown = [(spectrum, label)] if law is None else [(spectrum, label), (law, "predicted law")]
+    scales = (True, False) if _fits_a_plain_axis(spectrum) else (True,)
+    return [_panel(kind, shown, log=log, name=name) for log in scales for kind in ("density", "cdf")]
+
+
+def overlay_pictures(spectra: Sequence[Spectrum]) -> list[Picture]:
+    """Densities and cdfs of several spectra over one axis of log10 s."""
+    shown = [(spectrum, plain(spectrum.name) or spectrum.method) for spectrum in spectra]
+    return [_panel(kind, shown, log=True, name="all") for kind in ("density", "cdf")]
+
+
+def _panel(kind: str, shown: Sequence[tuple[Spectrum, str]], *, log: bool, name: str) -> Picture:
+    """One picture of spectra, each with its label."""
+    spectra = [spectrum for spectrum, _ in shown]
+    limits = _limits(spectra, log=log)
+    with house_style():
+        figure, ax = small_figure()
+        for index, (spectrum, label) in enumerate(shown):
+            color = color_of(index, len(shown))
+            if kind == "density":
+                shift = index / max(len(shown), 8)
+                draw_density(ax, spectrum, limits, log=log, label=label, bins=60, color=color, shift=shift)
+            else:
+                draw_cdf(ax, spectrum, limits, log=log, label=label, color=color, points=300)
+        zero = kind == "density" and any(spectrum.zero_mass > 0 for spectrum in spectra)
+        finish_axis(ax, log=log, low=limits[0], high=limits[1], zero=zero)
+        if kind == "density":
+            finish_density(ax, "density per decade of s" if log else "density of s")
+        else:
+            ax.set_ylabel("share of singular values ≤ s")
+            ax.set_ylim(0, 1.02)
+    over = "log10 s" if log else "s"
+    heading = f"Density over {over}" if kind == "density" else f"Cumulative share over {over}"
+    return picture(
+        figure,
+        name=f"{name}-{kind}-{'log' if log else 'plain'}",
+        heading=heading,
+        description=_described(shown, kind, over),
+    )
+
+
+def _limits(spectra: Sequence[Spectrum], *, log: bool) -> tuple[float, float]:
+    """Range of the x data. A law that reaches far below what was measured does not make a needle of the rest."""
+    low, high = picture_range(spectra, log=log)
+    measured = [spectrum for spectrum in spectra if spectrum.kind == "measured" and spectrum.zero_mass < 1]
+    if log and measured:
+        bottom, top = picture_range(measured, log=log)
+        low = max(low, bottom - 0.5 * (top - bottom))
+    return low, high
+
+
+def _fits_a_plain_axis(spectrum: Spectrum) -> bool:
+    """Whether s itself can be drawn: its largest value a float that Matplotlib can scale."""
+    highest = spectrum.distribution.log_range[1]
+    return math.isnan(highest) or abs(highest) < 250 * LN10
+
+
+def _described(shown: Sequence[tuple[Spectrum, str]], kind: str, over: str) -> str:
+    """What the picture shows, in words."""
+    each = "; ".join(
+        f"{label}: median {spectrum.quantile_text(0.5)}, 5 % at most {spectrum.quantile_text(0.05)}, 5 % above "
+        f"{spectrum.quantile_text(0.95)}"
+        for spectrum, label in shown[:8]
+    )
+    rest = f"; and {len(shown) - 8} more" if len(shown) > 8 else ""
+    what = "Histogram" if kind == "density" else "Cumulative distribution with its error bands"
+    return f"{what} over {over}. {each}{rest}. The numbers stand in the table of the page."
+
+
+def _symbol(handle: object) -> str:
+    """The letter that looks like what was drawn."""
+    if isinstance(handle, Line2D):
+        marker = {"^": "▲", "<": "◀", "o": "●"}.get(str(handle.get_marker()), "")
+        return marker or {"--": "╍", "None": ""}.get(str(handle.get_linestyle()), "━")
+    return "■"
+
+
+def _color(handle: object) -> str:
+    """The colour of what was drawn, as six hexadecimal digits."""
+    one = handle[-1] if isinstance(handle, tuple) else handle
+    if isinstance(one, Line2D):
+        return mpl.colors.to_hex(one.get_color())[1:]
+    assert isinstance(one, Artist)
+    edge = one.get_edgecolor() if hasattr(one, "get_edgecolor") else "black"
+    return mpl.colors.to_hex(edge)[1:]
+
+
+# ---- inputs --------------------------------------------------------------------------------------------
+
+
+def input_picture(spectrum: Spectrum, *, name: str) -> Picture:
+    """Median, quantiles and s max of every input, one beside the other."""
+    count = min(spectrum.n_inputs, MOST_INPUTS)
+    each = [spectrum.input(index) for index in range(count)]
+    with house_style():
+        figure, ax = small_figure()
+        draw_bands(ax, np.arange(count), each, apart=True)
+        ax.set_xlabel("input")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    description = (
+        f"For each of {count} inputs the median of its singular values, the ranges of the middle half and of the "
+        "middle nine tenths, and s max. The numbers stand in the table beside it."
+    )
+    return picture(figure, name=name, heading="Singular values of each input", description=description)
