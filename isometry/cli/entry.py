@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from isometry.cli.codes import FAILED, INTERRUPTED, NOT_CONVERGED, UNREADABLE, USAGE
+from isometry.cli.options import TYPED, typed_line
 from isometry.cli.streams import note, silence_closed_output, stand_in_for_closed_streams
 from isometry.errors import ConvergenceError, IsometryError, IsometryWarning, SpecError, StoreError
 
@@ -140,7 +141,10 @@ def _invoke(arguments: list[str]) -> None:
     if "_ISOMETRY_COMPLETE" in os.environ:
         # A shell that asks for completions.
         group.main(arguments, prog_name="isometry")
+    # Before it is parsed, which takes it apart.
+    line = typed_line(arguments)
     with group.make_context("isometry", arguments) as context:
+        context.meta[TYPED] = line
         group.invoke(context)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isometry.cli.options import ByteCount, json_option, model_options, require_isometry_option
+from isometry.cli.options import TYPED, ByteCount, json_option, model_options, require_isometry_option
 from isometry.cli.results import finish, refuse_taken_name, show_spectrum, store_spectrum
 from isometry.loading.models import MODEL_HELP
 
@@ -113,7 +113,7 @@ def measure_command(
         "model_spec": model.spec,
         "input_spec": point.description,
         "weights_file": str(weights) if weights is not None else None,
-        "command": "isometry measure",
+        "command": context.meta.get(TYPED, "isometry measure"),
     }
     provenance["ensemble"] = recorded_ensemble(
         model.module, point, loaded=weights is not None, part=bool(options["source"] or options["target"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,15 @@ _UNITS = {
     "gi": 2**30,
     "ti": 2**40,
 }
+
+# Where a command finds, in the `meta` of its context, the line that called it.
+TYPED = "isometry.typed"
+
+
+def typed_line(arguments: Sequence[str]) -> str:
+    """The command line as a shell takes it, for the record of what it makes."""
+    return shlex.join(["isometry", *arguments])
+
 
 json_option = click.option(
     "--json",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isometry.cli.options import json_option, require_isometry_option
+from isometry.cli.options import TYPED, json_option, require_isometry_option
 from isometry.cli.results import finish, refuse_taken_name, store_spectrum
 from isometry.cli.streams import note, print_json, quiet_when_closed
 
@@ -124,7 +124,9 @@ def predict_command(
         ensemble = Ensemble(activation, depth, weights=laws, **numbers)
     except InputError as error:
         raise click.UsageError(str(error)) from error
-    spectrum = replace(predict(ensemble), name=name)
+    law = predict(ensemble)
+    command = context.meta.get(TYPED, "isometry predict")
+    spectrum = replace(law, name=name, provenance={**law.provenance, "command": command})
     failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
     if as_json:
         print_json(prediction_record(spectrum))

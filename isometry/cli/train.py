@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isometry.cli.options import json_option
+from isometry.cli.options import TYPED, json_option
 from isometry.cli.streams import note, print_json, print_text
 
 if TYPE_CHECKING:
@@ -229,7 +229,10 @@ def _train(
         )
     return train(
         model, dataset, options=settings, record_path=file, resume=resume, callbacks=callbacks,
-        about={"command": "isometry train", "device_name": _device_name(model)},
+        about={
+            "command": click.get_current_context().meta.get(TYPED, "isometry train"),
+            "device_name": _device_name(model),
+        },
     )  # fmt: skip
 
 

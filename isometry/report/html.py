@@ -22,9 +22,10 @@ from isometry.report.inline_svg import page_colors
 from isometry.report.numbers import headline_rows, plain
 from isometry.report.page_pictures import Picture, distribution_pictures, input_picture, overlay_pictures
 from isometry.report.reproduction import how_known, recipe
-from isometry.spectrum import REPORTED_QUANTILES, Spectrum
+from isometry.spectrum import Spectrum
 from isometry.theory.ensemble import Ensemble
 from isometry.theory.predict import predict
+from isometry.wording import REPORTED_QUANTILES
 
 TITLE = "Jacobian spectra"
 # So many inputs at most have a row each, so many spectra pictures of their own; the page says how many are left out.

@@ -164,6 +164,23 @@ def test_what_is_stored_is_what_was_printed(isometry, models, tmp_path) -> None:
     assert provenance["input_spec"] == "standard normal 3x6x6, seed 0"
 
 
+def test_the_command_is_recorded_as_a_shell_takes_it(isometry, tmp_path) -> None:
+    import shlex
+
+    path = tmp_path / "a folder" / "new.h5"
+    path.parent.mkdir()
+    typed = ["measure", "mlp:depth=2,width=6", "-o", str(path), "--name", "it's; $HOME"]
+    assert isometry(*typed).code == 0
+    command = isometry("show", path, "it's; $HOME", "--json").json["provenance"]["command"]
+    assert shlex.split(command) == ["isometry", *typed]
+    again = isometry(*shlex.split(command)[1:], "--overwrite", "--json")
+    assert again.code == 0
+    law = ["predict", "--activation", "relu", "--depth", "2", "-o", str(path)]
+    assert isometry(*law).code == 0
+    stored = isometry("show", path, "relu, gaussian, depth 2", "--json").json["provenance"]["command"]
+    assert shlex.split(stored) == ["isometry", *law]
+
+
 def test_the_variance_of_the_first_layer_is_recorded_with_the_ensemble(isometry, tmp_path) -> None:
     path, spec = tmp_path / "new.h5", "mlp:depth=2,width=400,activation=tanh,sigma_w=1.2,sigma_b=0.1"
     options = ("--method", "lanczos", "--probes", "1", "--steps", "2", "-o", path, "--name")
