@@ -220,6 +220,48 @@ class Spectrum:
                 return self.distribution.cdf_bounds(np.log(_nonnegative(s)))
         return self.cdf(s), self.cdf(s)
 
+    def cdf_band(
+        self, s: ArrayLike, confidence: float = 0.95, *, simultaneous: bool = False
+    ) -> tuple[Array, Array]:
+        """(lower, upper): limits between which the true cdf lies with this confidence; each the shape of ``s``.
+
+        The bounds of :meth:`cdf_bounds`, which never fail, widened by the interval over random probes, by rounding and
+        by the residuals of values that were taken out. It is the cdf of the Jacobians at the inputs measured, not
+        of others. Both limits rise with s, lie in [0, 1] and hold :meth:`cdf` between them; below the floor the band is
+        what values anywhere in [0, floor] allow. An exact measurement's band is its cdf from the floor upwards, but
+        within rounding of a singular value; a prediction's is its cdf.
+
+        Parameters
+        ----------
+        s : array_like
+            Singular values, >= 0.
+        confidence : float
+            Chance, over the draw of the probes, that the band holds the true cdf.
+        simultaneous : bool
+            By default the band is pointwise: it holds the cdf at each s with this confidence. With True it holds it at
+            all s at once; it is wider.
+
+        Notes
+        -----
+        The mass that a uniform probe gives to j of n singular directions, n = min(m, n), is Beta(j / 2, (n - j) / 2),
+        so its variance is known and a single probe has an interval too. Inverting that distribution follows Clopper &
+        Pearson (1934, Biometrika 26, 404); the simultaneous band is Kolmogorov's (1933). Rademacher probes and
+        orthogonal blocks of uniform ones vary less. See :mod:`isometry.certified`.
+
+        Examples
+        --------
+        >>> spectrum = Spectrum.from_singular_values([3.0, 1.0, 1.0, 1e-20], floor=1e-9)
+        >>> [float(limit) for limit in spectrum.cdf_band(2.0)], [float(limit) for limit in spectrum.cdf_band(1e-12)]
+        ([0.75, 0.75], [0.0, 0.25])
+        """
+        points = _nonnegative(s)
+        if not isinstance(self.distribution, Quadrature):
+            return self.cdf(points), self.cdf(points)
+        # Loaded here, as is all that takes SciPy.
+        from .certified import cdf_limits
+
+        return cdf_limits(self, points, confidence, simultaneous=simultaneous)
+
     def density(
         self, edges: ArrayLike | None = None, *, log: bool = False, bins: int = 60
     ) -> tuple[Array, Array]:
@@ -292,6 +334,20 @@ class Spectrum:
             return share, share
         hidden = d.weights * (d.nodes <= d.floor[:, None, None]) * (d.floor >= low)[:, None, None]
         return share, min(1.0, share + float(hidden.sum(-1).mean()))
+
+    def isometry_band(
+        self, low: float = 0.5, high: float = 2.0, confidence: float = 0.95
+    ) -> tuple[float, float]:
+        """Limits between which the true fraction of singular values in [low, high] lies, as :meth:`cdf_band`.
+
+        Narrower than the difference of two bands, for the mass in an interval varies less than its ends.
+        """
+        share = self.isometry(low, high)
+        if not isinstance(self.distribution, Quadrature):
+            return share, share
+        from .certified import share_between
+
+        return share_between(self, low, high, confidence)
 
     @property
     def support(self) -> tuple[float, float]:

@@ -210,6 +210,48 @@ def test_bounds_enclose_the_quadrature_itself(spectrum: Spectrum) -> None:
     assert np.all(upper[above] >= spectrum.cdf(s[above]) - 1e-12)
 
 
+@several
+@given(SPECTRA, st.sampled_from([0.5, 0.95, 0.999]), st.booleans())
+def test_the_band_rises_and_holds_the_cdf(spectrum: Spectrum, confidence: float, simultaneous: bool) -> None:
+    s = np.sort(np.concatenate([places_to_look_at(spectrum), np.geomspace(1e-6, 1e6, 13)]))
+    cdf = spectrum.cdf(s)
+    lower, upper = spectrum.cdf_band(s, confidence, simultaneous=simultaneous)
+    assert lower.shape == upper.shape == s.shape
+    assert np.all((lower >= 0) & (upper <= 1))
+    assert np.all((np.diff(lower) >= -1e-12) & (np.diff(upper) >= -1e-12))
+    assert np.all((lower <= cdf + 1e-12) & (upper >= cdf - 1e-12))
+    # One place at a time says the same: no limit depends on where else it was asked.
+    assert [float(limit) for limit in spectrum.cdf_band(s[7], confidence, simultaneous=simultaneous)] == [
+        pytest.approx(float(lower[7]), abs=1e-12), pytest.approx(float(upper[7]), abs=1e-12)
+    ]  # fmt: skip
+    if spectrum.kind == "predicted":
+        assert np.array_equal(lower, cdf)
+        assert np.array_equal(upper, cdf)
+    wider = spectrum.cdf_band(s, 0.5 + confidence / 2, simultaneous=simultaneous)
+    assert np.all((wider[0] <= lower + 1e-12) & (wider[1] >= upper - 1e-12))
+    low, high = spectrum.isometry_band(0.5, 2.0, confidence)
+    assert low - 1e-12 <= spectrum.isometry() <= high + 1e-12
+
+
+def test_the_band_of_an_exact_measurement_is_its_cdf_from_the_floor_upwards() -> None:
+    spectrum = Spectrum.from_singular_values([3.0, 0.7, 0.7, 1e-12], floor=1e-9)
+    s = np.array([4.0, 0.71, 2.0, 0.69, 1e-9, 1e-13, 0.0])
+    lower, upper = spectrum.cdf_band(s)
+    assert lower.tolist() == [1.0, 0.75, 0.75, 0.25, 0.25, 0.0, 0.0]
+    assert upper.tolist() == [1.0, 0.75, 0.75, 0.25, 0.25, 0.25, 0.25]
+    # Within rounding of a value nobody knows on which side of s it lies.
+    assert [limit.tolist() for limit in spectrum.cdf_band([0.7, 3.0])] == [[0.25, 0.75], [0.75, 1.0]]
+    assert spectrum.isometry_band() == (0.5, 0.5)
+
+
+def test_a_confidence_is_between_zero_and_one() -> None:
+    spectrum = Spectrum.from_singular_values([1.0])
+    for ask in (spectrum.cdf_band, lambda s, confidence: spectrum.isometry_band(0.5, 2, confidence)):
+        for confidence in (0.0, 1.0, 95, math.nan):
+            with pytest.raises(InputError, match="between 0 and 1"):
+                ask(1.0, confidence)
+
+
 @pytest.mark.parametrize("size", [2, 5, 9])
 def test_cdf_bounds_contain_a_known_cdf(size: int) -> None:
     """The Gauss-Legendre rule of lambda uniform on [0, 1] (cdf s^2), and the same with 0.3 at s = 1/2 for certain."""
