@@ -11,20 +11,19 @@ from functools import partial
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from isometry.convergence import DEFAULT_TOP, warn_of_underflow, warn_unconverged
-from isometry.distribution import Quadrature
 from isometry.errors import FallbackWarning, InputError
 from isometry.estimators import exact, lanczos, randomized
+from isometry.estimators.rows import side_by_side
 from isometry.jacobian import JacobianOperator
 from isometry.jacobian.function import Output
 from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
 from isometry.progress import Progress, progress_bar, silent
 from isometry.provenance import record, recorded_ensemble
-from isometry.spectrum import Extremes, Spectrum
+from isometry.spectrum import Spectrum
 
 METHODS = ("auto", "exact", "lanczos", "randomized")
 DEFAULT_PROBES, DEFAULT_STEPS, DEFAULT_RANK = 16, 50, 20
@@ -146,7 +145,7 @@ def measure(
                 tell(first * total + done * share, count * total, f"{name or 'spectrum'} ({method})")
 
             parts.append(estimate(operator, first_input=first, progress=tick))
-    spectrum = _joined(parts)
+    spectrum = side_by_side(parts)
     options = {
         "batched": batched, "source": source, "target": target, "output": output,
         "top": top, "rank": rank, "tol": tol, "memory_limit": memory_limit,
@@ -215,38 +214,6 @@ def _inputs_at_once(
     fitting = max(1, memory_limit // max(kept, 1))
     # A chunk of one probe of all inputs at once is the least the products need.
     return int(max(1, min(count, fitting, 64)))
-
-
-def _joined(parts: list[Spectrum]) -> Spectrum:
-    """The spectra of groups of inputs as one, inputs in order."""
-    if len(parts) == 1:
-        return parts[0]
-    quadratures = [part.distribution for part in parts if isinstance(part.distribution, Quadrature)]
-    extremes = [part.extremes for part in parts if part.extremes is not None]
-    width = max(q.nodes.shape[-1] for q in quadratures)
-    ranks = max(e.top.shape[-1] for e in extremes)
-
-    def wide(array: np.ndarray, size: int, fill: float | bool) -> np.ndarray:
-        gap = [(0, 0)] * (array.ndim - 1) + [(0, size - array.shape[-1])]
-        return np.pad(array, gap, constant_values=fill)
-
-    return replace(
-        parts[0],
-        distribution=Quadrature(
-            np.concatenate([wide(q.nodes, width, 0.0) for q in quadratures]),
-            np.concatenate([wide(q.weights, width, 0.0) for q in quadratures]),
-            np.concatenate([q.floor for q in quadratures]),
-            np.concatenate([wide(q.certain, width, True) for q in quadratures]),
-        ),
-        extremes=Extremes(
-            np.concatenate([wide(e.top, ranks, np.nan) for e in extremes]),
-            np.concatenate([wide(e.top_residual, ranks, np.nan) for e in extremes]),
-            np.concatenate([e.bottom for e in extremes]),
-            np.concatenate([e.bottom_residual for e in extremes]),
-            np.concatenate([e.bottom_resolved for e in extremes]),
-        ),
-        products=sum(part.products for part in parts),
-    )
 
 
 @contextmanager

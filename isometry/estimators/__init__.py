@@ -5,5 +5,8 @@ from .golub_kahan import golub_kahan
 from .lanczos import lanczos
 from .quadrature import gauss_rules
 from .randomized import randomized
+from .rows import Rows, measure_rows, merge, probe_groups
 
-__all__ = ["exact", "gauss_rules", "golub_kahan", "lanczos", "randomized"]
+__all__ = [
+    "Rows", "exact", "gauss_rules", "golub_kahan", "lanczos", "measure_rows", "merge", "probe_groups", "randomized",
+]  # fmt: skip

@@ -7,6 +7,7 @@ where n <= m and J^T otherwise, and the |m - n| forced zeros never enter.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +31,34 @@ class Operator(Protocol):
     def matmat(self, vectors: Tensor) -> Tensor: ...
 
     def rmatmat(self, vectors: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What rounding does to the products of an operator.
+
+    Parameters
+    ----------
+    eps : float
+        Unit of rounding of the operator's precision.
+    rounding : float
+        The operator's own relative error of a product.
+    """
+
+    eps: float
+    rounding: float
+
+    def noise_floor(self, s_max: np.ndarray) -> np.ndarray:
+        """Below it a singular value is rounding: 8 units of rounding of s_max, whatever computed it."""
+        return 8 * self.eps * s_max
+
+    def rounding_error(self, values: np.ndarray, s_max: np.ndarray) -> np.ndarray:
+        """What rounding of the products may add to the residual of singular values.
+
+        8 units of s_max, or the operator's own relative error of each value: in a deep network the rounding of every
+        layer passes through the layers after it, so that it falls on the directions that grow.
+        """
+        return np.maximum(self.noise_floor(s_max), self.rounding * values)
 
 
 class ShortSide:
@@ -96,31 +125,81 @@ class ShortSide:
         self.products += block.shape[0] * self.batch
         return self._forward(block) if self.transposed else self._reverse(block)
 
+    @property
+    def precision(self) -> Precision:
+        """What rounding does to the products."""
+        return Precision(self.eps, float(getattr(self._operator, "rounding", 0.0)))
+
     def noise_floor(self, s_max: np.ndarray) -> np.ndarray:
-        """Below it a singular value is rounding: 8 units of rounding of s_max, whatever computed it."""
-        return 8 * self.eps * s_max
+        """As :meth:`Precision.noise_floor`."""
+        return self.precision.noise_floor(s_max)
 
     def rounding_error(self, values: np.ndarray, s_max: np.ndarray) -> np.ndarray:
-        """What rounding of the products may add to the residual of singular values.
-
-        8 units of s_max, or the operator's own relative error of each value: in a deep network the rounding of every
-        layer passes through the layers after it, so that it falls on the directions that grow.
-        """
-        return np.maximum(self.noise_floor(s_max), float(getattr(self._operator, "rounding", 0.0)) * values)
+        """As :meth:`Precision.rounding_error`."""
+        return self.precision.rounding_error(values, s_max)
 
 
-def random_block(count: int, side: ShortSide, seed: int, *, first_input: int = 0, stream: int = 0) -> Tensor:
-    """Random vectors uniform on the unit sphere, (count, B, short).
+# Orthogonal probes come in fixed groups of this many, so that each depends on its number alone.
+ORTHOGONAL_GROUP = 16
+PROBES = ("gaussian", "rademacher", "orthogonal")
 
-    Each vector has a seed of its own, made of (seed, stream, input, probe): it depends neither on how many are
-    drawn at once nor on how the inputs are split.
+
+def orthogonal_group(short: int) -> int:
+    """How many probes of kind "orthogonal" are orthogonal to one another: 16, or as many as there are dimensions."""
+    return min(ORTHOGONAL_GROUP, short)
+
+
+def random_block(
+    count: int,
+    side: ShortSide,
+    seed: int,
+    *,
+    first_input: int = 0,
+    first_probe: int = 0,
+    stream: int = 0,
+    probe: str = "gaussian",
+) -> Tensor:
+    """Random unit vectors, (count, B, short).
+
+    Parameters
+    ----------
+    count : int
+        The probes ``first_probe`` up to, not including, ``first_probe + count``.
+    seed, stream, first_input, first_probe : int
+        Each vector has a seed of its own, made of (seed, stream, input, probe): it depends neither on how many are
+        drawn at once nor on how the inputs are split.
+    probe : {"gaussian", "rademacher", "orthogonal"}
+        "gaussian": uniform on the sphere, by normalising independent normals. "rademacher": entries +-1 / sqrt(short)
+        with random signs. "orthogonal": uniform on the sphere each, and orthogonal within the fixed groups of 16
+        (probes 16 g to 16 g + 15), by QR of their normals.
     """
     if seed < 0:
         raise InputError(f"a seed is a non-negative integer; got {seed}")
+    if probe not in PROBES:
+        raise InputError(f"probe is one of {', '.join(PROBES)}; got {probe!r}")
     block = torch.empty(count, side.batch, side.short, dtype=torch.float64)
-    for probe in range(count):
-        for index in range(side.batch):
-            entropy = np.random.SeedSequence([seed, stream, first_input + index, probe])
-            draw = np.random.Generator(np.random.PCG64(entropy)).standard_normal(side.short)
-            block[probe, index] = torch.from_numpy(draw / math.sqrt(float(draw @ draw)))
+    together = orthogonal_group(side.short) if probe == "orthogonal" else 1
+    for index in range(side.batch):
+        entropy = (seed, stream, first_input + index)
+        for group in range(first_probe // together, -(-(first_probe + count) // together)):
+            numbers = range(together * group, together * (group + 1))
+            vectors = _unit_vectors(np.stack([_normals((*entropy, n), side.short) for n in numbers]), probe)
+            for number, vector in zip(numbers, vectors, strict=True):
+                if first_probe <= number < first_probe + count:
+                    block[number - first_probe, index] = torch.from_numpy(vector)
     return block.to(dtype=side.dtype, device=side.device)
+
+
+def _normals(entropy: tuple[int, ...], size: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy))).standard_normal(size)
+
+
+def _unit_vectors(normals: np.ndarray, probe: str) -> np.ndarray:
+    """(g, d) independent normals as unit vectors of that kind."""
+    if probe == "rademacher":
+        return np.where(normals < 0, -1.0, 1.0) / math.sqrt(normals.shape[1])
+    if probe == "orthogonal":
+        q, r = np.linalg.qr(normals.T)
+        # With the signs of R the frame is uniform (Mezzadri 2007, arXiv math-ph/0609050).
+        return np.ascontiguousarray((q * np.where(np.diag(r) < 0, -1.0, 1.0)).T)
+    return np.stack([draw / math.sqrt(float(draw @ draw)) for draw in normals])

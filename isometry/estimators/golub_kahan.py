@@ -8,7 +8,7 @@ of s_max instead of its square root.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,8 @@ class Bidiagonals:
     closing : (k, B) array
         The alpha or beta at which a space closed, taken as zero; 0 where it filled the whole space.
     right : (k, B, steps, short) tensor
-        V, the orthonormal vectors of each probe on the short side; zero after it finished.
+        V, the orthonormal vectors of each probe on the short side; zero after it finished. Of width 0 where they
+        were not asked for.
     """
 
     alpha: Array
@@ -65,34 +66,18 @@ class Bidiagonals:
         return np.where(self.finished, 0.0, last)
 
 
-def joined(parts: Sequence[Bidiagonals]) -> Bidiagonals:
-    """The bidiagonal matrices of groups of probes as one, probes in order; ``right`` is left out (of width 0)."""
-    if len(parts) == 1:
-        return parts[0]
-    size = max(part.alpha.shape[-1] for part in parts)
-
-    def wide(array: Array) -> Array:
-        return np.pad(array, [(0, 0), (0, 0), (0, size - array.shape[-1])])
-
-    return Bidiagonals(
-        np.concatenate([wide(part.alpha) for part in parts]), np.concatenate([wide(part.beta) for part in parts]),
-        np.concatenate([part.steps for part in parts]), np.concatenate([part.finished for part in parts]),
-        np.concatenate([part.closing for part in parts]), parts[0].right[:0],
-    )  # fmt: skip
-
-
 # A node this many closing entries above zero is known to one part in eight, and better above.
 _CLOSINGS_UNSEEN = 8
 
 
-def unseen_below(bidiagonals: Bidiagonals) -> Array:
-    """(B,) what a space that closed early cannot tell from zero.
+def unseen_below(closing: Array) -> Array:
+    """(B,) what spaces that closed early at ``closing``, a (B, k) array, cannot tell from zero.
 
     What was taken as zero at the closing couples the nodes to a part of J that no step has seen. It may move
     them by as much as itself, and the singular values of that part may be twice as large again (those of a square
     Gaussian matrix reach twice its beta).
     """
-    return _CLOSINGS_UNSEEN * bidiagonals.closing.max(axis=0)
+    return _CLOSINGS_UNSEEN * closing.max(axis=1)
 
 
 def closing_tolerance(side: ShortSide) -> float:
@@ -132,69 +117,177 @@ def golub_kahan(
     has found an invariant space: that is a success. Its later entries are zero, and when every probe is there the
     iteration stops. An isometry finishes in one step.
     """
-    if steps < 1:
-        raise InputError(f"at least one step is needed; got {steps}")
-    dimension = side.short if dimension is None else dimension
-    steps = min(steps, dimension)
-    k, batch, _ = start.shape
-    left = start.new_zeros(k, batch, steps, side.long)
-    right = start.new_zeros(k, batch, steps, side.short)
-    alpha, beta = np.zeros((k, batch, steps)), np.zeros((k, batch, steps))
-    taken = np.zeros((k, batch), dtype=np.int64)
-    finished = np.zeros((k, batch), dtype=bool)
-    largest = np.zeros((k, batch))
-    closing = np.zeros((k, batch))
-    tolerance = closing_tolerance(side)
-    v = start
-    for j in range(steps):
-        right[:, :, j] = v
-        u = side.apply(v)
-        u, length = _orthogonal_unit(u, left[:, :, :j])
-        alpha[..., j] = np.where(finished, 0.0, length)
-        taken += ~finished
-        largest = np.maximum(largest, alpha[..., j])
+    recurrence = Recurrence(side, start, within=within, dimension=dimension)
+    recurrence.advance(side, steps, on_step=on_step)
+    return recurrence.bidiagonals()
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a step leaves for the next one. It is replaced as a whole: an interrupted step has not happened."""
+
+    steps: int
+    v: Tensor
+    alpha: tuple[Array, ...]
+    beta: tuple[Array, ...]
+    taken: NDArray[np.int64]
+    finished: NDArray[np.bool_]
+    largest: Array
+    closing: Array
+
+
+class Recurrence:
+    """The recurrence of :func:`golub_kahan`, which can be continued: steps are added without doing any twice.
+
+    Parameters
+    ----------
+    side, start, within, dimension :
+        As for :func:`golub_kahan`.
+    offload : bool
+        Keep the bases in pinned host memory and bring them to the device in panels. The numbers are the same.
+    """
+
+    def __init__(
+        self,
+        side: ShortSide,
+        start: Tensor,
+        *,
+        within: Callable[[Tensor], Tensor] | None = None,
+        dimension: int | None = None,
+        offload: bool = False,
+    ) -> None:
+        self.dimension = side.short if dimension is None else dimension
+        self._within = within
+        self._tolerance = closing_tolerance(side)
+        self._left, self._right = (Basis(start, size, offload=offload) for size in (side.long, side.short))
+        shape = tuple(start.shape[:2])
+        self._state = _State(
+            0, start, (), (), np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape), np.zeros(shape)
+        )  # fmt: skip
+
+    @property
+    def steps(self) -> int:
+        """Whole steps done."""
+        return self._state.steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether the space of every probe is closed: there are no more steps to take."""
+        return bool(self._state.finished.all())
+
+    def advance(self, side: ShortSide, steps: int, *, on_step: Callable[[int], None] | None = None) -> None:
+        """Go on until ``steps`` are done in all, or every probe has finished.
+
+        ``side`` is the A of the start, perhaps made anew. Whatever is raised in a step, the steps before it stand.
+        """
+        if steps < 1:
+            raise InputError(f"at least one step is needed; got {steps}")
+        steps = min(steps, self.dimension)
+        self._left.reserve(steps)
+        self._right.reserve(steps)
+        while self.steps < steps and not self.finished:
+            self._state = self._next(side)
+            if on_step is not None:
+                on_step(self.steps)
+
+    def _next(self, side: ShortSide) -> _State:
+        state, j, within = self._state, self._state.steps, self._within
+        finished, largest, closing = state.finished.copy(), state.largest, state.closing.copy()
+        v = state.v
+        self._right.put(j, v)
+        u, length = _orthogonal_unit(side.apply(v), self._left, j)
+        alpha = np.where(finished, 0.0, length)
+        taken = state.taken + ~finished
+        largest = np.maximum(largest, alpha)
         # A v inside the span already built: B gets a zero on its diagonal and the space is complete.
-        closed = ~finished & (alpha[..., j] <= tolerance * largest)
-        closing[closed] = alpha[..., j][closed]
-        alpha[..., j][closed] = 0.0
+        closed = ~finished & (alpha <= self._tolerance * largest)
+        closing[closed] = alpha[closed]
+        alpha[closed] = 0.0
         finished |= closed
         u = _keep(u, ~finished)
-        left[:, :, j] = u
-        if j + 1 == dimension:
+        self._left.put(j, u)
+        if j + 1 == self.dimension:
             finished[:] = True
+        beta = np.zeros_like(alpha)
         if not finished.all():
             w = side.adjoint(u)
             if within is not None:
                 w = within(w)
-            v, length = _orthogonal_unit(w, right[:, :, : j + 1])
+            v, length = _orthogonal_unit(w, self._right, j + 1)
             if within is not None:
                 # A short remainder, made a unit vector, leans on what was deflated by rounding over its length.
                 v = within(v)
                 v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(0.5)
-            beta[..., j] = np.where(finished, 0.0, length)
-            largest = np.maximum(largest, beta[..., j])
-            closed = ~finished & (beta[..., j] <= tolerance * largest)
-            closing[closed] = beta[..., j][closed]
-            beta[..., j][closed] = 0.0
+            beta = np.where(finished, 0.0, length)
+            largest = np.maximum(largest, beta)
+            closed = ~finished & (beta <= self._tolerance * largest)
+            closing[closed] = beta[closed]
+            beta[closed] = 0.0
             finished |= closed
             v = _keep(v, ~finished)
-        if on_step is not None:
-            on_step(j + 1)
-        if finished.all():
-            alpha, beta, right = alpha[..., : j + 1], beta[..., : j + 1], right[:, :, : j + 1]
-            break
-    return Bidiagonals(alpha, beta, taken, finished, closing, right)
+        return _State(j + 1, v, (*state.alpha, alpha), (*state.beta, beta), taken, finished, largest, closing)
+
+    def bidiagonals(self, *, vectors: bool = True) -> Bidiagonals:
+        """What the steps so far have found; without ``vectors`` their ``right`` has width 0."""
+        state = self._state
+        return Bidiagonals(
+            np.stack(state.alpha, axis=-1), np.stack(state.beta, axis=-1), state.taken, state.finished,
+            state.closing, self._right.whole(state.steps) if vectors else state.v.new_empty(*state.v.shape[:2], 0, 0),
+        )  # fmt: skip
 
 
-def _orthogonal_unit(vector: Tensor, basis: Tensor) -> tuple[Tensor, Array]:
-    """``vector`` made orthogonal to the (k, B, j, d) ``basis`` (twice is enough), as a unit vector, and its length."""
+# Steps whose vectors come back to the device together where the basis lies in host memory.
+_PANEL = 16
+
+
+class Basis:
+    """Orthonormal vectors (k, B, steps, size) that grow by steps, in panels: adding to it copies nothing."""
+
+    def __init__(self, like: Tensor, size: int, *, offload: bool = False) -> None:
+        self._like, self._size, self._offload = like, size, offload
+        self._panels: list[Tensor] = []
+        self._firsts: list[int] = []
+        self._room = 0
+
+    def reserve(self, steps: int) -> None:
+        """Make room for the vectors of so many steps in all."""
+        while self._room < steps:
+            more = min(steps - self._room, _PANEL) if self._offload else steps - self._room
+            shape = (*self._like.shape[:2], more, self._size)
+            if self._offload:
+                panel = torch.zeros(shape, dtype=self._like.dtype, pin_memory=self._like.is_cuda)
+            else:
+                panel = self._like.new_zeros(shape)
+            self._panels.append(panel)
+            self._firsts.append(self._room)
+            self._room += more
+
+    def put(self, step: int, vector: Tensor) -> None:
+        """Keep the (k, B, size) vectors of one step."""
+        index = max(i for i, first in enumerate(self._firsts) if first <= step)
+        self._panels[index][:, :, step - self._firsts[index]] = vector
+
+    def panels(self, steps: int) -> Iterator[Tensor]:
+        """The vectors of the first ``steps`` steps, (k, B, some, size) at a time, where the products are made."""
+        for first, panel in zip(self._firsts, self._panels, strict=True):
+            if first < steps:
+                yield panel[:, :, : steps - first].to(self._like.device, non_blocking=True)
+
+    def whole(self, steps: int) -> Tensor:
+        """The vectors of the first ``steps`` steps as one tensor; no copy where they lie in one panel."""
+        panels = list(self.panels(steps))
+        return panels[0] if len(panels) == 1 else torch.cat(panels, dim=2)
+
+
+def _orthogonal_unit(vector: Tensor, basis: Basis, steps: int) -> tuple[Tensor, Array]:
+    """``vector`` made orthogonal to the first ``steps`` of a basis (twice is enough), as a unit vector; its length."""
     # The size of a deep product may be 1e-30: its square must not underflow.
     scale = vector.abs().amax(dim=-1, keepdim=True)
     vector = vector / torch.where(scale > 0, scale, torch.ones_like(scale))
-    if basis.shape[2]:
-        for _ in range(2):
-            overlap = torch.einsum("kbjd,kbd->kbj", basis, vector)
-            vector = vector - torch.einsum("kbjd,kbj->kbd", basis, overlap)
+    for _ in range(2):
+        for panel in basis.panels(steps):
+            overlap = torch.einsum("kbjd,kbd->kbj", panel, vector)
+            vector = vector - torch.einsum("kbjd,kbj->kbd", panel, overlap)
     length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
     unit = vector / torch.where(length > 0, length, torch.ones_like(length))
     # Twice: a short remainder still leans on the basis by rounding over its length.

@@ -122,7 +122,7 @@ def randomized(
     nodes = np.concatenate([leading, rules.nodes], axis=-1)
     weights = np.concatenate([np.full(leading.shape, 1.0 / side.short), (1 - share) * rules.weights], axis=-1)
     certain = np.concatenate([np.ones(leading.shape, bool), rules.certain], axis=-1)
-    floor = np.maximum(noise, unseen_below(rest))
+    floor = np.maximum(noise, unseen_below(rest.closing.T))
     if not rest.finished.all():
         rest_max = rules.nodes.max(axis=(1, 2))
         floor = np.maximum(floor, np.where(rest.finished.all(axis=0), 0.0, rest_max / rest.alpha.shape[-1]))

@@ -9,7 +9,7 @@ import torch
 from isometry.errors import InputError
 from isometry.estimators import gauss_rules, golub_kahan
 from isometry.estimators.blocks import ShortSide, random_block
-from isometry.estimators.golub_kahan import closing_tolerance
+from isometry.estimators.golub_kahan import Recurrence, closing_tolerance
 from isometry.jacobian import MatrixOperator
 
 EPS = float(np.finfo(float).eps)
@@ -172,6 +172,51 @@ def test_deflation_never_touches_what_was_taken_out(known) -> None:
     rules = gauss_rules(bidiagonals)
     # The rounding of products of size 1e6 is left in what remains.
     assert rules.nodes[0, 0] == pytest.approx(truth.chosen[2:], abs=100 * EPS * 1e6)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_steps_are_added_without_doing_any_twice(known, offload: bool) -> None:
+    """7 steps and 13 more are 20: as many products, the same entries; the bases in two panels round differently."""
+    truth = known(np.logspace(0, -3, 40), (40, 55))
+    whole_side, start, whole = run(truth.a, 20)
+    side = ShortSide(MatrixOperator(truth.a))
+    recurrence, seen = Recurrence(side, start, offload=offload), []
+    for steps in (7, 7, 20):
+        recurrence.advance(side, steps, on_step=seen.append)
+    found = recurrence.bidiagonals()
+    assert seen == list(range(1, 21))
+    assert side.products == whole_side.products
+    assert found.alpha == pytest.approx(whole.alpha, rel=1e-9)
+    assert found.beta == pytest.approx(whole.beta, rel=1e-9)
+    v = found.right[0, 0].numpy()
+    assert v @ v.T == pytest.approx(np.eye(20), abs=30 * EPS)
+    assert recurrence.bidiagonals(vectors=False).right.numel() == 0
+    # To the end of the space and no further.
+    recurrence.advance(side, 100)
+    assert recurrence.finished
+    assert recurrence.steps == 40
+
+
+def test_an_interrupted_step_has_not_happened(known) -> None:
+    """Whatever breaks into the second product of a step: the steps before it stand, and it can be taken again."""
+    truth = known(np.linspace(0.1, 2.0, 30))
+    side, start, whole = run(truth.a, 6)
+    recurrence, adjoint, calls = Recurrence(side, start), side.adjoint, []
+
+    def broken(block: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return adjoint(block)
+
+    side.adjoint = broken
+    with pytest.raises(KeyboardInterrupt):
+        recurrence.advance(side, 6)
+    assert recurrence.steps == 3
+    assert np.array_equal(recurrence.bidiagonals().alpha, whole.alpha[..., :3])
+    recurrence.advance(side, 6)
+    assert np.array_equal(recurrence.bidiagonals().alpha, whole.alpha)
+    assert np.array_equal(recurrence.bidiagonals().beta, whole.beta)
 
 
 def test_at_least_one_step(known) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from isometry.errors import InputError
-from isometry.estimators import exact, golub_kahan, lanczos
+from isometry.estimators import exact, lanczos, measure_rows
 from isometry.estimators.blocks import ShortSide, random_block
 from isometry.jacobian import MatrixOperator
 
@@ -152,11 +152,11 @@ def test_probes_that_do_not_fit_together_go_in_groups(known, monkeypatch: pytest
     module = importlib.import_module("isometry.estimators.lanczos")
     operator, blocks = MatrixOperator(known(np.linspace(0.1, 2.0, 30), (30, 50)).a), []
 
-    def watched(side, start, steps, **options):
-        blocks.append(start.shape[0])
-        return golub_kahan(side, start, steps, **options)
+    def watched(operator, inputs, probes, **options):
+        blocks.append(probes)
+        return measure_rows(operator, inputs, probes, **options)
 
-    monkeypatch.setattr(module, "golub_kahan", watched)
+    monkeypatch.setattr(module, "measure_rows", watched)
     # 4 steps of 30 + 50 numbers of 8 bytes each: the limit holds two probes.
     seen: list[tuple[int, int]] = []
     options = {"probes": 5, "steps": 4, "seed": 3}
@@ -166,16 +166,18 @@ def test_probes_that_do_not_fit_together_go_in_groups(known, monkeypatch: pytest
         progress=lambda done, total: seen.append((done, total)),
         **options,
     )
-    assert blocks == [2, 2, 1]
+    assert blocks == [range(2), range(2, 4), range(4, 5)]
     assert seen[-1] == (12, 12)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     whole = lanczos(operator, **options)
-    assert blocks[3:] == [5]
+    assert blocks[3:] == [range(5)]
     assert grouped.products == whole.products
     for name in ("nodes", "weights"):
         one, other = getattr(grouped.distribution, name), getattr(whole.distribution, name)
         assert one == pytest.approx(other, abs=1e-13)
     assert grouped.s_max_residual == pytest.approx(whole.s_max_residual, abs=1e-13)
     # One probe at a time is the least there is; groups may close after different numbers of steps.
-    isometry = MatrixOperator(known(np.ones(6)).a)
-    assert lanczos(isometry, probes=3, memory_limit=1).s_min == pytest.approx(1.0, abs=1e-12)
+    isometry, one = MatrixOperator(known(np.ones(6)).a), 6 * 12 * 8
+    assert lanczos(isometry, probes=3, memory_limit=one).s_min == pytest.approx(1.0, abs=1e-12)
+    with pytest.raises(InputError, match=r"of a single probe take 5\.76e-07 GB, more than memory_limit"):
+        lanczos(isometry, probes=3, memory_limit=one - 1)

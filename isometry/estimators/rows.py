@@ -1,0 +1,313 @@
+"""The unit of work of a stochastic measurement: some probes of some inputs, and how units become one spectrum.
+
+A measure with B inputs and k probes has B x k rows, each a Gauss rule (nodes, weights) of the measure that one probe
+sees of one Jacobian. :func:`measure_rows` finds a rectangle of rows, anywhere: rows depend on (seed, input, probe)
+alone and are numpy arrays, so that they may come from another process. :func:`merge` puts rectangles together, in the
+order of their numbers. A product of many vectors at once sums in another order than one of few: rows repeat bit for
+bit where the rectangles are the same, which :func:`probe_groups` sees to, and to rounding otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from isometry.distribution import Quadrature
+from isometry.errors import InputError
+from isometry.spectrum import Extremes, Spectrum
+
+from .blocks import Operator, Precision, ShortSide, random_block
+from .golub_kahan import Recurrence, unseen_below
+from .quadrature import GaussRules, gauss_rules
+
+Array = NDArray[np.float64]
+
+# A smallest value is reported as s_min only if it is known to one part in a hundred.
+_RESOLVED = 1e-2
+# Probes whose products are made together: a processor gains little beyond, a graphics card is idle below.
+_TOGETHER = {"cpu": 16, "cuda": 256}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Gauss rules of a range of probes of a range of inputs.
+
+    Parameters
+    ----------
+    inputs, probes : range
+        Their numbers within the whole measurement.
+    rules : GaussRules
+        (B, k, K) arrays.
+    steps, finished, closing : (B, k) arrays
+        Steps of each row, whether its Krylov space closed, and what was taken as zero there.
+    shape : (int, int)
+        (m, n) of each J.
+    precision : Precision
+    products : int
+        Products spent on them.
+    seed : int
+    probe, dtype, device : str
+    """
+
+    inputs: range
+    probes: range
+    rules: GaussRules
+    steps: NDArray[np.int64]
+    finished: NDArray[np.bool_]
+    closing: Array
+    shape: tuple[int, int]
+    precision: Precision
+    products: int
+    seed: int
+    probe: str
+    dtype: str
+    device: str
+
+
+class RowsInProgress:
+    """A rectangle of rows that can be given more steps; it keeps the bases that this takes.
+
+    Parameters
+    ----------
+    operator : Operator
+        With a batch of ``len(inputs)``, or without a batch for one input.
+    inputs, probes : range
+        Which rows.
+    seed : int
+    probe : {"gaussian", "rademacher", "orthogonal"}
+    steps : int
+        How many will be taken, as far as that is known: on a CUDA device whose free memory does not hold bases of that
+        length they are kept in pinned host memory.
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        inputs: range,
+        probes: range,
+        *,
+        seed: int = 0,
+        probe: str = "gaussian",
+        steps: int = 0,
+    ) -> None:
+        side = ShortSide(operator)
+        self.inputs, self.probes, self.seed, self.probe = inputs, probes, seed, probe
+        start = random_block(
+            len(probes), side, seed, first_input=inputs.start, first_probe=probes.start, probe=probe
+        )
+        needed = len(probes) * side.batch * basis_bytes(side.shape, steps, side.dtype)
+        self._recurrence = Recurrence(side, start, offload=_exceeds_device(needed, side.device))
+        self._side, self._products = side, 0
+
+    @property
+    def steps(self) -> int:
+        """Whole steps done."""
+        return self._recurrence.steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left to take."""
+        return self._recurrence.finished
+
+    @property
+    def products(self) -> int:
+        """Products spent so far."""
+        return self._products + self._side.products
+
+    def advance(
+        self, operator: Operator, steps: int, *, on_step: Callable[[int], None] | None = None
+    ) -> None:
+        """Go on until ``steps`` are done in all. ``operator`` may have been made anew since."""
+        self._products, self._side = self.products, ShortSide(operator)
+        self._recurrence.advance(self._side, steps, on_step=on_step)
+
+    def rows(self) -> Rows:
+        """What the steps so far have found."""
+        side, bidiagonals = self._side, self._recurrence.bidiagonals(vectors=False)
+        return Rows(
+            self.inputs, self.probes, gauss_rules(bidiagonals),
+            bidiagonals.steps.T, bidiagonals.finished.T, bidiagonals.closing.T,
+            side.shape, side.precision, self.products, self.seed, self.probe,
+            str(side.dtype).removeprefix("torch."), str(side.device),
+        )  # fmt: skip
+
+
+def measure_rows(
+    operator: Operator,
+    inputs: range,
+    probes: range,
+    *,
+    steps: int,
+    seed: int = 0,
+    probe: str = "gaussian",
+    on_step: Callable[[int], None] | None = None,
+) -> Rows:
+    """The rows of these probes of these inputs, by ``steps`` steps of Golub-Kahan: a unit of work."""
+    progress = RowsInProgress(operator, inputs, probes, seed=seed, probe=probe, steps=steps)
+    progress.advance(operator, steps, on_step=on_step)
+    return progress.rows()
+
+
+def basis_bytes(shape: tuple[int, int], steps: int, dtype: torch.dtype) -> int:
+    """Bytes of the two bases of one probe of one input."""
+    return min(steps, *shape) * sum(shape) * dtype.itemsize
+
+
+def probe_groups(
+    probes: range, bytes_of_one: int, memory_limit: int | None, device: torch.device
+) -> list[range]:
+    """The ranges in which probes are measured, one after another: as many together as the limit holds.
+
+    They follow from options alone, not from the number of processes or the memory that happens to be free, so that
+    the same rows come out bit for bit.
+
+    Raises
+    ------
+    InputError
+        Not even one probe fits.
+    """
+    most = _TOGETHER.get(device.type, min(_TOGETHER.values()))
+    if memory_limit is not None:
+        if bytes_of_one > memory_limit:
+            raise InputError(
+                f"the Krylov bases of a single probe take {bytes_of_one / 1e9:.3g} GB, more than memory_limit "
+                f"({memory_limit / 1e9:.3g} GB): take fewer steps or inputs, or raise memory_limit"
+            )
+        most = min(most, memory_limit // bytes_of_one)
+    return [range(first, min(first + most, probes.stop)) for first in range(probes.start, probes.stop, most)]
+
+
+def merge(parts: Sequence[Rows], *, top: int = 6) -> Spectrum:
+    """The spectrum of rows that were measured apart: rectangles without gap or overlap, in any order.
+
+    Parameters
+    ----------
+    parts : sequence of Rows
+    top : int
+        How many of the largest singular values to report with residuals.
+    """
+    order = sorted(parts, key=lambda part: (part.inputs.start, part.probes.start))
+    each = []
+    for inputs, group in groupby(order, key=lambda part: part.inputs):
+        same = list(group)
+        _refuse_gaps([part.probes for part in same], f"probes of inputs {inputs.start} to {inputs.stop - 1}")
+        each.append((inputs, _of_the_same_inputs(same, top)))
+    _refuse_gaps([inputs for inputs, _ in each], "inputs")
+    if len({spectrum.n_probes for _, spectrum in each}) > 1:
+        raise InputError("every input needs as many probes as the others")
+    return side_by_side([spectrum for _, spectrum in each])
+
+
+def _refuse_gaps(ranges: list[range], what: str) -> None:
+    for before, after in pairwise(ranges):
+        if before.stop != after.start:
+            raise InputError(
+                f"{what}: {after.start} follows {before.stop - 1}; a part is missing, or there twice"
+            )
+
+
+def _of_the_same_inputs(parts: list[Rows], top: int) -> Spectrum:
+    first = parts[0]
+    rules = _joined_probes([part.rules for part in parts])
+    steps, finished, closing = (
+        np.concatenate([getattr(part, name) for part in parts], axis=1)
+        for name in ("steps", "finished", "closing")
+    )
+    s_max = rules.nodes.max(axis=(1, 2))
+    floor = np.maximum(first.precision.noise_floor(s_max), unseen_below(closing))
+    # Rows that could go on resolve s down to about s_max / steps.
+    least = np.where(finished, np.inf, steps).min(axis=1)
+    floor = np.maximum(floor, s_max / least)
+    return Spectrum(
+        Quadrature(rules.nodes, rules.weights, floor, rules.certain),
+        method="lanczos",
+        shape=first.shape,
+        extremes=_extremes(first.precision, rules, floor, top),
+        products=sum(part.products for part in parts),
+        provenance={
+            "dtype": first.dtype, "device": first.device, "seed": first.seed, "probe": first.probe,
+            "probes": steps.shape[1], "steps": int(steps.max()),
+        },
+    )  # fmt: skip
+
+
+def _joined_probes(rules: list[GaussRules]) -> GaussRules:
+    size = max(part.nodes.shape[-1] for part in rules)
+
+    def joined(name: str, fill: float | bool) -> np.ndarray:
+        arrays = [getattr(part, name) for part in rules]
+        return np.concatenate([_padded(array, size, fill) for array in arrays], axis=1)
+
+    return GaussRules(
+        joined("nodes", 0.0), joined("weights", 0.0), joined("residuals", np.inf), joined("certain", True)
+    )
+
+
+def _padded(array: np.ndarray, size: int, fill: float | bool) -> np.ndarray:
+    gap = [(0, 0)] * (array.ndim - 1) + [(0, size - array.shape[-1])]
+    return np.pad(array, gap, constant_values=fill)
+
+
+def side_by_side(spectra: Sequence[Spectrum]) -> Spectrum:
+    """The spectra of groups of inputs, all by one method, as one; inputs in order."""
+    if len(spectra) == 1:
+        return spectra[0]
+    quadratures = [s.distribution for s in spectra if isinstance(s.distribution, Quadrature)]
+    extremes = [s.extremes for s in spectra if s.extremes is not None]
+    width = max(q.nodes.shape[-1] for q in quadratures)
+    ranks = max(e.top.shape[-1] for e in extremes)
+    return replace(
+        spectra[0],
+        distribution=Quadrature(
+            np.concatenate([_padded(q.nodes, width, 0.0) for q in quadratures]),
+            np.concatenate([_padded(q.weights, width, 0.0) for q in quadratures]),
+            np.concatenate([q.floor for q in quadratures]),
+            np.concatenate([_padded(q.certain, width, True) for q in quadratures]),
+        ),
+        extremes=Extremes(
+            np.concatenate([_padded(e.top, ranks, np.nan) for e in extremes]),
+            np.concatenate([_padded(e.top_residual, ranks, np.nan) for e in extremes]),
+            np.concatenate([e.bottom for e in extremes]),
+            np.concatenate([e.bottom_residual for e in extremes]),
+            np.concatenate([e.bottom_resolved for e in extremes]),
+        ),
+        products=sum(s.products for s in spectra),
+    )
+
+
+def _extremes(precision: Precision, rules: GaussRules, floor: Array, top: int) -> Extremes:
+    """The extreme nodes over the probes of each input, each with its residual and the rounding of the products."""
+    batch, _, size = rules.nodes.shape
+    count = min(top, size)
+    values, residuals = np.zeros((batch, count)), np.zeros((batch, count))
+    bottom, bottom_residual = np.zeros(batch), np.zeros(batch)
+    s_max = rules.nodes.max(axis=(1, 2))
+    noise = precision.noise_floor(s_max)
+    for index in range(batch):
+        nodes, errors = rules.nodes[index], rules.residuals[index]
+        # The probe with the largest node; among equals to rounding the one that knows it best.
+        equals = np.flatnonzero(nodes[:, 0] >= nodes[:, 0].max() - noise[index])
+        best = int(equals[errors[equals, 0].argmin()])
+        present = np.isfinite(errors[best])
+        found = int(min(count, present.sum()))
+        values[index, :found] = nodes[best, :found]
+        residuals[index, :found] = errors[best, :found]
+        values[index, found:], residuals[index, found:] = np.nan, np.nan
+        smallest = [
+            (row[np.isfinite(e)][-1], e[np.isfinite(e)][-1]) for row, e in zip(nodes, errors, strict=True)
+        ]
+        bottom[index], bottom_residual[index] = min(smallest)
+    residuals += precision.rounding_error(values, s_max[:, None])
+    bottom_residual += precision.rounding_error(bottom, s_max)
+    resolved = (bottom_residual <= _RESOLVED * bottom) & (bottom > floor)
+    return Extremes(values, residuals, bottom, bottom_residual, resolved)
+
+
+def _exceeds_device(needed: int, device: torch.device) -> bool:
+    """Whether bases of that size leave no room for the products on a CUDA device."""
+    return device.type == "cuda" and needed > 0.7 * torch.cuda.mem_get_info(device)[0]
