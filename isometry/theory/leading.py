@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
+from isometry.theory.law_averages import Averages
 from isometry.theory.product import FreeProduct, Group, group_log_z, group_mass
-from isometry.theory.slope_law import Averages
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]

@@ -1,16 +1,10 @@
-"""Averages of 1/(w - d(x)) over the Gaussian line, at any distance of w from the values of d.
+"""Panels of the Gaussian line that resolve d(x) = phi'(sqrt(q) x)^2, with a 16-point Gauss-Legendre rule each.
 
-The integrand has a pole wherever d(x) = w. When w = r e^{i theta} comes close to the real axis the poles come
-close to the line of integration, and a fixed rule fails (Gauss-Hermite with 40 nodes is wrong by 5e-2). Here the
-line is cut into panels with a 16-point Gauss-Legendre rule each; a panel is halved while a pole is closer than
-about twice its half-length. Halving toward a pole at distance a costs log2(1/a) panels, so theta = 1e-10 is
-hardly dearer than theta = 1.
-
-Whether a pole is close is read from the values of d on the panel: with d nearly linear in x across it, the pole sits
-at (w - middle)/half-range in units of the half-length; with log d nearly linear (an exponential tail, for w far
-smaller than d) at (log w - middle)/half-range of log d; a panel that is neither is halved. A Gauss rule of n points
-errs by rho^(-2n), rho = D + sqrt(D^2 - 1) for a pole at distance D from the middle (Trefethen, Approximation Theory
-and Approximation Practice, 2013, theorem 19.3).
+Whether a pole of 1/(w - d) is close to a panel is read from the values of d on it: with d nearly linear in x across
+it, the pole sits at (w - middle)/half-range in units of the half-length; with log d nearly linear (an exponential
+tail, for w far smaller than d) at (log w - middle)/half-range of log d; a panel that is neither counts as close. A
+Gauss rule of n points errs by rho^(-2n), rho = D + sqrt(D^2 - 1) for a pole at distance D from the middle
+(Trefethen, Approximation Theory and Approximation Practice, 2013, theorem 19.3).
 """
 
 from __future__ import annotations
@@ -39,8 +33,6 @@ NOTHING = 1e-17
 LOG_SPAN = 4.0
 _HIGHER = np.polynomial.legendre.legvander(NODES, 9)[:, 4:] * WEIGHTS[:, None] * (np.arange(4, 10) + 0.5)
 DEEPEST = 48
-NEGLIGIBLE = 1e-19
-FEW = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +61,32 @@ class Shape:
             bend <= STRAIGHT * half + 1e-15 * high,
         )
 
-    def far(self, w: ComplexArray, log_w: ComplexArray, gap: Array) -> NDArray[np.bool_]:
-        """Whether every pole is far from each panel, by broadcasting; ``gap`` is |w - centre|."""
-        linear = self.linear & (gap >= FAR * self.half)
-        exponential = (self.log_half <= LOG_SPAN) & (np.abs(log_w - self.log_centre) >= FAR * self.log_half)
-        # Halving ends where d is constant to rounding, or nothing beside w.
-        ended = (self.half <= 2e-15 * self.centre) | (self.centre + self.half < NOTHING * np.abs(w))
-        return linear | exponential | ended
+    @staticmethod
+    def far(
+        shape: Array, linear: NDArray[np.bool_], gap: Array, log_w: ComplexArray, size: Array
+    ) -> NDArray[np.bool_]:
+        """Whether every pole is far from each panel, (m,).
+
+        Parameters
+        ----------
+        shape : (m, 4) array
+            centre, half, log_centre, log_half.
+        linear : (m,) array
+        gap : (m,) array
+            |w - centre|.
+        log_w, size : (m,) arrays
+            log w and |w|.
+        """
+        centre, half, log_centre, log_half = shape.T
+        result = linear & (gap >= FAR * half)
+        rest = np.flatnonzero(~result)
+        exponential = np.abs(log_w[rest] - log_centre[rest]) >= FAR * log_half[rest]
+        exponential &= log_half[rest] <= LOG_SPAN
+        # Quartering ends where d is constant to rounding, or nothing beside w.
+        ended = half[rest] <= 2e-15 * centre[rest]
+        ended |= centre[rest] + half[rest] < NOTHING * size[rest]
+        result[rest] = exponential | ended
+        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,10 +137,10 @@ class PanelRule:
         scale, noise = _size_and_noise(function, left, width)
         for _ in range(DEEPEST):
             size = left.size
-            d, weight = _sample(function, left, width, fold)
+            d, weight = sample(function, left, width, fold)
             halves_left = np.concatenate([left, left + 0.5 * width])
             halves_width = np.concatenate([width, width]) * 0.5
-            halves_d, halves_weight = _sample(function, halves_left, halves_width, fold)
+            halves_d, halves_weight = sample(function, halves_left, halves_width, fold)
             error = np.zeros(size)
             for power in (1, 6):
                 whole = np.sum(weight * (d / scale) ** power, axis=1)
@@ -143,7 +154,7 @@ class PanelRule:
                 break
         else:
             # What is left has a width of 1e-13: a jump of d that was not announced as a kink.
-            kept.append((left, width, *_sample(function, left, width, fold)))
+            kept.append((left, width, *sample(function, left, width, fold)))
         left, width, d, weight = (np.concatenate(parts) for parts in zip(*kept, strict=True))
         for low, high in stretches:
             corners = function(np.array([low, high]))
@@ -175,93 +186,8 @@ def _size_and_noise(function: Callable[[Array], Array], left: Array, width: Arra
     return scale, float(np.median(np.abs(np.diff(d, 6, axis=1)))) / (30.4 * scale)
 
 
-def _sample(
-    function: Callable[[Array], Array], left: Array, width: Array, fold: float
-) -> tuple[Array, Array]:
+def sample(function: Callable[[Array], Array], left: Array, width: Array, fold: float) -> tuple[Array, Array]:
+    """d at the nodes of panels, and Gaussian weight times node weight; (P, 16) each."""
     x = left[:, None] + 0.5 * width[:, None] * (NODES + 1.0)
     weight = (0.5 * fold / math.sqrt(2.0 * math.pi)) * width[:, None] * WEIGHTS * np.exp(-0.5 * x * x)
     return function(x.ravel()).reshape(x.shape), weight
-
-
-def graded_averages(
-    rule: PanelRule, w: ComplexArray, *, centre: float | None = None, logarithm: bool = False
-) -> ComplexArray:
-    """Sums over the panels, (4, n): E w/(w-d), E d/(w-d), E w d/(w-d)^2, 0; and E log(1 - d/w) on request.
-
-    With a ``centre`` c, for a narrow law, the second and fourth are E w e/(w-d) and E e w d/(w-d)^2, e = d/c - 1.
-
-    Parameters
-    ----------
-    rule : PanelRule
-    w : (n,) complex array
-        Points in the closed upper half-plane, not on the range of d.
-    """
-    result = np.zeros((5 if logarithm else 4, w.size), complex)
-    log_w = np.log(w)
-    gap = np.abs(w[:, None] - rule.shape.centre)
-    far = rule.shape.far(w[:, None], log_w[:, None], gap)
-    # A panel in the tail of the Gaussian adds at most its weight over its distance to sums of order 1/(|w| + max d).
-    distance = np.maximum(gap - rule.shape.half, np.maximum(np.abs(w.imag), 1e-3 * np.abs(w))[:, None])
-    matters = rule.mass * (np.abs(w)[:, None] + rule.largest) > NEGLIGIBLE * distance
-    owner, panel = np.nonzero(far & matters)
-    _accumulate(result, w, owner, rule.d[panel], rule.weight[panel], centre, logarithm)
-    owner, panel = np.nonzero(~far & matters)
-    left, width = rule.left[panel], rule.width[panel]
-    level = 0
-    while level < DEEPEST:
-        if owner.size == 0:
-            return result
-        # Three halvings at once where few panels are left: then the cost is in the calls, not in the panels.
-        parts = 8 if owner.size < FEW else 2
-        level += 3 if parts == 8 else 1
-        width = np.repeat(width, parts) / parts
-        left = np.repeat(left, parts) + width * np.tile(np.arange(parts), left.size)
-        owner = np.repeat(owner, parts)
-        d, weight = _sample(rule.function, left, width, rule.fold)
-        shape = Shape.of(d)
-        at = w[owner]
-        far = shape.far(at, log_w[owner], np.abs(at - shape.centre))
-        _accumulate(result, w, owner[far], d[far], weight[far], centre, logarithm)
-        owner, left, width = owner[~far], left[~far], width[~far]
-    # Panels at the resolution of x itself, next to a zero of phi' seen from |w| < 1e-28: they hold no mass to speak of.
-    d, weight = _sample(rule.function, left, width, rule.fold)
-    _accumulate(result, w, owner, d, weight, centre, logarithm)
-    return result
-
-
-def _accumulate(
-    result: ComplexArray,
-    w: ComplexArray,
-    owner: NDArray[np.intp],
-    d: Array,
-    weight: Array,
-    centre: float | None,
-    logarithm: bool,
-) -> None:
-    if owner.size == 0:
-        return
-    at = w[owner][:, None]
-    difference = at - d
-    share = at / difference
-    weighted = weight * share
-    slope = d / difference
-    if centre is None:
-        terms = [
-            weighted.sum(axis=1),
-            np.einsum("pn,pn->p", weight, slope),
-            np.einsum("pn,pn->p", weighted, slope),
-            np.zeros(owner.size, complex),
-        ]
-    else:
-        excess = (d - centre) / centre
-        with_excess = weighted * excess
-        terms = [
-            weighted.sum(axis=1),
-            with_excess.sum(axis=1),
-            np.einsum("pn,pn->p", weighted, slope),
-            np.einsum("pn,pn->p", with_excess, slope),
-        ]
-    if logarithm:
-        terms.append(np.sum(weight * np.log(difference / at), axis=1))
-    for row, term in enumerate(terms):
-        result[row] += np.bincount(owner, term.real, w.size) + 1j * np.bincount(owner, term.imag, w.size)

@@ -29,7 +29,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from isometry.theory.slope_law import Averages, SlopeLaw, point_masses
+from isometry.theory.law_averages import Averages
+from isometry.theory.slope_law import SlopeLaw, point_masses
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]

@@ -6,7 +6,7 @@ All of free probability here asks one thing of an activation: averages over this
 
 for w in the upper half-plane, down to the real axis, where 1/(w - d) has poles next to the line of
 integration. Where the activation is linear by pieces d takes finitely many values and the averages are sums;
-elsewhere `panels` cuts the line so that a Gauss-Legendre rule is exact whatever the distance of the poles.
+elsewhere `panel_tree` cuts the line so that a Gauss-Legendre rule is exact whatever the distance of the poles.
 """
 
 from __future__ import annotations
@@ -23,45 +23,17 @@ from scipy.optimize import brentq, minimize_scalar
 
 from isometry.errors import TheoryError
 from isometry.theory.activations import Activation
-from isometry.theory.panels import PanelRule, graded_averages
+from isometry.theory.law_averages import Averages, LawAverages
+from isometry.theory.panel_tree import PanelTree
+from isometry.theory.panels import PanelRule
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
-# Relative variance of d below which its spread is summed apart from its mean.
-NARROW = 1e-2
 # d this far below its largest value counts as zero, its units as dead: E 1/(w - d) must stay in the range of floats.
 DEAD = 1e-260
 # Where the Gaussian weight may be cut: the shortest of these that loses nothing is taken.
 REACHES = (9.0, 13.0, 17.0, 21.0, 25.0, 29.0, 33.0, 37.0)
-
-
-@dataclass(frozen=True)
-class Averages:
-    """Averages at (n,) points w, complex.
-
-    Parameters
-    ----------
-    one_plus_m : w h, without cancellation near m = -1
-    one_plus_m_nonzero : the same without the mass at d = 0
-    m
-    m_rate : d m / d log w, also that of w h
-    ratio_excess : m/(h E d) - 1, without cancellation for a narrow law
-    ratio_rate : d log(m/h) / d log w
-    log_ratio_branch : (m/E d, h), whose arguments say which logarithm of m/h is meant
-    logarithm : Phi, the branch that vanishes at infinity, where it was asked for
-
-    Nothing here is a square of 1/(w - d), which would leave the range of floats at |w| = 1e-154.
-    """
-
-    one_plus_m: ComplexArray
-    one_plus_m_nonzero: ComplexArray
-    m: ComplexArray
-    m_rate: ComplexArray
-    ratio_excess: ComplexArray
-    ratio_rate: ComplexArray
-    log_ratio_branch: tuple[ComplexArray, ComplexArray]
-    logarithm: ComplexArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,41 +97,13 @@ class SlopeLaw:
             result += float(self.continuous.average(lambda d: (d / self.mean - 1.0)[..., None] ** 2)[0])
         return result
 
+    @cached_property
+    def _averages(self) -> LawAverages:
+        return LawAverages((self,))
+
     def averages(self, w: ComplexArray, *, logarithm: bool = False) -> Averages:
         """Averages at (n,) points w of the closed upper half-plane, off the support where w is real."""
-        narrow = self.relative_variance < NARROW
-        centre = self.mean if narrow else None
-        difference = w[:, None] - self.values
-        share, slope = w[:, None] / difference, self.values / difference
-        weight = self.masses * (self.values / self.mean - 1.0) if narrow else self.masses
-        # In a narrow law m and h E d differ by little, and the difference is summed; in the tail of a wide one m is
-        # small beside h, and m is.
-        sums = [
-            share @ self.masses,
-            share @ weight if narrow else slope @ self.masses,
-            (share * slope) @ self.masses,
-            (share * slope) @ weight,
-        ]
-        # Im(-d/w) >= 0 in the upper half-plane, so the principal logarithm is the right branch.
-        log = np.log(_upper(difference / w[:, None])) @ self.masses.astype(complex) if logarithm else None
-        if self.continuous is not None:
-            more = graded_averages(self.continuous, w, centre=centre, logarithm=logarithm)
-            sums = [one + another for one, another in zip(sums, more[:4], strict=True)]
-            log = None if log is None else log + more[4]
-        nonzero, second, rate, second_rate = sums
-        whole, m_rate = nonzero + self.zero_mass, -rate
-        if narrow:
-            # second = E w (d/mean - 1)/(w - d), to which the zeros add -1 each.
-            excess = second - self.zero_mass
-            m = self.mean * (whole + excess) / w
-            ratio_excess = excess / whole
-            ratio_rate = (-second_rate - ratio_excess * m_rate) / (whole + excess)
-        else:
-            m = second
-            ratio_excess = w * m / (self.mean * whole) - 1.0
-            with np.errstate(invalid="ignore", divide="ignore"):
-                ratio_rate = m_rate / m - m_rate / whole + 1.0
-        return Averages(whole, nonzero, m, m_rate, ratio_excess, ratio_rate, (m / self.mean, whole / w), log)
+        return self._averages(w, np.zeros(w.shape, int), logarithm=logarithm)
 
     def moments(self, count: int) -> Array:
         """mu_k = E d^k for k = 1..count, (count,)."""
@@ -175,16 +119,10 @@ class SlopeLaw:
         if self.continuous is not None:
             # E log(1 + d/epsilon) + log epsilon: graded panels take the logarithm at a zero of phi' as well.
             epsilon = 1e-26 * self.continuous.largest
-            whole = graded_averages(self.continuous, np.array([-epsilon], complex), logarithm=True)[4][0].real
+            tree = PanelTree((self.continuous,))
+            whole = tree.sums(np.array([-epsilon], complex), np.zeros(1, int), logarithm=True)[4, 0].real
             result += float(whole) + math.log(epsilon) * float(self.continuous.mass.sum())
         return result
-
-
-def _upper(values: ComplexArray) -> ComplexArray:
-    """The same numbers with -0.0 imaginary parts made +0.0, so that negative reals have argument +pi."""
-    signed = values.copy()
-    signed.imag[signed.imag == 0.0] = 0.0
-    return signed
 
 
 def point_masses(values: ArrayLike, masses: ArrayLike) -> SlopeLaw:

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
+from isometry.theory.law_averages import LawAverages
 from isometry.theory.leading import CurvePoints
 from isometry.theory.product import FreeProduct, group_log_z, group_mass, lower_log
-from isometry.theory.slope_law import SlopeLaw
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
@@ -34,6 +34,8 @@ TABLE = np.concatenate([[-60.0, -50.0, -40.0, -30.0, -24.0, -20.0, -16.0], np.ar
 BOTTOM = 22.5
 FIRST_STEP = 0.25
 SMALLEST_STEP = 1e-8
+# Newton step that is small enough while the path only has to be kept.
+ON_THE_WAY = 1e-3
 # Where averages lose digits (next to a zero of phi') the last bit of the way may be noise.
 CLOSE_ENOUGH = 1e-6
 CLOSE_ENOUGH_BELOW = 0.05
@@ -45,6 +47,20 @@ class TurningCurve:
 
     product: FreeProduct
 
+    @cached_property
+    def averages(self) -> LawAverages:
+        """Averages over the laws of all groups at once."""
+        return LawAverages([group.law for group in self.product.groups])
+
+    @cached_property
+    def _counts(self) -> Array:
+        return np.array([group.count for group in self.product.groups])
+
+    @cached_property
+    def _ranks(self) -> Array:
+        """Relative rank of D at the level of each group, at least one."""
+        return np.array([group.size * group.law.nonzero_mass for group in self.product.groups])
+
     def _evaluate(
         self, unknown: ComplexArray
     ) -> tuple[ComplexArray, ComplexArray, ComplexArray, ComplexArray, ComplexArray]:
@@ -55,30 +71,32 @@ class TurningCurve:
         t, one_plus_t = _from_u(unknown[:, 0])
         # dt/du = t (1 + t)
         rate = t * one_plus_t
-        value = self.product.explicit_log_z(t, one_plus_t)
+        averages = self.averages(-np.exp(unknown[:, 1:]))
+        # m = t/nu as log m/(p + m) = log t/(nu p + t), which keeps its digits at both ends.
+        rest = (self._ranks - 1.0) + one_plus_t[:, None]
+        miss = _ratio(averages.m, averages.one_plus_m_nonzero) - _ratio(t[:, None], rest)
+        per_v = averages.m_rate / averages.m - averages.m_rate / averages.one_plus_m_nonzero
+        v_slopes = (1.0 / t[:, None] - 1.0 / rest) * rate[:, None] / per_v
+        v_corrections = miss / per_v
+        value = self.product.explicit_log_z(t, one_plus_t) + group_log_z(averages) @ self._counts
         slope = self.product.explicit_slope(t, one_plus_t) * rate
-        correction = np.zeros_like(value)
-        v_slopes, v_corrections = np.empty_like(unknown[:, 1:]), np.empty_like(unknown[:, 1:])
-        for index, group in enumerate(self.product.groups):
-            w = -np.exp(unknown[:, 1 + index])
-            averages = group.law.averages(w)
-            # m = t/nu as log m/(p + m) = log t/(nu p + t), which keeps its digits at both ends.
-            size = group.size * group.law.nonzero_mass
-            rest = size - 1.0 + one_plus_t
-            miss = _ratio(averages.m, averages.one_plus_m_nonzero) - _ratio(t, rest)
-            per_v = averages.m_rate / averages.m - averages.m_rate / averages.one_plus_m_nonzero
-            v_slope, v_miss = (1.0 / t - 1.0 / rest) * rate / per_v, miss / per_v
-            both = averages.ratio_rate
-            value = value + group.count * group_log_z(averages)
-            slope = slope + group.count * both * v_slope
-            correction = correction + group.count * both * v_miss
-            v_slopes[:, index], v_corrections[:, index] = v_slope, v_miss
+        slope = slope + (averages.ratio_rate * v_slopes) @ self._counts
+        correction = (averages.ratio_rate * v_corrections) @ self._counts
         return value, slope, correction, v_slopes, v_corrections
 
     def newton(
-        self, unknown: ComplexArray, target: ComplexArray, rounds: int = 40
+        self,
+        unknown: ComplexArray,
+        target: ComplexArray,
+        *,
+        rounds: int = 40,
+        tolerance: float | Array = 1e-10,
     ) -> tuple[ComplexArray, NDArray]:
-        """Solutions of log z = target near the given unknowns, and which of them converged in the right half-plane."""
+        """Solutions of log z = target near the given unknowns, and which of them converged in the right half-plane.
+
+        ``tolerance`` is the last step of Newton's method: the error is of the order of its square.
+        """
+        tolerance = np.broadcast_to(tolerance, target.shape)
         current = unknown.copy()
         good = np.zeros(target.size, bool)
         last = np.full(target.size, np.inf)
@@ -95,7 +113,7 @@ class TurningCurve:
             current[active] += np.where(np.isfinite(size)[:, None], step, 0.0)
             valid = np.isfinite(size) & _in_half_plane(current[active], 1e-9)
             # Next to a zero of phi' averages have fewer digits, and Newton stops gaining before 1e-10.
-            settled = valid & ((size < 1e-10) | ((size < 1e-5) & (size > 0.25 * last[active])))
+            settled = valid & ((size < tolerance[active]) | ((size < 1e-5) & (size > 0.25 * last[active])))
             last[active] = size
             good[active[settled]] = True
             active = active[valid & ~settled]
@@ -110,14 +128,36 @@ class TurningCurve:
 
     def _table(self, u: Array) -> tuple[Array, Array]:
         t, one_plus_t = _from_u(u)
-        unknown = np.empty((u.size, 1 + len(self.product.groups)))
-        unknown[:, 0] = u
-        for index, group in enumerate(self.product.groups):
-            size = group.size * group.law.nonzero_mass
-            guess = unknown[:, index] if index else None
-            target = np.log(-t / (size - 1.0 + one_plus_t))
-            unknown[:, 1 + index] = _negative_inverse(group.law, target, guess)
+        target = np.log(-t[:, None] / (self._ranks - 1.0 + one_plus_t[:, None]))
+        unknown = np.concatenate([u[:, None], self._negative_inverse(target)], axis=1)
         return self._evaluate(unknown.astype(complex))[0].real, unknown
+
+    def _negative_inverse(self, target: Array) -> Array:
+        """v with log(-m/(p + m)) = target at w = -e^v, for (n, K) values: m runs monotonically from -p to 0."""
+        # For a constant d this is v = log d - target.
+        means = np.array([group.law.mean for group in self.product.groups])
+        v = np.clip(np.log(means) - target, -680.0, 680.0).ravel()
+        law = np.broadcast_to(np.arange(means.size), target.shape).ravel()
+        target = target.ravel()
+        low, high = np.full(target.size, -690.0), np.full(target.size, 690.0)
+        active = np.arange(target.size)
+        for _ in range(200):
+            here = v[active]
+            averages = self.averages(-np.exp(here).astype(complex), law[active])
+            m, rest, rate = averages.m.real, averages.one_plus_m_nonzero.real, averages.m_rate.real
+            value = np.log(-m / rest)
+            # The left side falls as w moves away from zero.
+            over = value > target[active]
+            low[active], high[active] = np.where(over, here, low[active]), np.where(over, high[active], here)
+            step = (target[active] - value) / np.minimum(rate / m - rate / rest, -1e-3)
+            moved = here + step
+            settled = np.abs(step) < 1e-6
+            inside = (moved > low[active]) & (moved < high[active])
+            v[active] = np.where(settled | inside, moved, 0.5 * (low[active] + high[active]))
+            active = active[~(settled | (high[active] - low[active] < 1e-9))]
+            if active.size == 0:
+                break
+        return v.reshape(-1, means.size)
 
     def _start(self, log_lambda: Array) -> ComplexArray:
         """The unknowns at z = -exp(log_lambda), (n, 1 + K), where they are real.
@@ -169,7 +209,12 @@ class TurningCurve:
             share = np.where(run > 0, (angle[active] - target_angle) / np.where(run > 0, run, 1.0), 0.0)
             guess = current[active] + share[:, None] * (current[active] - previous[active])
             guess = _clipped(guess)
-            found, good = self.newton(guess, log_lambda[active] + 1j * target_angle, rounds=7)
+            found, good = self.newton(
+                guess,
+                log_lambda[active] + 1j * target_angle,
+                rounds=7,
+                tolerance=np.where(target_angle > 0, ON_THE_WAY, 1e-10),
+            )
             # A root that is far from where the path points is another root.
             good &= np.max(np.abs(found - guess), axis=1) < 0.5 + 2.0 * step[active]
             moved = active[good]
@@ -216,11 +261,10 @@ class TurningCurve:
         t, one_plus_t = _from_u(unknown[:, 0])
         log_z = self.product.explicit_log_z(t, one_plus_t)
         mass = self.product.explicit_mass(t, one_plus_t)
-        for index, group in enumerate(self.product.groups):
-            w = -np.exp(unknown[:, 1 + index])
-            averages = group.law.averages(w, logarithm=True)
-            log_z = log_z + group.count * group_log_z(averages)
-            mass = mass + group.count * group.size * group_mass(averages)
+        averages = self.averages(-np.exp(unknown[:, 1:]), logarithm=True)
+        sizes = np.array([group.size for group in self.product.groups])
+        log_z = log_z + group_log_z(averages) @ self._counts
+        mass = mass + group_mass(averages) @ (self._counts * sizes)
         # What is left of arg z belongs to z, not to the mass.
         above = (mass.imag - t.real * log_z.imag) / np.pi
         return CurvePoints(log_lambda, np.maximum(-t.imag, 0.0) / np.pi, above, unknown)
@@ -256,24 +300,3 @@ def _from_u(u: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 def _ratio(m: NDArray[Any], rest: NDArray[Any]) -> ComplexArray:
     """log of m/(p + m), both numbers in the closed lower half-plane."""
     return lower_log(m) - lower_log(rest)
-
-
-def _negative_inverse(law: SlopeLaw, target: Array, guess: Array | None) -> Array:
-    """v with log(-m/(p + m)) = target at w = -e^v, for (n,) values: m runs monotonically from -p to 0."""
-    low, high = np.full(target.size, -690.0), np.full(target.size, 690.0)
-    # For a constant d this is v = log d - target; a group like the one before has nearly its solution.
-    v = np.clip(np.log(law.moments(1)[0]) - target if guess is None else guess, -680.0, 680.0)
-    for _ in range(200):
-        w = -np.exp(v)
-        averages = law.averages(w.astype(complex))
-        m, rest, rate = averages.m.real, averages.one_plus_m_nonzero.real, averages.m_rate.real
-        value = np.log(-m / rest)
-        # The left side falls as w moves away from zero.
-        low, high = np.where(value > target, v, low), np.where(value <= target, v, high)
-        step = (target - value) / np.minimum(rate / m - rate / rest, -1e-3)
-        moved = v + step
-        settled = np.abs(step) < 1e-6
-        v = np.where(settled | ((moved > low) & (moved < high)), moved, 0.5 * (low + high))
-        if np.all(settled | (high - low < 1e-9)):
-            break
-    return v
