@@ -28,6 +28,8 @@ NEGLIGIBLE = 1e-19
 MOST_KEPT = 40_000
 # Panels summed at once, so that a work array stays in the cache.
 CHUNK = 2048
+# d/|w| beyond which it might as well be infinite; its square is within the range of floats.
+LARGEST_SHARE = 1e150
 
 
 class PanelTree:
@@ -109,8 +111,6 @@ class PanelTree:
         if self._size > MOST_KEPT + self._roots:
             self._size = self._roots
             self._child[: self._roots] = -1
-        columns = 5 if logarithm else 4
-        result = np.zeros((w.size, columns), complex)
         log_w, size = np.log(w), np.abs(w)
         count = self._count[law]
         owner = np.repeat(np.arange(w.size), count)
@@ -133,13 +133,26 @@ class PanelTree:
         # What is left, next to a zero of phi' seen from |w| < 1e-28, holds no mass to speak of.
         chosen.append((owner, node))
         owner, node = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
+        # w = |w| (cosine + i sine)
+        cosine, sine = w.real / size, w.imag / size
+        columns = np.zeros((w.size, 13 if logarithm else 11))
         for start in range(0, owner.size, CHUNK):
-            part = slice(start, start + CHUNK)
-            terms = self._terms(w, owner[part], node[part], centre, columns)
-            index = owner[part, None] * (2 * columns) + np.arange(2 * columns)
-            added = np.bincount(index.ravel(), terms.view(float).ravel(), result.size * 2)
-            result += added.view(complex).reshape(result.shape)
-        return result.T
+            part = owner[start : start + CHUNK]
+            terms = self._terms(w, size, sine, part, node[start : start + CHUNK], centre, columns.shape[1])
+            index = part[:, None] * columns.shape[1] + np.arange(columns.shape[1])
+            columns += np.bincount(index.ravel(), terms.ravel(), columns.size).reshape(columns.shape)
+        turn = cosine + 1j * sine
+        r, xr, dr, dxr, drr, dxrr, own_r, own_xr, own_dr, own_drr, own_dxrr = columns.T[:11]
+        share, slope = turn * (xr - 1j * sine * r), dxr - 1j * sine * dr
+        rate = turn * (dr - 2.0 * sine**2 * drr - 2j * sine * dxrr)
+        own_rate = turn * (own_dr - 2.0 * sine**2 * own_drr - 2j * sine * own_dxrr)
+        narrow = np.zeros(w.size, bool) if centre is None else ~np.isnan(centre)
+        second = np.where(narrow, turn * (own_xr - 1j * sine * own_r), slope)
+        rows = [share, second, rate, own_rate]
+        if logarithm:
+            # The angle of (w - d)/w.
+            rows.append(columns[:, 11] + 1j * columns[:, 12])
+        return np.stack(rows)
 
     def _far(
         self, w: ComplexArray, log_w: ComplexArray, size: Array, owner: Index, node: Index
@@ -150,26 +163,51 @@ class PanelTree:
         return gap, Shape.far(shape, self._linear[node], gap, log_w[owner], size[owner])
 
     def _terms(
-        self, w: ComplexArray, owner: Index, node: Index, centre: Array | None, columns: int
-    ) -> ComplexArray:
-        """What each pair adds, (m, columns)."""
-        d, weight, at = self._d[node], self._weight[node], w[owner][:, None]
-        difference = at - d
-        inverse = 1.0 / difference
-        weighted = (weight * inverse) * at
-        slope = d * inverse
-        terms = np.zeros((owner.size, columns), complex)
+        self,
+        w: ComplexArray,
+        size: Array,
+        sine: Array,
+        owner: Index,
+        node: Index,
+        centre: Array | None,
+        columns: int,
+    ) -> Array:
+        """What each pair adds to the sums over x, delta and r of which all averages are made, (m, columns).
+
+        With (w - d)/|w| = x + i sine, delta = d/|w| and r = 1/(x^2 + sine^2), in real numbers: w/(w - d) is
+        (w/|w|) (x - i sine) r and d/(w - d) is delta (x - i sine) r.
+        """
+        d, weight = self._d[node], self._weight[node]
+        inverse_size, sine = (1.0 / size)[owner, None], sine[owner, None]
+        x = (w.real[owner, None] - d) * inverse_size
+        # d/(w - d) is -1 to all digits long before delta^2 overflows.
+        delta = d * inverse_size
+        if np.max(delta) > LARGEST_SHARE:
+            delta, x = np.minimum(delta, LARGEST_SHARE), np.maximum(x, -LARGEST_SHARE)
+        square = x * x + sine * sine
+        r = 1.0 / square
+        terms = np.zeros((owner.size, columns))
+        weighted = weight * r
         terms[:, 0] = weighted.sum(axis=1)
-        terms[:, 2] = np.einsum("pn,pn->p", weighted, slope)
-        middle = None if centre is None else centre[owner]
-        narrow = np.zeros(owner.size, bool) if middle is None else ~np.isnan(middle)
-        if not np.all(narrow):
-            terms[:, 1] = np.einsum("pn,pn->p", weight, slope)
-        if middle is not None and np.any(narrow):
-            c = middle[narrow, None]
-            with_excess = weighted[narrow] * ((d[narrow] - c) / c)
-            terms[narrow, 1] = with_excess.sum(axis=1)
-            terms[narrow, 3] = np.einsum("pn,pn->p", with_excess, slope[narrow])
-        if columns == 5:
-            terms[:, 4] = np.sum(weight * np.log(difference / at), axis=1)
+        terms[:, 1] = np.einsum("pn,pn->p", weighted, x)
+        with_d = weighted * delta
+        terms[:, 2] = with_d.sum(axis=1)
+        terms[:, 3] = np.einsum("pn,pn->p", with_d, x)
+        twice = with_d * r
+        terms[:, 4] = twice.sum(axis=1)
+        terms[:, 5] = np.einsum("pn,pn->p", twice, x)
+        if centre is not None:
+            c = np.where(np.isnan(centre), 1.0, centre)[owner, None]
+            excess = (d - c) / c
+            own = weighted * excess
+            terms[:, 6] = own.sum(axis=1)
+            terms[:, 7] = np.einsum("pn,pn->p", own, x)
+            terms[:, 8] = np.einsum("pn,pn->p", with_d, excess)
+            own = twice * excess
+            terms[:, 9] = own.sum(axis=1)
+            terms[:, 10] = np.einsum("pn,pn->p", own, x)
+        if columns > 11:
+            angle = np.arctan2(sine, x) - np.angle(w)[owner, None]
+            terms[:, 11] = 0.5 * np.einsum("pn,pn->p", weight, np.log(square))
+            terms[:, 12] = np.einsum("pn,pn->p", weight, angle)
         return terms
