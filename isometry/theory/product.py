@@ -29,7 +29,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from isometry.theory.law_averages import Averages
+from isometry.theory.law_averages import Averages, LawAverages
 from isometry.theory.slope_law import SlopeLaw, point_masses
 
 Array = NDArray[np.float64]
@@ -81,6 +81,11 @@ class FreeProduct:
         terms = dict(zip(self.sizes.tolist(), self.exponents.tolist(), strict=True))
         terms[1.0] = terms.get(1.0, 0.0) - 1.0
         return [(size, exponent) for size, exponent in terms.items() if exponent]
+
+    @cached_property
+    def averages(self) -> LawAverages:
+        """Averages over the laws of all groups at once."""
+        return LawAverages([group.law for group in self.groups])
 
     @property
     def terms(self) -> float:

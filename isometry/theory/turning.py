@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
-from isometry.theory.law_averages import LawAverages
 from isometry.theory.leading import CurvePoints
 from isometry.theory.product import FreeProduct, group_log_z, group_mass, lower_log
 
@@ -36,6 +35,8 @@ FIRST_STEP = 0.25
 SMALLEST_STEP = 1e-8
 # Newton step that is small enough while the path only has to be kept.
 ON_THE_WAY = 1e-3
+# Newton step after which the error, of the order of its square, does not show.
+LAST_STEP = 1e-7
 # Where averages lose digits (next to a zero of phi') the last bit of the way may be noise.
 CLOSE_ENOUGH = 1e-6
 CLOSE_ENOUGH_BELOW = 0.05
@@ -46,11 +47,6 @@ class TurningCurve:
     """A product with several groups (or one whose level does not limit the rank)."""
 
     product: FreeProduct
-
-    @cached_property
-    def averages(self) -> LawAverages:
-        """Averages over the laws of all groups at once."""
-        return LawAverages([group.law for group in self.product.groups])
 
     @cached_property
     def _counts(self) -> Array:
@@ -71,7 +67,7 @@ class TurningCurve:
         t, one_plus_t = _from_u(unknown[:, 0])
         # dt/du = t (1 + t)
         rate = t * one_plus_t
-        averages = self.averages(-np.exp(unknown[:, 1:]))
+        averages = self.product.averages(-np.exp(unknown[:, 1:]))
         # m = t/nu as log m/(p + m) = log t/(nu p + t), which keeps its digits at both ends.
         rest = (self._ranks - 1.0) + one_plus_t[:, None]
         miss = _ratio(averages.m, averages.one_plus_m_nonzero) - _ratio(t[:, None], rest)
@@ -90,7 +86,7 @@ class TurningCurve:
         target: ComplexArray,
         *,
         rounds: int = 40,
-        tolerance: float | Array = 1e-10,
+        tolerance: float | Array = LAST_STEP,
     ) -> tuple[ComplexArray, NDArray]:
         """Solutions of log z = target near the given unknowns, and which of them converged in the right half-plane.
 
@@ -143,7 +139,7 @@ class TurningCurve:
         active = np.arange(target.size)
         for _ in range(200):
             here = v[active]
-            averages = self.averages(-np.exp(here).astype(complex), law[active])
+            averages = self.product.averages(-np.exp(here).astype(complex), law[active])
             m, rest, rate = averages.m.real, averages.one_plus_m_nonzero.real, averages.m_rate.real
             value = np.log(-m / rest)
             # The left side falls as w moves away from zero.
@@ -213,7 +209,7 @@ class TurningCurve:
                 guess,
                 log_lambda[active] + 1j * target_angle,
                 rounds=7,
-                tolerance=np.where(target_angle > 0, ON_THE_WAY, 1e-10),
+                tolerance=np.where(target_angle > 0, ON_THE_WAY, LAST_STEP),
             )
             # A root that is far from where the path points is another root.
             good &= np.max(np.abs(found - guess), axis=1) < 0.5 + 2.0 * step[active]
@@ -261,7 +257,7 @@ class TurningCurve:
         t, one_plus_t = _from_u(unknown[:, 0])
         log_z = self.product.explicit_log_z(t, one_plus_t)
         mass = self.product.explicit_mass(t, one_plus_t)
-        averages = self.averages(-np.exp(unknown[:, 1:]), logarithm=True)
+        averages = self.product.averages(-np.exp(unknown[:, 1:]), logarithm=True)
         sizes = np.array([group.size for group in self.product.groups])
         log_z = log_z + group_log_z(averages) @ self._counts
         mass = mass + group_mass(averages) @ (self._counts * sizes)

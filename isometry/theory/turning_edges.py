@@ -17,27 +17,23 @@ from isometry.theory.product import FreeProduct, group_log_z
 from isometry.theory.slope_law import SlopeLaw
 
 Array = NDArray[np.float64]
+Index = NDArray[np.intp]
 
-# Solutions found so far, by group and branch: log |x| and y, to start the next from.
-Place = Callable[[Array], tuple[Array, Array]]
-Memory = dict[tuple[int, int], tuple[Array, Array]]
-
-# w may come this close to a value of d, relatively.
-CLOSEST = -25.0
+# Branches of the real inverse of m: w above the values of d, w negative, w between 0 and the values.
+ABOVE, NEGATIVE, BELOW = 0, 1, 2
+# The coordinate y of each runs between these; w comes within e^-25 of a value of d, relatively.
+LOWEST, HIGHEST = np.array([-25.0, -80.0, -80.0]), np.array([80.0, 80.0, 25.0])
 
 
 def outer_band(product: FreeProduct) -> Band:
     """The ends of the spectrum in log lambda - C; gaps inside it are not looked for."""
-    memory: Memory = {}
-    high, high_edge = _extremum(lambda y: _log_z(product, np.exp(y), np.exp(y), memory), -40.0, 30.0)
+    axis = RealAxis(product)
+    high, high_edge = _extremum(lambda y: axis.log_z(np.exp(y), np.exp(y)), -40.0, 30.0)
     low, low_edge = -math.inf, False
     if all(
         group.size * group.law.nonzero_mass > 1.0 + 1e-9 or _has_floor(group.law) for group in product.groups
     ):
-        memory = {}
-        low, low_edge = _extremum(
-            lambda y: _log_z(product, -1.0 - np.exp(y), -np.exp(y), memory), -30.0, 30.0
-        )
+        low, low_edge = _extremum(lambda y: axis.log_z(-1.0 - np.exp(y), -np.exp(y)), -30.0, 30.0)
         if not low_edge:
             low = -math.inf
     return Band(low, high, low_edge, high_edge)
@@ -75,90 +71,92 @@ def _extremum(log_z: Callable[[Array], tuple[Array, Array]], start: float, stop:
     return float(value[0]), True
 
 
-def _log_z(product: FreeProduct, t: Array, rate: Array, memory: Memory) -> tuple[Array, Array]:
-    """log z at (n,) real t > 0 or t < -1 and its slope in y, dt/dy = rate; nan where z or a w_g is not real."""
-    at, above = t.astype(complex), (1.0 + t).astype(complex)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # A point of the grid may hit t = -nu exactly.
-        result, slope = product.explicit_log_z(at, above), product.explicit_slope(at, above)
-    for index, group in enumerate(product.groups):
-        w = _real_inverse(group.law, t / group.size, memory, index)
-        known = np.isfinite(w)
-        averages = group.law.averages(np.where(known, w, -1.0).astype(complex))
-        result = result + group.count * group_log_z(averages)
-        slope = slope + group.count * averages.ratio_rate / (group.size * averages.m_rate)
-        result[~known] = np.nan
-    real = np.isfinite(result.real) & (np.abs(result.imag) < 1e-3)
-    return np.where(real, result.real, np.nan), np.where(real, slope.real * rate, np.nan)
+class RealAxis:
+    """log z(t) at real t off the spectrum, every w_g real; solutions found start the next ones."""
 
-
-def _real_inverse(law: SlopeLaw, x: Array, memory: Memory, index: int) -> Array:
-    """Real w off the range of d with m(w) = x, (n,); nan where there is none."""
-    smallest, largest = law.support[0][0], law.support[-1][1]
-    result = np.full(x.size, np.nan)
-    # |m| falls with y above the range of d and on the negative axis, and rises below the range.
-    branches: list[tuple[NDArray[np.bool_], Place, float, float]] = [
-        (x > 0, lambda y: (largest * (1.0 + np.exp(y)), largest * np.exp(y)), CLOSEST, 80.0),
-        ((x < 0) & (x > -law.nonzero_mass), lambda y: (-np.exp(y), -np.exp(y)), -80.0, 80.0),
-    ]
-    if smallest > 0:
-        branches.append(
-            (
-                x < -law.nonzero_mass,
-                lambda y: (smallest / (1.0 + np.exp(-y)), smallest / (1.0 + np.exp(-y)) / (1.0 + np.exp(y))),
-                -80.0,
-                -CLOSEST,
-            )
+    def __init__(self, product: FreeProduct) -> None:
+        laws = [group.law for group in product.groups]
+        self._product = product
+        self._counts = np.array([group.count for group in product.groups])
+        self._sizes = np.array([group.size for group in product.groups])
+        self._ranks = np.array([law.nonzero_mass for law in laws])
+        self._smallest = np.array([law.support[0][0] for law in laws])
+        self._largest = np.array([law.support[-1][1] for law in laws])
+        number = np.arange(len(laws))
+        ends = np.stack(
+            [
+                self._place(np.full(number.size, branch), number, np.full(number.size, y[branch]))[0]
+                for branch in (ABOVE, NEGATIVE, BELOW)
+                for y in (LOWEST, HIGHEST)
+            ]
         )
-    for number, (chosen, place, low, high) in enumerate(branches):
-        if np.any(chosen):
-            log_x, y = memory.get((index, number), (np.empty(0), np.empty(0)))
-            target = np.log(np.abs(x[chosen]))
-            guess = np.interp(target, log_x, y) if y.size else None
-            found = _inverted(law, target, place, low, high, guess)
-            result[chosen] = place(found)[0]
-            new = np.isfinite(found)
-            log_x, y = np.concatenate([log_x, target[new]]), np.concatenate([y, found[new]])
-            order = np.argsort(log_x)
-            memory[index, number] = log_x[order], y[order]
-    return result
+        ends = np.where(ends == 0.0, -1.0, ends)
+        # log |m| at the ends of y, (3, 2, K)
+        self._at_ends = np.log(np.abs(product.averages(ends.astype(complex)).m.real)).reshape(3, 2, -1)
+        self._known: dict[tuple[int, int], tuple[Array, Array]] = {}
 
+    def log_z(self, t: Array, rate: Array) -> tuple[Array, Array]:
+        """log z at (n,) real t > 0 or t < -1 and its slope in y, dt/dy = rate; nan where z or a w_g is not real."""
+        at, above = t.astype(complex), (1.0 + t).astype(complex)
+        w = self._inverse(t[:, None] / self._sizes)
+        known = np.all(np.isfinite(w), axis=1)
+        averages = self._product.averages(np.where(np.isfinite(w), w, -1.0).astype(complex))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # A point of the grid may hit t = -nu exactly.
+            result = self._product.explicit_log_z(at, above) + group_log_z(averages) @ self._counts
+            slope = self._product.explicit_slope(at, above)
+            slope = slope + (averages.ratio_rate / averages.m_rate) @ (self._counts / self._sizes)
+        real = known & np.isfinite(result.real) & (np.abs(result.imag) < 1e-3)
+        return np.where(real, result.real, np.nan), np.where(real, slope.real * rate, np.nan)
 
-def _inverted(
-    law: SlopeLaw, target: Array, place: Place, low: float, high: float, guess: Array | None
-) -> Array:
-    """y in [low, high] with log |m(w)| = target, place(y) = (w, dw/dy), bracketed Newton; nan where none is."""
+    def _place(self, branch: Index, law: Index, y: Array) -> tuple[Array, Array]:
+        """(w, dw/dy) on a branch; |m| falls with y, and rises on the branch below."""
+        growing, falling = np.exp(y), np.exp(-y)
+        largest, below = self._largest[law], self._smallest[law] / (1.0 + falling)
+        w = np.select([branch == ABOVE, branch == NEGATIVE], [largest * (1.0 + growing), -growing], below)
+        rate = np.select(
+            [branch == ABOVE, branch == NEGATIVE], [largest * growing, -growing], below / (1.0 + growing)
+        )
+        return w, rate
 
-    def excess(y: Array) -> tuple[Array, Array]:
-        w, rate = place(y)
-        averages = law.averages(w.astype(complex))
-        return np.log(np.abs(averages.m.real)) - target, (averages.m_rate / averages.m).real * rate / w
-
-    ends = np.array([low, high])
-    at_ends = np.log(np.abs(law.averages(place(ends)[0].astype(complex)).m.real))
-    possible = (target > at_ends.min()) & (target < at_ends.max())
-    rising = bool(at_ends[1] > at_ends[0])
-    a, b = np.full(target.size, low), np.full(target.size, high)
-    if guess is None:
+    def _inverse(self, x: Array) -> Array:
+        """Real w_g off the range of d_g with m_g(w_g) = x, (n, K); nan where there is none."""
+        law = np.broadcast_to(np.arange(x.shape[1]), x.shape).ravel()
+        x, shape = x.ravel(), x.shape
+        branch = np.where(x > 0, ABOVE, np.where(x > -self._ranks[law], NEGATIVE, BELOW))
+        with np.errstate(divide="ignore"):
+            target = np.log(np.abs(x))
+        ends = self._at_ends[branch, :, law]
+        possible = (target > ends.min(axis=1)) & (target < ends.max(axis=1))
+        possible &= (branch != BELOW) | (self._smallest[law] > 0)
         # m falls like 1/w from far away.
-        guess = high - np.abs(target - at_ends[1])
-    y = np.clip(guess, low + 1e-3, high - 1e-3)
-    result = y.copy()
-    active = np.flatnonzero(possible)
-    everything = target
-    for _ in range(100):
-        if active.size == 0:
-            break
-        target = everything[active]
-        here = y[active]
-        value, slope = excess(here)
-        above = (value > 0) == rising
-        a[active], b[active] = np.where(above, a[active], here), np.where(above, here, b[active])
-        with np.errstate(all="ignore"):
-            moved = here - value / slope
-        inside = np.isfinite(moved) & (moved > a[active]) & (moved < b[active])
-        settled = (np.abs(moved - here) < 1e-7) | (b[active] - a[active] < 1e-13)
-        y[active] = np.where(inside, moved, np.where(settled, here, 0.5 * (a[active] + b[active])))
-        active = active[~settled]
-    result[possible], result[~possible] = y[possible], np.nan
-    return result
+        y = HIGHEST[branch] - np.abs(target - ends[:, 1])
+        for key, (log_x, known) in self._known.items():
+            own = (law == key[0]) & (branch == key[1])
+            y[own] = np.interp(target[own], log_x, known)
+        low, high = LOWEST[branch], HIGHEST[branch]
+        y = np.clip(y, low + 1e-3, high - 1e-3)
+        active = np.flatnonzero(possible)
+        for _ in range(100):
+            if active.size == 0:
+                break
+            here = y[active]
+            w, rate = self._place(branch[active], law[active], here)
+            averages = self._product.averages(w.astype(complex), law[active])
+            with np.errstate(all="ignore"):
+                value = np.log(np.abs(averages.m.real)) - target[active]
+                moved = here - value / ((averages.m_rate / averages.m).real * rate / w)
+            over = (value > 0) == (branch[active] == BELOW)
+            low[active], high[active] = np.where(over, low[active], here), np.where(over, here, high[active])
+            inside = np.isfinite(moved) & (moved > low[active]) & (moved < high[active])
+            settled = (np.abs(moved - here) < 1e-7) | (high[active] - low[active] < 1e-13)
+            middle = np.where(settled, here, 0.5 * (low[active] + high[active]))
+            y[active] = np.where(inside, moved, middle)
+            active = active[~settled]
+        for key in set(zip(law[possible].tolist(), branch[possible].tolist(), strict=True)):
+            own = possible & (law == key[0]) & (branch == key[1])
+            log_x, known = self._known.get(key, (np.empty(0), np.empty(0)))
+            log_x, known = np.concatenate([log_x, target[own]]), np.concatenate([known, y[own]])
+            order = np.argsort(log_x)
+            self._known[key] = log_x[order], known[order]
+        return np.where(possible, self._place(branch, law, y)[0], np.nan).reshape(shape)
