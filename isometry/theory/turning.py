@@ -31,10 +31,14 @@ ComplexArray = NDArray[np.complex128]
 TABLE = np.concatenate([[-60.0, -50.0, -40.0, -30.0, -24.0, -20.0, -16.0], np.arange(-13.0, 26.5, 1.5)])
 # At u = 22.5 less than 4e-10 of the mass lies below lambda = |z|.
 BOTTOM = 22.5
-FIRST_STEP = 0.25
+# In the open half-plane there is only one solution, so steps may be long where Newton's method bears them.
+FIRST_STEP = 1.55
+LAST_TURN = 0.1
+# Of a step that failed, the share that is tried next: next to an edge the rest of the way shrinks by fifths.
+SHORTER = 0.8
 SMALLEST_STEP = 1e-8
 # Newton step that is small enough while the path only has to be kept.
-ON_THE_WAY = 1e-3
+ON_THE_WAY = 1e-2
 # Newton step after which the error, of the order of its square, does not show.
 LAST_STEP = 1e-7
 # Where averages lose digits (next to a zero of phi') the last bit of the way may be noise.
@@ -87,17 +91,19 @@ class TurningCurve:
         *,
         rounds: int = 40,
         tolerance: float | Array = LAST_STEP,
+        impatient: bool = False,
     ) -> tuple[ComplexArray, NDArray]:
         """Solutions of log z = target near the given unknowns, and which of them converged in the right half-plane.
 
-        ``tolerance`` is the last step of Newton's method: the error is of the order of its square.
+        ``tolerance`` is the last step of Newton's method: the error is of the order of its square. ``impatient`` gives
+        up where steps do not shrink.
         """
         tolerance = np.broadcast_to(tolerance, target.shape)
         current = unknown.copy()
         good = np.zeros(target.size, bool)
         last = np.full(target.size, np.inf)
         active = np.arange(target.size)
-        for _ in range(rounds):
+        for round_number in range(rounds):
             with np.errstate(all="ignore"):
                 value, slope, correction, v_slopes, v_corrections = self._evaluate(current[active])
                 du = (target[active] - value + correction) / slope
@@ -110,6 +116,8 @@ class TurningCurve:
             valid = np.isfinite(size) & _in_half_plane(current[active], 1e-9)
             # Next to a zero of phi' averages have fewer digits, and Newton stops gaining before 1e-10.
             settled = valid & ((size < tolerance[active]) | ((size < 1e-5) & (size > 0.25 * last[active])))
+            # Far from a solution steps do not shrink.
+            valid &= (round_number < 2) | settled | (size < 0.7 * last[active]) if impatient else True
             last[active] = size
             good[active[settled]] = True
             active = active[valid & ~settled]
@@ -200,6 +208,8 @@ class TurningCurve:
         active = np.arange(log_lambda.size)
         for _ in range(4000):
             target_angle = np.maximum(angle[active] - step[active], 0.0)
+            # On the axis itself there may be other solutions: go there only from close by.
+            target_angle[(target_angle == 0.0) & (angle[active] > LAST_TURN)] = LAST_TURN
             # Extrapolate along the path.
             run = previous_angle[active] - angle[active]
             share = np.where(run > 0, (angle[active] - target_angle) / np.where(run > 0, run, 1.0), 0.0)
@@ -209,15 +219,16 @@ class TurningCurve:
                 guess,
                 log_lambda[active] + 1j * target_angle,
                 rounds=7,
+                impatient=True,
                 tolerance=np.where(target_angle > 0, ON_THE_WAY, LAST_STEP),
             )
             # A root that is far from where the path points is another root.
             good &= np.max(np.abs(found - guess), axis=1) < 0.5 + 2.0 * step[active]
+            turn = angle[active] - target_angle
             moved = active[good]
             previous[moved], previous_angle[moved] = current[moved], angle[moved]
             current[moved], angle[moved] = found[good], target_angle[good]
-            step[moved] = np.minimum(1.6 * step[moved], 0.5)
-            step[active[~good]] *= 0.4
+            step[active] = np.where(good, np.minimum(2.0 * turn, FIRST_STEP), SHORTER * turn)
             if np.any(step[active] < SMALLEST_STEP):
                 break
             # |1 + t| = e^-18 bounds the mass below: there the last bit of the way changes nothing that shows.
