@@ -577,12 +577,16 @@ class Spectrum:
     def _repr_html_(self) -> str:
         return wording.table_html(self)
 
-    def plot(self, ax: Any = None, **options: Any) -> Any:
-        """Draw the density of log10 s into a Matplotlib ``ax`` (a new one if None) and return it."""
+    def plot(self, ax: Any = None, *, kind: str = "density", **options: Any) -> Any:
+        """Draw the density of log10 s, or with ``kind="cdf"`` the cdf with its band, into a Matplotlib ``ax`` (a new
+        one if None) and return it. Options are those of :mod:`isometry.report.plots`.
+        """
+        if kind not in ("density", "cdf"):
+            raise InputError(f'kind is "density" or "cdf"; got {kind!r}')
         # Loaded here: a spectrum is numpy alone until somebody wants a picture.
-        from .report.plots import plot_density
+        from .report.plots import plot_cdf, plot_density
 
-        return plot_density(self, ax=ax, **options)
+        return (plot_density if kind == "density" else plot_cdf)(self, ax=ax, **options)
 
 
 def _nonnegative(s: ArrayLike) -> Array:

@@ -71,12 +71,10 @@ def table_rows(spectrum: Spectrum) -> list[tuple[str, str]]:
                 f"{100 * spectrum.below_floor:.3g} % ({place})",
             )
         )
-    rows.append(
-        (
-            "in [0.5, 2]",
-            percent_text(*spectrum.isometry_bounds(), error=spectrum.isometry_stderr(), sign="+-"),
-        )
-    )
+    share, limits = percent_text(*spectrum.isometry_bounds()), percent_text(*spectrum.isometry_band())
+    rows.append(("in [0.5, 2]", share))
+    if limits != share:
+        rows.append(("  95 % limits", limits))
     rows.append(("verdict", spectrum.verdict()))
     return rows
 
@@ -108,13 +106,12 @@ def quantile_text(spectrum: Spectrum, p: float) -> str:
     return f"{value:.4g}"
 
 
-def percent_text(least: float, most: float, *, error: float = 0.0, sign: str = "±", digits: int = 2) -> str:
-    """A share as a person reads it: with its statistical error, or from least to most where they differ."""
+def percent_text(least: float, most: float) -> str:
+    """A share as a person reads it: one number, or from least to most where they differ."""
     # What differs by less than the digits shown is one number.
     if most - least > 5e-4:
         return f"{100 * least:.3g} to {100 * most:.3g} %"
-    spread = f" {sign} {100 * error:.{digits}g}" if error > 0 else ""
-    return f"{100 * least:.3g}{spread} %"
+    return f"{100 * least:.3g} %"
 
 
 def _with_error(value: float, error: float, word: str) -> str:

@@ -94,8 +94,12 @@ def draw_cdf(
     label: str | None,
     color: str | None,
     points: int,
+    explain: bool = False,
 ) -> None:
-    """The cdf over x data from shown[0] to shown[1], with the bands that `plot_cdf` describes."""
+    """The cdf over x data from shown[0] to shown[1], with the bands that `plot_cdf` describes.
+
+    With ``explain`` the legend says what the bands are.
+    """
     color = color or _next_color(ax)
     x = np.linspace(*shown, points)
     t = x * LN10 if log else _safe_log(x)
@@ -105,26 +109,15 @@ def draw_cdf(
     if spectrum.kind != "measured":
         return
     s = np.exp(np.clip(t, -745.0, 709.0))
-    lower, upper = spectrum.cdf_bounds(s)
-    error = 2 * np.nan_to_num(spectrum.cdf_stderr(s))
-    if np.any(error > 0):
-        ax.fill_between(
-            x,
-            np.clip(value - error, 0, 1),
-            np.clip(value + error, 0, 1),
-            color=color,
-            alpha=0.28,
-            linewidth=0,
-        )
-    if np.any(upper - lower > 1e-9):
-        ax.fill_between(
-            x,
-            np.clip(lower - error, 0, 1),
-            np.clip(upper + error, 0, 1),
-            color=color,
-            alpha=0.13,
-            linewidth=0,
-        )
+    lower, upper = spectrum.cdf_band(s)
+    if not np.any(upper - lower > 1e-9):
+        return
+    outer = ax.fill_between(x, lower, upper, color=color, alpha=0.18, linewidth=0)
+    least, most = (np.clip(bound, lower, upper) for bound in spectrum.cdf_bounds(s))
+    if np.any(most - least > 1e-9):
+        ax.fill_between(x, least, most, color=color, alpha=0.22, linewidth=0)
+    if explain:
+        remember(ax, outer, "   95 % band; darker: truncation alone")
 
 
 def _arrow_up(ax: Axes, place: float, mass: float, color: str) -> Line2D:

@@ -46,7 +46,8 @@ def headline_rows(spectrum: Spectrum) -> dict[str, str]:
     rows["s min"] = _smallest(spectrum)
     rows["mean s²"] = _mean_square(spectrum)
     rows["s max / s min"] = _condition(spectrum)
-    rows["in [0.5, 2]"] = _share(spectrum)
+    rows["in [0.5, 2]"] = percent_text(*spectrum.isometry_bounds())
+    rows["  95 % limits"] = percent_text(*spectrum.isometry_band())
     return rows
 
 
@@ -98,7 +99,3 @@ def _condition(spectrum: Spectrum) -> str:
         return f"{number:.3g}"
     smallest = spectrum.floor if spectrum.below_floor > 0 else max(spectrum.s_min_bound, spectrum.floor)
     return f"≥ {spectrum.s_max / smallest:.2g}" if smallest > 0 else "infinite"
-
-
-def _share(spectrum: Spectrum) -> str:
-    return percent_text(*spectrum.isometry_bounds(), error=spectrum.isometry_stderr(), digits=1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -79,9 +80,9 @@ def plot_cdf(
 ) -> Axes:
     """The cumulative distribution with its error bands, as an ``ax``.
 
-    The darker band is two standard errors over probes to either side. The lighter one adds the truncation error
-    of the quadrature, which the Chebyshev-Markov-Stieltjes inequalities bound (Szego 1939, section 3.41).
-    A prediction and an exact measurement have neither.
+    The lighter band is the certified one, :meth:`isometry.Spectrum.cdf_band`: at each s it holds the true cdf with 95 %
+    confidence. The darker one is its part by truncation of the quadrature alone, which the Chebyshev-Markov-Stieltjes
+    inequalities bound (Szego 1939, section 3.41). A prediction has neither, an exact measurement only below its floor.
 
     Parameters
     ----------
@@ -98,7 +99,7 @@ def plot_cdf(
             ax = new_figure()[1][0]
             return plot_cdf(spectrum, ax, log=log, label=label, color=color, points=points)
     low, high = picture_range([spectrum], log=log)
-    draw_cdf(ax, spectrum, (low, high), log=log, label=label, color=color, points=points)
+    draw_cdf(ax, spectrum, (low, high), log=log, label=label, color=color, points=points, explain=True)
     ax.set_ylabel("fraction of singular values ≤ s")
     finish_axis(ax, log=log, low=low, high=high, zero=False)
     ax.set_ylim(0, 1.02)
@@ -174,7 +175,12 @@ def figure_of_spectra(
         plot_spectra(spectra, below, kind="cdf", labels=labels, legend=False)
         draw_legend(above, outside=entries > 4)
         above.set_xlabel("")
-        if title:
+        if title and entries > 4:
+            # Above the legend, which stands above the axes.
+            figure.suptitle(
+                title, x=0.02, ha="left", fontsize=mpl.rcParams["axes.titlesize"], parse_math=False
+            )
+        elif title:
             above.set_title(title, parse_math=False)
     return figure
 
