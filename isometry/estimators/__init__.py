@@ -6,7 +6,9 @@ from .lanczos import lanczos
 from .quadrature import gauss_rules
 from .randomized import randomized
 from .rows import Rows, measure_rows, merge, probe_groups
+from .triplets import LeadingTriplets, leading_triplets
 
 __all__ = [
-    "Rows", "exact", "gauss_rules", "golub_kahan", "lanczos", "measure_rows", "merge", "probe_groups", "randomized",
+    "LeadingTriplets", "Rows", "exact", "gauss_rules", "golub_kahan", "lanczos", "leading_triplets", "measure_rows",
+    "merge", "probe_groups", "randomized",
 ]  # fmt: skip

@@ -72,6 +72,8 @@ class ShortSide:
         B; 1 for an operator without a batch.
     products : int
         Products applied through this view, one for each vector of each sample.
+    calls : int
+        Times the operator was called, each with a block.
     """
 
     def __init__(self, operator: Operator) -> None:
@@ -89,7 +91,7 @@ class ShortSide:
         self.dtype: torch.dtype = getattr(operator, "dtype", torch.float32)
         self.device: torch.device = torch.device(getattr(operator, "device", "cpu"))
         self._operator = operator
-        self.products = 0
+        self.products = self.calls = 0
 
     @property
     def eps(self) -> float:
@@ -118,17 +120,24 @@ class ShortSide:
     def apply(self, block: Tensor) -> Tensor:
         """A v: (k, B, short) -> (k, B, long)."""
         self.products += block.shape[0] * self.batch
+        self.calls += 1
         return self._reverse(block) if self.transposed else self._forward(block)
 
     def adjoint(self, block: Tensor) -> Tensor:
         """A^T u: (k, B, long) -> (k, B, short)."""
         self.products += block.shape[0] * self.batch
+        self.calls += 1
         return self._forward(block) if self.transposed else self._reverse(block)
 
     @property
     def precision(self) -> Precision:
         """What rounding does to the products."""
         return Precision(self.eps, float(getattr(self._operator, "rounding", 0.0)))
+
+    def pair(self, long: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:
+        """(k, B, long) and (k, B, short) as outputs (k, [B,] *output_shape) and inputs of J."""
+        output, input_ = (short, long) if self.transposed else (long, short)
+        return output.reshape(-1, *self._output), input_.reshape(-1, *self._input)
 
     def noise_floor(self, s_max: np.ndarray) -> np.ndarray:
         """As :meth:`Precision.noise_floor`."""
@@ -158,8 +167,9 @@ def random_block(
     first_probe: int = 0,
     stream: int = 0,
     probe: str = "gaussian",
+    length: int | None = None,
 ) -> Tensor:
-    """Random unit vectors, (count, B, short).
+    """Random unit vectors, (count, B, short), or of another ``length``.
 
     Parameters
     ----------
@@ -177,13 +187,14 @@ def random_block(
         raise InputError(f"a seed is a non-negative integer; got {seed}")
     if probe not in PROBES:
         raise InputError(f"probe is one of {', '.join(PROBES)}; got {probe!r}")
-    block = torch.empty(count, side.batch, side.short, dtype=torch.float64)
+    length = side.short if length is None else length
+    block = torch.empty(count, side.batch, length, dtype=torch.float64)
     together = orthogonal_group(side.short) if probe == "orthogonal" else 1
     for index in range(side.batch):
         entropy = (seed, stream, first_input + index)
         for group in range(first_probe // together, -(-(first_probe + count) // together)):
             numbers = range(together * group, together * (group + 1))
-            vectors = _unit_vectors(np.stack([_normals((*entropy, n), side.short) for n in numbers]), probe)
+            vectors = _unit_vectors(np.stack([_normals((*entropy, n), length) for n in numbers]), probe)
             for number, vector in zip(numbers, vectors, strict=True):
                 if first_probe <= number < first_probe + count:
                     block[number - first_probe, index] = torch.from_numpy(vector)

@@ -1,0 +1,117 @@
+"""Which singular values a random start block rules out, with a stated probability.
+
+A block of b random directions of a space of dimension n holds, of the squared length of any fixed unit vector w, a
+share that follows Beta(b / 2, (n - b) / 2): it is below the quantile q with probability delta only. So does the block
+that a Krylov space was started from, for w the right singular vector of the largest (or of the smallest) singular
+value sigma, found or not. What the space has seen of w is then not free any more. With the relations of
+:mod:`.block_krylov`, lambda = sigma^2 and y = F^T w,
+
+    z = V^T w = Y diag(s / (lambda - s^2)) (G X)^T y,        c = the rows of z that belong to the start block,
+
+so that the share ||c||^2 of the start is at most the largest ||c||^2 / (||y||^2 + ||z||^2) over y: the matrix form
+of the Christoffel function (Golub & Meurant 2010, chapters 2 and 6). A sigma for which it falls below q is ruled out.
+
+For one start vector and one product this is the bound ||A v|| / sqrt(q) of Dixon (1983, SIAM J. Numer. Anal. 20,
+812); for k steps it is never worse than sigma <= s_1 cosh(arccosh(1 / sqrt(q)) / (2 k - 1)), the form of Kuczynski
+& Wozniakowski (1992, SIAM J. Matrix Anal. 13, 1094), which knows the number of steps alone; where the Krylov space
+closes it is exact. It needs a start that is random and independent of A, and a space that was never cut. Rounding of
+the two relations, one unit of s_max, is magnified by 1 / sqrt(q) at most; that is added.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv
+
+from .block_krylov import BlockKrylov, RitzTriplets
+
+Array = NDArray[np.float64]
+
+_BISECTIONS = 60
+
+
+def least_share(dimension: int, width: int, delta: float) -> float:
+    """q: what a block of ``width`` random directions holds of a fixed unit vector, but with probability ``delta``."""
+    if width >= dimension:
+        return 1.0
+    return float(betaincinv(width / 2, (dimension - width) / 2, delta))
+
+
+def rounding(space: BlockKrylov, delta: float) -> float:
+    """What rounding may move a bound by, relative to s_max."""
+    return (
+        0.0
+        if space.complete
+        else space.side.eps / math.sqrt(least_share(space.dimension, space.start_width, delta))
+    )
+
+
+def above(space: BlockKrylov, triplets: RitzTriplets, delta: float) -> Array:
+    """(B,) M: no singular value of the operator of ``space`` lies above M, but with probability ``delta``."""
+    return _ends(space, triplets, delta, top=True)
+
+
+def below(space: BlockKrylov, triplets: RitzTriplets, delta: float) -> Array:
+    """(B,) m: no singular value of the operator of ``space`` lies below m, but with probability ``delta``."""
+    return _ends(space, triplets, delta, top=False)
+
+
+def _ends(space: BlockKrylov, triplets: RitzTriplets, delta: float, *, top: bool) -> Array:
+    if space.complete:
+        return triplets.values[:, 0 if top else -1]
+    share = least_share(space.dimension, space.start_width, delta)
+    ends = np.zeros(space.side.batch)
+    for index in range(ends.size):
+        s = triplets.values[index]
+        scale = s[0]
+        if scale == 0:
+            # Whatever the start block touches is mapped to zero, and nothing leaves it: A is zero.
+            continue
+        start = triplets.right[index, : space.start_width]
+        edge = _edge(s / scale, start, triplets.coupling[index] / scale, share, top=top)
+        noise = rounding(space, delta)
+        ends[index] = scale * (edge + noise if top else max(edge - noise, 0.0))
+    return ends
+
+
+def _edge(s: Array, start: Array, coupling: Array, share: float, *, top: bool) -> float:
+    """The largest (smallest) sigma that is not ruled out, by bisection; s_1 = 1."""
+    if top:
+        inside, outside = 1.0, 1.0
+        while compatible_share(outside := 2 * outside, s, start, coupling) >= share:
+            inside = outside
+    else:
+        inside, outside = float(s[-1]), 0.0
+        if compatible_share(0.0, s, start, coupling) >= share:
+            return 0.0
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (inside + outside)
+        if compatible_share(middle, s, start, coupling) >= share:
+            inside = middle
+        else:
+            outside = middle
+    return outside
+
+
+def compatible_share(sigma: float, s: Array, start: Array, coupling: Array) -> float:
+    """The largest share of the start block that a singular vector to ``sigma`` can have had.
+
+    Parameters
+    ----------
+    sigma : float
+        Outside the range of the Ritz values ``s``, (j,).
+    start : (b, j) array
+        The rows of Y that belong to the start block.
+    coupling : (f, j) array
+        G X.
+    """
+    gaps = (sigma - s) * (sigma + s)
+    if np.any(gaps == 0):
+        return 1.0
+    # From the singular values of the weights and not from their squares: next to a Ritz value they are huge.
+    _, sizes, turn = np.linalg.svd(coupling * (s / gaps), full_matrices=False)
+    shares = (sizes / np.hypot(1.0, sizes))[:, None] * (turn @ start.T)
+    return float(np.linalg.norm(shares, 2) ** 2)
