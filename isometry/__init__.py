@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .nn import init
     from .spectrum import Spectrum
     from .store import open_store
+    from .sweeps import sweep
     from .theory.ensemble import Ensemble
     from .theory.meanfield import critical_point
     from .theory.predict import predict
@@ -37,6 +38,7 @@ _HOMES = {
     "measure": "isometry.measurement",
     "open_store": "isometry.store",
     "predict": "isometry.theory.predict",
+    "sweep": "isometry.sweeps",
     "predict_for": "isometry.layerwise",
 }
 
@@ -52,6 +54,7 @@ __all__ = [
     "open_store",
     "predict",
     "predict_for",
+    "sweep",
 ]
 
 

@@ -47,6 +47,10 @@ class NewerSchemaError(StoreError):
     """The file was written by a newer version of this package."""
 
 
+class SweepError(IsometryError):
+    """A sweep can not begin or go on: another one has the file, the workers are lost, results can not be stored."""
+
+
 class IsometryWarning(UserWarning):
     """Base of every warning of this package."""
 

@@ -68,6 +68,7 @@ def test_readme_commands_run(
 
     monkeypatch.chdir(tmp_path)
     Path("my_model.py").write_text(MY_MODEL)
+    Path("grid.toml").write_text('kind = "predict"\n[axes]\ndepth = [2, 4]\n')
     scope: dict[str, object] = {}
     exec(MY_MODEL, scope)
     torch.save(scope["build"]().state_dict(), "checkpoint.pt")  # type: ignore[operator]
@@ -94,9 +95,12 @@ def blocks_of(text: str) -> list[tuple[str, str]]:
 def test_pages_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page one after another, as a reader runs them: Python in one session, commands in one folder."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"__name__": "__main__"}
     for language, code in blocks_of((ROOT / "docs" / page).read_text()):
-        if language == "python":
+        file = re.match(r"# (\S+\.toml)\n", code)
+        if language == "toml" and file:
+            Path(file[1]).write_text(code)
+        elif language == "python":
             exec(code, names)
         elif language == "sh":
             for line in code.replace("\\\n", " ").splitlines():

@@ -34,6 +34,8 @@ COMMANDS = {
     "compare": "isometry.cli.compare:compare_command",
     "critical": "isometry.cli.critical:critical_command",
     "train": "isometry.cli.train:train_command",
+    "sweep": "isometry.cli.sweep:sweep_command",
+    "table": "isometry.cli.table:table_command",
 }
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from isometry.nn.record import TrainingRecord
     from isometry.nn.training import TrainingOptions
 
-# Largest map that a trunk of thousands of layers should work on, as in Xiao et al. 2018.
-_LARGEST_MAP = 8
 _positive = click.FloatRange(0, min_open=True)
 
 
@@ -150,13 +148,13 @@ def _training_options(options: dict[str, Any], seed: int) -> TrainingOptions:
     from dataclasses import fields
 
     from isometry.errors import InputError
+    from isometry.nn.classifier import default_learning_rate
     from isometry.nn.training import TrainingOptions
 
     if options["depth"] < 1:
         raise InputError(f"--depth must be one layer or more, got {options['depth']}.")
     if options["learning_rate"] is None:
-        # The gradient of a critical network grows as sqrt(depth) in the units it is stepped in.
-        options["learning_rate"] = 0.2 / math.sqrt(options["depth"])
+        options["learning_rate"] = default_learning_rate(options["depth"])
     known = {field.name for field in fields(TrainingOptions)}
     chosen = {name: options.pop(name) for name in list(options) if name in known}
     chosen["clip_norm"] = chosen["clip_norm"] or None
@@ -167,7 +165,7 @@ def _network(dataset: Dataset, options: dict[str, Any], seed: int, device: str |
     import torch
 
     from isometry.errors import InputError
-    from isometry.nn.models import VanillaCNN
+    from isometry.nn.classifier import classifier
 
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -177,12 +175,8 @@ def _network(dataset: Dataset, options: dict[str, Any], seed: int, device: str |
         raise InputError(
             f"there is no device {device!r} here ({reason}); take cpu, or leave --device out."
         ) from error
-    halvings = max(0, math.ceil(math.log2(max(dataset.image_size) / _LARGEST_MAP)))
     arguments = {name: value for name, value in options.items() if value is not None}
-    return VanillaCNN(
-        **arguments, in_channels=dataset.in_channels, num_classes=dataset.num_classes, image_size=dataset.image_size,
-        stem_strides=(1,) + (2,) * halvings, seed=seed, device=place,
-    )  # fmt: skip
+    return classifier(dataset, **arguments, seed=seed, device=place)
 
 
 def _prepare(file: Path, *, resume: bool, overwrite: bool) -> None:

@@ -67,7 +67,12 @@ BUILT_IN: Mapping[str, BuiltIn] = {
 
 
 def parse_settings(kind: str, text: str) -> dict[str, Any]:
-    """The settings after the colon, over the defaults of that kind.
+    """The settings after the colon, over the defaults of that kind."""
+    return {**BUILT_IN[kind].defaults, **given_settings(kind, text)}
+
+
+def given_settings(kind: str, text: str) -> dict[str, Any]:
+    """The settings after the colon alone.
 
     Raises
     ------
@@ -92,7 +97,12 @@ def parse_settings(kind: str, text: str) -> dict[str, Any]:
         except ValueError:
             wanted = _WORDS.get(built_in.keys[key], "text")
             raise SpecError(f"{kind}: {key} is {wanted}; got {value.strip()!r}") from None
-    return {**built_in.defaults, **given}
+    return given
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """The text that `given_settings` reads back."""
+    return ",".join(f"{key}={value}" for key, value in settings.items())
 
 
 def build(kind: str, settings: Mapping[str, Any]) -> tuple[nn.Module, tuple[int, ...]]:

@@ -25,6 +25,15 @@ INPUT_HELP = (
 )
 
 
+_SHAPE = re.compile(r"\d+(x\d+)*")
+_FILES = (".npy", ".npz", ".pt", ".pth")
+
+
+def known_input_spec(spec: str) -> bool:
+    """Whether a text has the form of an input: a shape, 'digits', or the name of a file of numbers."""
+    return bool(_SHAPE.fullmatch(spec)) or spec == "digits" or Path(spec).suffix in _FILES
+
+
 @dataclass(frozen=True)
 class LoadedInput:
     """What the model is measured at.
@@ -81,7 +90,7 @@ def load_input(
         return _normal(
             model.input_shape, count or 1, seed, batch_axis, variance=stationary_variance(model.module)
         )
-    if re.fullmatch(r"\d+(x\d+)*", spec):
+    if _SHAPE.fullmatch(spec):
         shape = tuple(int(part) for part in spec.split("x"))
         if 0 in shape:
             raise SpecError(f"--input {spec} is empty: every extent is at least 1")
@@ -148,7 +157,7 @@ def _digits(model: LoadedModel, count: int, batch_axis: bool) -> LoadedInput:
 
 
 def _from_file(path: Path, count: int | None) -> LoadedInput:
-    if path.suffix not in (".npy", ".npz", ".pt", ".pth"):
+    if path.suffix not in _FILES:
         raise SpecError(
             f"--input {str(path)!r} is neither a shape (3x32x32), nor 'digits', nor a .npy, .npz or .pt file"
         )

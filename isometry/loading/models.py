@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,10 +81,7 @@ def load_model(spec: str, *, seed: int = 0, evaluation: bool = False) -> LoadedM
     """
     kind, colon, rest = spec.partition(":")
     if kind in BUILT_IN:
-        settings = parse_settings(kind, rest)
-        module, shape = build(kind, settings)
-        bare = "channels" in settings and settings.get("in_channels") is None
-        loaded = LoadedModel(module, spec, kind, shape, settings["channels"] if bare else None)
+        loaded = built_in_model(kind, parse_settings(kind, rest), spec)
     elif not colon or not rest:
         raise SpecError(
             f"{spec!r} is not a MODEL: write path/to/file.py:callable, package.module:callable, torchvision:NAME, "
@@ -102,6 +100,13 @@ def load_model(spec: str, *, seed: int = 0, evaluation: bool = False) -> LoadedM
     if evaluation:
         loaded.module.eval()
     return loaded
+
+
+def built_in_model(kind: str, settings: Mapping[str, Any], spec: str) -> LoadedModel:
+    """The reference network of that kind with these settings, those it needs among them."""
+    module, shape = build(kind, settings)
+    bare = "channels" in settings and settings.get("in_channels") is None
+    return LoadedModel(module, spec, kind, shape, settings["channels"] if bare else None)
 
 
 def _find(place: str, attribute: str) -> Any:

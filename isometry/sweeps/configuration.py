@@ -1,0 +1,279 @@
+"""A point of a sweep: one configuration in its canonical form, and the key and name that follow from it.
+
+Two ways of saying the same thing (a default left out or written down, 1 or 1.0, `model = "mlp:depth=4"` or
+`depth = 4`) give one canonical configuration, and so one key: SHA-256 of its JSON with sorted keys and floats as
+Python's repr. Where the configuration names files, their contents count too: a checkpoint that was trained on is
+another point.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from isometry.errors import SpecError
+from isometry.loading.builtin import BUILT_IN, given_settings
+from isometry.sweeps.keys import (
+    COMPARISON_KEYS,
+    KINDS,
+    MEASUREMENT_KEYS,
+    Reader,
+    network_keys,
+    prediction_keys,
+    read_value,
+    training_keys,
+    unknown_key,
+)
+
+# Of the way a configuration becomes a key. A change makes every stored point unknown, so it is written into the key.
+KEY_VERSION = 1
+_NAME_BYTES = 150
+_TRAINING_DEFAULTS = {
+    "data": "digits", "depth": 100, "channels": 8, "activation": "tanh", "init": "delta_orthogonal", "kernel_size": 3,
+}  # fmt: skip
+_TITLES = {"measure": "", "predict": "prediction", "compare": "comparison", "train": "training"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a sweep.
+
+    Parameters
+    ----------
+    kind : {"measure", "predict", "compare", "train"}
+    values : mapping
+        The canonical configuration: plain JSON values by key, with the defaults that matter.
+    files : mapping
+        SHA-256 of the files that the configuration names, by the key that names them.
+    """
+
+    kind: str
+    values: Mapping[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of the canonical configuration, in hexadecimal."""
+        content = {"version": KEY_VERSION, "kind": self.kind, "configuration": dict(self.values)}
+        if self.files:
+            content["files"] = dict(self.files)
+        packed = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(packed.encode()).hexdigest()
+
+    @cached_property
+    def name(self) -> str:
+        """What the results are called in a file: the configuration in short, and the beginning of the key."""
+        plain = _defaults(self.kind, self.values.get("model"))
+        told = [
+            f"{key}={_short(key, value)}"
+            for key, value in self.values.items()
+            if key != "model" and (key in ("depth", "seed") or plain.get(key) != value)
+        ]
+        words = [_TITLES[self.kind], _short("model", self.values.get("model", "")), ", ".join(told)]
+        label = " ".join(word for word in words if word)
+        label = "".join(sign if sign.isprintable() and sign not in "/\\" else "-" for sign in label).lstrip(
+            ". "
+        )
+        return f"{label.encode()[:_NAME_BYTES].decode(errors='ignore').strip()} [{self.key[:16]}]"
+
+    def record(self) -> dict[str, Any]:
+        """What is kept of it with its results, as plain JSON values."""
+        found: dict[str, Any] = {"kind": self.kind, "key": self.key, "configuration": dict(self.values)}
+        return {**found, "files": dict(self.files)} if self.files else found
+
+
+def point_of(configuration: Mapping[str, Any], where: str = "the configuration") -> Point:
+    """The point of a configuration as a user writes it.
+
+    Parameters
+    ----------
+    configuration : mapping
+        Keys and values of docs/sweeps.md, with ``kind`` ("measure" if left out). A value of None is one left out.
+    where : str
+        What an error calls it.
+
+    Raises
+    ------
+    SpecError
+        When a key is unknown or missing, or does not take its value.
+    """
+    given = {key: value for key, value in configuration.items() if value is not None}
+    for key in given:
+        if not isinstance(key, str):
+            raise SpecError(f"{where}: a key is text; got {key!r}")
+    kind = given.pop("kind", "measure")
+    if kind not in KINDS:
+        raise SpecError(f"{where}: kind is one of {', '.join(KINDS)}; got {kind!r}")
+    if kind == "train":
+        model, readers = None, training_keys()
+    else:
+        model, given = _model(kind, given, where)
+        readers = _readers(kind, model)
+    values = {}
+    for key, value in given.items():
+        if key not in readers:
+            raise _stray(key, readers, kind, model, where)
+        values[key] = read_value(key, value, readers[key], where)
+    values = {**_defaults(kind, model), **values}
+    _check_together(kind, model, values, where)
+    # The order of the readers, whatever the order of the user: names do not depend on it either.
+    ordered = {key: values[key] for key in readers if key in values}
+    if model is not None:
+        ordered = {"model": model, **ordered}
+    return Point(kind, ordered, _digests(ordered, where))
+
+
+def _model(kind: str, given: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """The name of the network, and the configuration with the settings that stood in its spec."""
+    spec = given.pop("model", "mlp" if kind == "predict" else None)
+    if not isinstance(spec, str):
+        raise SpecError(
+            f"{where}: model is missing; it is one of {', '.join(BUILT_IN)}, path/to/file.py:callable, "
+            "package.module:callable, torchvision:NAME or timm:NAME"
+            if spec is None
+            else f"{where}: model is text; got {spec!r}"
+        )
+    model, _, rest = spec.partition(":")
+    if model not in BUILT_IN:
+        if kind == "predict":
+            raise SpecError(f"{where}: a prediction is of {', '.join(BUILT_IN)}; got model {spec!r}")
+        if ":" not in spec or not rest:
+            raise SpecError(
+                f"{where}: model {spec!r} is none: it is one of {', '.join(BUILT_IN)}, path/to/file.py:callable, "
+                "package.module:callable, torchvision:NAME or timm:NAME"
+            )
+        return spec, given
+    for key, value in given_settings(model, rest).items():
+        if key == "seed":
+            raise SpecError(
+                f"{where}: give seed as a key of its own, not within the model: it seeds network, input and probes"
+            )
+        if key in given:
+            raise SpecError(f"{where}: {key} is given twice, by itself and within the model {spec!r}")
+        given = {**given, key: value}
+    return model, given
+
+
+def _readers(kind: str, model: str) -> dict[str, Reader]:
+    if kind == "predict":
+        return {**network_keys(model, sampled=False), **prediction_keys()}
+    network = network_keys(model) if model in BUILT_IN else {}
+    comparison = COMPARISON_KEYS if kind == "compare" else {}
+    return {**network, **MEASUREMENT_KEYS, **comparison}
+
+
+def _defaults(kind: str, model: str | None) -> dict[str, Any]:
+    """What a configuration says where the user says nothing."""
+    if kind == "train":
+        from isometry.nn.options import TrainingOptions
+
+        known = training_keys()
+        options = {
+            entry.name: entry.default
+            for entry in fields(TrainingOptions)
+            if entry.name in known and entry.name != "learning_rate"
+        }
+        return {**_TRAINING_DEFAULTS, **options}
+    network = {}
+    if model in BUILT_IN:
+        known = network_keys(str(model), sampled=kind != "predict")
+        network = {key: value for key, value in BUILT_IN[str(model)].defaults.items() if key in known}
+    if kind == "predict":
+        return {**network, "readout": False}
+    measurement = {"batch_axis": True, "eval": False, "method": "auto", "seed": 0}
+    return {**network, **measurement, **({"theory": "ensemble"} if kind == "compare" else {})}
+
+
+def _stray(key: str, readers: Mapping[str, Reader], kind: str, model: str | None, where: str) -> SpecError:
+    """The error for a key that this kind of point, or this model, does not take."""
+    if kind == "predict" and key in {*network_keys(str(model)), *MEASUREMENT_KEYS, "seeds"}:
+        return SpecError(
+            f"{where}: {key} does not change a prediction, which is that of infinite width and draws nothing; leave "
+            'it out, or take kind = "compare"'
+        )
+    if kind != "train" and model not in BUILT_IN and key in network_keys("vanilla-cnn") | network_keys("mlp"):
+        return SpecError(f"{where}: {key} is a setting of the built-in networks, and the model is {model!r}")
+    what = f"{where}: a point of kind {kind!r}"
+    return unknown_key(key, readers, what if kind == "train" else f"{what} with model {model!r}")
+
+
+def _check_together(kind: str, model: str | None, values: Mapping[str, Any], where: str) -> None:
+    """What each key alone can not tell."""
+    if kind in ("measure", "compare"):
+        if model not in BUILT_IN and "input" not in values:
+            raise SpecError(f"{where}: the model {model!r} does not say what goes into it: give input")
+        if "inputs" in values and not values["batch_axis"]:
+            raise SpecError(
+                f"{where}: inputs are stacked along a batch axis: batch_axis = false does not go with them"
+            )
+    if kind == "compare" and values["theory"] == "ensemble":
+        cause = None
+        if model not in BUILT_IN:
+            cause = f"the model {model!r}"
+        elif values.get("init") == "mirrored":
+            cause = "init 'mirrored'"
+        else:
+            cause = next((key for key in ("in_channels", "in_features", "num_classes", "weights", "source", "target")
+                          if key in values), None)  # fmt: skip
+        if cause:
+            raise SpecError(
+                f"{where}: no ensemble is known for {cause}, so there is no law to compare with; take theory = "
+                "'layers', the free product of the network's own layers"
+            )
+    if kind == "compare" and values["theory"] == "layers" and values.get("inputs", 1) > 1:
+        raise SpecError(f"{where}: the free product of the layers is that of one input; leave inputs out")
+
+
+_DIGESTS: dict[tuple[Path, int, int], str] = {}
+
+
+def _digests(values: Mapping[str, Any], where: str) -> dict[str, str]:
+    """SHA-256 of the files that a configuration names, by key.
+
+    Raises
+    ------
+    SpecError
+        When one is not there.
+    """
+    places: dict[str, Path] = {}
+    for key in ("weights", "input", "data"):
+        value = values.get(key)
+        if isinstance(value, str) and Path(value).suffix:
+            places[key] = Path(value)
+    model = values.get("model", "")
+    if ".py:" in model:
+        places["model"] = Path(model.rpartition(":")[0])
+    return {key: _digest(path, f"{where}: {key}") for key, path in places.items()}
+
+
+def _digest(path: Path, what: str) -> str:
+    try:
+        state = path.stat()
+        # A checkpoint stands in thousands of configurations and is read once.
+        known = (path.absolute(), state.st_size, state.st_mtime_ns)
+        if known not in _DIGESTS:
+            with path.open("rb") as file:
+                _DIGESTS[known] = hashlib.file_digest(file, "sha256").hexdigest()
+        return _DIGESTS[known]
+    except OSError as error:
+        raise SpecError(
+            f"{what} names the file {str(path)!r}, which can not be read: {error.strerror}"
+        ) from error
+
+
+def _short(key: str, value: Any) -> str:
+    """A value as a name shows it: files without their folders, numbers in a few digits (the key has them all)."""
+    if key in ("model", "weights", "input", "data", "folder"):
+        return str(value).replace("\\", "/").rpartition("/")[2]
+    return (
+        f"{value:.6g}"
+        if isinstance(value, float)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )

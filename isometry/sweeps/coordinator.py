@@ -1,0 +1,112 @@
+"""Hand out points, take in results; a worker that dies is no loss, and a point that kills its worker fails alone.
+
+When a worker dies it is not known which of the points under way did it. All of them become suspects: they are put
+aside until everything else is done, and then run one at a time. A suspect that is alone when a worker dies again has
+done it, and fails; the others were bystanders, and get their results.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
+
+from isometry.errors import SweepError
+from isometry.sweeps.configuration import Point
+from isometry.sweeps.engines import Engine
+from isometry.sweeps.work import Failure, Outcome, failure_of, run_point
+
+_DIED = (
+    "its worker died each time it ran, also alone: killed by the system (perhaps for want of memory) or crashed in "
+    "native code"
+)
+
+
+def work_off(
+    points: Sequence[Point], engine: Engine, take: Callable[[Point, Outcome], None], *, folder: str
+) -> None:
+    """Run every point and ``take`` its outcome, in the order in which they end.
+
+    Parameters
+    ----------
+    points : sequence of Point
+    engine : Engine
+    take : callable
+        Called in this thread with a point and what it gave. What it raises ends the work.
+    folder : str
+        Where relative paths begin.
+
+    Raises
+    ------
+    SweepError
+        When the engine is lost.
+    """
+    waiting, suspects = deque(points), deque[Point]()
+    flying: dict[Future[Outcome], Point] = {}
+    while waiting or suspects or flying:
+        alone = not waiting and not flying
+        if alone:
+            waiting.append(suspects.popleft())
+        _launch(waiting, flying, engine, folder)
+        ended, _ = wait(flying, return_when=FIRST_COMPLETED)
+        lost, broken = _collect(ended, flying, take)
+        if broken:
+            # A pool that breaks ends all that is under way, each with a result or with the same error.
+            lost += _collect(wait(flying).done, flying, take)[0]
+        if not lost:
+            continue
+        engine.renew()
+        if alone:
+            take(lost[0], Outcome(failure=Failure("WorkerDied", _DIED)))
+        else:
+            suspects.extend(lost)
+
+
+def worker_died(error: BaseException) -> bool:
+    """Whether an executor says by this exception that a worker process ended while it had the point."""
+    # Dask's KilledWorker, told by its name: distributed is not imported for those who do not use it.
+    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"
+
+
+def _launch(waiting: deque[Point], flying: dict[Future[Outcome], Point], engine: Engine, folder: str) -> None:
+    """Begin as many points as the engine takes, at least one."""
+    while waiting and (engine.window is None or len(flying) < engine.window):
+        try:
+            future = engine.submit(run_point, waiting[0], folder)
+        except BrokenExecutor:
+            if flying:
+                return  # what is under way ends with the same error, and is looked after then
+            engine.renew()
+            continue
+        except RuntimeError as error:
+            raise SweepError(
+                f"the executor takes no more work ({error}); what was finished is kept. Run again to go on"
+            ) from error
+        flying[future] = waiting.popleft()
+
+
+def _collect(
+    ended: Iterable[Future[Outcome]],
+    flying: dict[Future[Outcome], Point],
+    take: Callable[[Point, Outcome], None],
+) -> tuple[list[Point], bool]:
+    """Take the outcomes of futures that have ended: the points whose worker died instead, and whether all have."""
+    lost, broken = [], False
+    for future in ended:
+        point = flying.pop(future)
+        try:
+            outcome = future.result()
+        except CancelledError as error:
+            raise SweepError(
+                "the executor gave up its work (its scheduler was closed, or is gone); what was finished is kept. Run "
+                "again to go on"
+            ) from error
+        except Exception as error:
+            if worker_died(error):
+                lost.append(point)
+                broken = broken or isinstance(error, BrokenExecutor)
+                continue
+            # It could not be sent, or its result not be brought back.
+            outcome = Outcome(failure=failure_of(error))
+        take(point, outcome)
+    return lost, broken

@@ -1,0 +1,247 @@
+"""What a sweep will cost, before it runs: the number of points, and a time that is an estimate and says so.
+
+The cheapest and the dearest point of each kind, by a count of operations, are tried a little: one forward pass of the
+network, of which a measurement or a training run is so many, and one prediction. Between the two the time is
+interpolated, on logarithmic axes. What it costs to start workers and to store is not in it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isometry.sweeps.configuration import Point
+from isometry.sweeps.grid import Grid, points_of
+
+# A Jacobian product costs so many forward passes; a step of training three (forward, and backward twice as much).
+_FORWARDS_OF_A_PRODUCT = 1.25
+_FORWARDS_OF_A_STEP = 3.0
+# Operations of the SVD of a d x d matrix with both sides' vectors, and what one thread does of them in a second.
+_SVD_OPERATIONS, _SVD_SPEED = 20.0, 5e9
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The size of a sweep.
+
+    Parameters
+    ----------
+    total, finished, failed : int
+        Points of the grid; of these, how many the file holds, and how many have failed before.
+    workers : int
+    cheapest, dearest : float
+        Estimated seconds of single points among those left; 0 where none is left.
+    seconds : float
+        Estimated for all that is left, on so many workers, without their start.
+    """
+
+    total: int
+    finished: int
+    failed: int
+    workers: int
+    cheapest: float
+    dearest: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "total": self.total, "finished": self.finished, "failed_before": self.failed, "workers": self.workers,
+            "estimated_seconds": {"cheapest": self.cheapest, "dearest": self.dearest, "all": self.seconds},
+        }  # fmt: skip
+
+    def lines(self) -> list[str]:
+        """What a person reads."""
+        left = self.total - self.finished
+        first = f"{self.total} points, {self.finished} finished, {left} to do"
+        if self.failed:
+            first += f" ({self.failed} of them failed before)"
+        if not left:
+            return [first]
+        return [
+            first,
+            f"estimate: {_duration(self.cheapest)} to {_duration(self.dearest)} a point, "
+            f"{_duration(self.seconds)} in all on {self.workers} workers; within a factor of three or so",
+        ]
+
+
+def estimate(grid: Grid, path: str | Path, *, workers: int | None = None) -> Estimate:
+    """Count the points of a grid and estimate what is left of them; nothing is written.
+
+    Parameters
+    ----------
+    grid, path, workers
+        As for `isometry.sweep`.
+
+    Raises
+    ------
+    SpecError, StoreError
+        As `isometry.sweep`.
+    """
+    from isometry.sweeps.engines import default_workers, local_devices
+    from isometry.sweeps.ledger import Ledger
+
+    points = points_of(grid)
+    left, failed = points, 0
+    if Path(path).exists():
+        ledger = Ledger(Path(path), mode="r")
+        left = [point for point in points if not ledger.finished(point)]
+        failed = sum(ledger.failed(point) for point in left)
+    seconds = _seconds(left)
+    count = workers or default_workers(local_devices())
+    return Estimate(
+        len(points), len(points) - len(left), failed, count, min(seconds, default=0.0), max(seconds, default=0.0),
+        max(sum(seconds) / count, max(seconds, default=0.0)),
+    )  # fmt: skip
+
+
+def _seconds(points: Sequence[Point]) -> list[float]:
+    """Of each point."""
+    times: dict[str, float] = {}
+    groups: dict[tuple[str, Any], list[Point]] = {}
+    for point in points:
+        groups.setdefault((point.kind, point.values.get("model")), []).append(point)
+    for group in groups.values():
+        low, high = min(group, key=_operations), max(group, key=_operations)
+        ends = (_operations(low), _tried(low)), (_operations(high), _tried(high))
+        times |= {point.key: _between(*ends, _operations(point)) for point in group}
+    return [times[point.key] for point in points]
+
+
+def _between(low: tuple[float, float], high: tuple[float, float], operations: float) -> float:
+    if high[0] <= low[0]:
+        return low[1]
+    share = math.log(operations / low[0]) / math.log(high[0] / low[0])
+    return math.exp((1 - share) * math.log(low[1]) + share * math.log(high[1]))
+
+
+def _operations(point: Point) -> float:
+    """A number that grows as the work of the point does."""
+    values = point.values
+    if point.kind == "predict" or "depth" not in values:
+        return 1.0
+    forward = float(values["depth"]) * _side(point) * _fan(point)
+    return forward * (
+        values["steps"] * values["batch"] + 1 if point.kind == "train" else _products(point, _side(point))
+    )
+
+
+def _side(point: Point) -> int:
+    """Numbers in the signal of a built-in network."""
+    values = point.values
+    return int(values["width"] if "width" in values else values["channels"] * values.get("size", 8) ** 2)
+
+
+def _fan(point: Point) -> int:
+    """Terms of the sum behind one pre-activation."""
+    values = point.values
+    return int(
+        values["width"] if "width" in values else values["channels"] * values.get("kernel_size", 3) ** 2
+    )
+
+
+def _products(point: Point, side: int) -> int:
+    """Jacobian products of a measurement whose J has this shorter side."""
+    from isometry.measurement import DEFAULT_PROBES, DEFAULT_RANK, DEFAULT_STEPS
+
+    values = point.values
+    sampled = 2 * values.get("probes", DEFAULT_PROBES) * min(values.get("steps", DEFAULT_STEPS), side)
+    if values["method"] == "randomized":
+        sampled += 4 * values.get("rank", DEFAULT_RANK)
+    exact = values["method"] == "exact" or (values["method"] == "auto" and side <= sampled)
+    return int((side if exact else sampled) * values.get("inputs", 1))
+
+
+def _tried(point: Point) -> float:
+    """Seconds of a point, from a little of its work."""
+    from isometry.sweeps.work import ensemble_of, one_thread
+    from isometry.theory.predict import predict
+
+    began = time.perf_counter()
+    with one_thread():
+        if point.kind == "predict":
+            predict(ensemble_of(point.values))
+            return time.perf_counter() - began
+        return _tried_training(point) if point.kind == "train" else _tried_measurement(point)
+
+
+def _tried_measurement(point: Point) -> float:
+    import torch
+
+    from isometry.loading import load_input
+    from isometry.sweeps.work import model_of
+    from isometry.theory.ensemble import Ensemble
+    from isometry.theory.predict import predict
+
+    began = time.perf_counter()
+    values = point.values
+    model = model_of(values, Path())
+    at = load_input(
+        values.get("input"),
+        model,
+        count=values.get("inputs"),
+        seed=values["seed"],
+        batch_axis=values["batch_axis"],
+    )
+    made = time.perf_counter() - began
+    x = at.tensor[0] if at.batched else at.tensor
+    side = x.numel()
+    products = _products(point, side)
+    if not at.batched:
+        forward = _forward(model.module, x)
+    else:
+        block = min(16, products)
+        forward = _forward(model.module, torch.stack([x] * block)) / block
+    seconds = made + _FORWARDS_OF_A_PRODUCT * products * forward
+    if products <= side * values.get("inputs", 1):
+        seconds += _SVD_OPERATIONS * float(side) ** 3 / _SVD_SPEED * values.get("inputs", 1)
+    ensemble = getattr(model.module, "ensemble", None)
+    if point.kind == "compare" and isinstance(ensemble, Ensemble):
+        began = time.perf_counter()
+        predict(ensemble)
+        seconds += time.perf_counter() - began
+    return seconds
+
+
+def _tried_training(point: Point) -> float:
+    from isometry.nn.classifier import classifier
+    from isometry.nn.data import load_dataset
+    from isometry.sweeps.keys import network_keys
+
+    values = point.values
+    began = time.perf_counter()
+    dataset = load_dataset(values["data"], values.get("folder"), limit=values.get("limit"))
+    network = {key: values[key] for key in network_keys("vanilla-cnn") if key in values}
+    model = classifier(dataset, **network, seed=values["seed"])
+    made = time.perf_counter() - began
+    batch = dataset.train_images[: values["batch"]]
+    step = _FORWARDS_OF_A_STEP * _forward(model, batch)
+    images = len(dataset.test_images) + min(values.get("train_images") or math.inf, len(dataset.train_images))
+    looks = values["steps"] // values["evaluate_every"] + 1
+    return made + step * (values["steps"] + looks * images / len(batch) / _FORWARDS_OF_A_STEP)
+
+
+def _forward(module: Any, x: Any) -> float:
+    """Seconds of one forward pass: the better of two after a first one."""
+    import torch
+
+    times = []
+    with torch.no_grad():
+        for _ in range(3):
+            began = time.perf_counter()
+            module(x)
+            times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def _duration(seconds: float) -> str:
+    """A time as a person says it."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.2g} min"
+    return f"{seconds / 3600:.2g} h" if seconds < 200 * 3600 else f"{seconds / 86400:.2g} days"

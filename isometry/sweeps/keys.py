@@ -1,0 +1,214 @@
+"""The keys of a configuration: what each may be, and which of them a kind of point takes.
+
+A reader turns a value from TOML or Python into the plain value that the configuration keeps, the same for every way
+of writing it (1 and 1.0, a NumPy number and Python's), or says what was expected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any
+
+from isometry.errors import InputError, SpecError
+from isometry.loading.builtin import BUILT_IN
+from isometry.loading.inputs import known_input_spec
+
+Reader = Callable[[Any], Any]
+
+KINDS = ("measure", "predict", "compare", "train")
+# What only sampled networks have: a prediction is that of infinite width, whatever the map or the taps.
+_SAMPLED_ONLY = frozenset({"channels", "width", "size", "kernel_size", "in_channels", "in_features", "num_classes",
+                           "head", "seed"})  # fmt: skip
+
+
+class Wrong(ValueError):
+    """A value that its key does not take; the text says what it takes."""
+
+
+def whole(least: int = 1) -> Reader:
+    """Reader of whole numbers from ``least`` on."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+            raise Wrong(f"a whole number of {least} or more")
+        return int(value)
+
+    return read
+
+
+def number(least: float = -math.inf, *, above: bool = False) -> Reader:
+    """Reader of finite numbers from ``least`` on, or ``above`` it."""
+    words = (
+        "a finite number"
+        if least == -math.inf
+        else f"a number {'above' if above else 'of at least'} {least:g}"
+    )
+
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise Wrong(words)
+        found = float(value)
+        if not math.isfinite(found) or found < least or (above and found == least):
+            raise Wrong(words)
+        return found + 0.0  # no negative zero, which would be another key
+
+    return read
+
+
+def choice(*options: str) -> Reader:
+    """Reader of one of a few words."""
+
+    def read(value: Any) -> str:
+        if value not in options:
+            near = get_close_matches(str(value), options, n=1)
+            raise Wrong(f"one of {', '.join(options)}{f'; did you mean {near[0]!r}?' if near else ''}")
+        return str(value)
+
+    return read
+
+
+def text(value: Any) -> str:
+    """Reader of text that is not empty."""
+    if not isinstance(value, str) or not value.strip():
+        raise Wrong("text")
+    return str(value)
+
+
+def truth(value: Any) -> bool:
+    """Reader of true and false."""
+    if not isinstance(value, bool):
+        raise Wrong("true or false")
+    return value
+
+
+def activation(value: Any) -> str:
+    """Reader of the name of an activation."""
+    from isometry.nn.activations import make_activation
+
+    name = text(value)
+    try:
+        make_activation(name)
+    except InputError as error:
+        raise Wrong(f"an activation ({error})") from error
+    return name
+
+
+def input_spec(value: Any) -> str:
+    """Reader of an input: a shape, 'digits', or a file of numbers."""
+    spec = text(value)
+    if not known_input_spec(spec):
+        raise Wrong("a shape such as 3x32x32, 'digits', or a .npy, .npz or .pt file")
+    return spec
+
+
+def name_or_index(value: Any) -> str | int:
+    """Reader of one of several outputs."""
+    return whole(0)(value) if isinstance(value, Integral) else text(value)
+
+
+def _network_reader(model: str, key: str) -> Reader:
+    """The reader of a setting of a built-in network, stricter than its type where the network is."""
+    if key == "activation":
+        return activation
+    if key == "init":
+        return choice(*_inits(model))
+    if key == "head":
+        return choice("flatten", "pool")
+    if key == "residual":
+        return number()
+    if key in ("sigma_w", "q_star"):
+        return number(0, above=True)
+    return {int: whole(), float: number(0), str: text}[BUILT_IN[model].keys[key]]
+
+
+def _inits(model: str) -> Sequence[str]:
+    from isometry.nn.convolutional import CONVOLUTION_INITS
+    from isometry.nn.mlp import DENSE_INITS
+
+    return DENSE_INITS if model == "mlp" else CONVOLUTION_INITS
+
+
+def network_keys(model: str, *, sampled: bool = True) -> dict[str, Reader]:
+    """Settings of a built-in network; without those that a prediction does not know, where it is not ``sampled``."""
+    left_out = {"seed"} if sampled else _SAMPLED_ONLY
+    return {key: _network_reader(model, key) for key in BUILT_IN[model].keys if key not in left_out}
+
+
+MEASUREMENT_KEYS: Mapping[str, Reader] = {
+    "input": input_spec,
+    "inputs": whole(),
+    "batch_axis": truth,
+    "weights": text,
+    "eval": truth,
+    "method": choice("auto", "exact", "lanczos", "randomized"),
+    "probes": whole(),
+    "steps": whole(),
+    "top": whole(),
+    "rank": whole(),
+    "tol": number(0, above=True),
+    "dtype": choice("float32", "float64"),
+    "device": text,
+    "memory_limit": whole(),
+    "source": text,
+    "target": text,
+    "output": name_or_index,
+    "seed": whole(0),
+}
+COMPARISON_KEYS: Mapping[str, Reader] = {"theory": choice("ensemble", "layers")}
+
+
+def prediction_keys() -> dict[str, Reader]:
+    """What a prediction knows and a sampled network does not; a law is the same for dense and convolutional layers."""
+    from isometry.nn.convolutional import CONVOLUTION_INITS
+    from isometry.nn.mlp import DENSE_INITS
+
+    laws = [law for law in dict.fromkeys([*DENSE_INITS, *CONVOLUTION_INITS]) if law != "mirrored"]
+    return {"init": choice(*laws), "q0": number(0, above=True), "readout": truth}
+
+
+def training_keys() -> dict[str, Reader]:
+    """What a training run is told: its data, its network, and the fields of `TrainingOptions`."""
+    from isometry.nn.options import OPTIMIZERS, SCHEDULES, TrainingOptions
+
+    options: dict[str, Reader] = {
+        "steps": whole(0), "learning_rate": number(0, above=True), "batch": whole(),
+        "optimizer": choice(*OPTIMIZERS), "momentum": number(0), "weight_decay": number(0),
+        "schedule": choice(*SCHEDULES), "warmup": whole(0), "clip_norm": number(0), "signal_units": truth,
+        "evaluate_every": whole(), "train_images": whole(), "seed": whole(0), "cuda_graph": truth,
+    }  # fmt: skip
+    assert set(options) < {field.name for field in fields(TrainingOptions)}, (
+        "they are fields of TrainingOptions"
+    )
+    network = {
+        key: reader
+        for key, reader in network_keys("vanilla-cnn").items()
+        if key in ("depth", "channels", "activation", "init", "sigma_w", "sigma_b", "q_star", "kernel_size")
+    }
+    run = {"data": text, "folder": text, "limit": whole(), "device": text, "spectrum_every": whole()}
+    return {**run, **network, **options}
+
+
+def unknown_key(key: str, known: Mapping[str, Any] | Sequence[str], what: str) -> SpecError:
+    """The error for a key that is none, with what it may have meant."""
+    names = list(known)
+    near = get_close_matches(key, names, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the keys are {', '.join(sorted(names))}"
+    return SpecError(f"{what} has no key {key!r}: {hint}")
+
+
+def read_value(key: str, value: Any, reader: Reader, what: str) -> Any:
+    """The plain value.
+
+    Raises
+    ------
+    SpecError
+        When the key takes no such value; it names both.
+    """
+    try:
+        return reader(value)
+    except Wrong as error:
+        raise SpecError(f"{what}: {key} is {error}; got {value!r}") from error

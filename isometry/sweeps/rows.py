@@ -1,0 +1,232 @@
+"""The points of a file as rows of a table: what was set, and the numbers that came out.
+
+Every file of spectra has rows, swept or not; those of a sweep have the keys of their configurations as columns. Numbers
+have flat names: ``s_max``, ``mean_square``, ``median``, ``quantile_0.99``, ``isometry``, ...; of a comparison ``ks``,
+``agrees``, ...; of a training run ``loss``, ``test_accuracy``, ...
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from isometry.errors import SpecError
+from isometry.spectrum import Spectrum
+from isometry.store import Series, Store
+from isometry.sweeps.names import FAILED, LAW, ON_THE_WAY, evaluations_of
+
+# What a table shows when nothing else is asked for, after the settings that differ between its rows.
+MAIN_NUMBERS = (
+    "s_max", "median", "mean_square", "mean_square_stderr", "isometry", "ks", "by_chance", "agrees", "loss",
+    "train_accuracy", "test_accuracy", "attempts", "error",
+)  # fmt: skip
+_PLAIN_NUMBERS = (
+    "s_max", "s_max_residual", "s_min", "s_min_residual", "condition_number", "mean_square", "mean_square_stderr",
+    "log10_mean_square", "variance", "zero_mass", "floor", "below_floor", "products", "seconds", "verdict",
+)  # fmt: skip
+_OPERATIONS: Mapping[str, Callable[[Any, Any], bool]] = {
+    ">=": operator.ge, "<=": operator.le, "!=": operator.ne, "==": operator.eq, "=": operator.eq,
+    ">": operator.gt, "<": operator.lt,
+}  # fmt: skip
+_CONDITION = re.compile(r"\s*([\w.]+)\s*(>=|<=|!=|==|=|>|<)\s*(.*?)\s*")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point.
+
+    Parameters
+    ----------
+    name : str
+        Of its spectrum or its curves in the file.
+    kind : str
+    settings : dict
+        Its configuration; of a spectrum that no sweep made, what is recorded of its model and input.
+    numbers : dict
+        What came out; None for what is unknown or leaves the range of floats.
+    ensemble : mapping, optional
+        The ensemble that its network is a draw from, where one is recorded.
+    """
+
+    name: str
+    kind: str
+    settings: dict[str, Any]
+    numbers: dict[str, Any]
+    ensemble: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    def get(self, column: str) -> Any:
+        """The value in a column; None where the row has none."""
+        return self.flat().get(column)
+
+    def flat(self) -> dict[str, Any]:
+        """Everything by column. Where a number has the name of a setting, it stands there as ``result_NAME``."""
+        numbers = {
+            key if key not in self.settings else f"result_{key}": value for key, value in self.numbers.items()
+        }
+        return {"name": self.name, "kind": self.kind, **self.settings, **numbers}
+
+
+def rows_of(store: Store) -> list[Row]:
+    """A row for every point and every other spectrum, in an order that follows from their configurations.
+
+    The laws that comparisons were made with have no rows, nor have the spectra on the way of a training run.
+    """
+    rows = []
+    for name in store.names():
+        spectrum = store[name]
+        sweep = _sweep_of(spectrum.provenance)
+        if spectrum.provenance.get("role") == LAW or sweep.get("role") == ON_THE_WAY:
+            continue
+        ensemble = spectrum.provenance.get("ensemble")
+        rows.append(
+            Row(
+                name, str(sweep.get("kind", spectrum.kind)), _settings(spectrum.provenance), numbers_of(spectrum),
+                ensemble if isinstance(ensemble, Mapping) else None,
+            )
+        )  # fmt: skip
+    curves = set(store.series_names())
+    for name in curves:
+        if evaluations_of(name) in curves and not name.startswith(FAILED):
+            series = store.series(name)
+            ends = _ends(series) | _ends(store.series(evaluations_of(name)))
+            rows.append(Row(name, "train", _settings(series.attributes), ends))
+    return sorted(rows, key=_order)
+
+
+def failures_of(store: Store) -> list[Row]:
+    """A row for every point that failed and has not succeeded since, with its error."""
+    names = store.series_names()
+    finished = {*store.names(), *names}
+    rows = []
+    for name in names:
+        if name.startswith(FAILED) and name.removeprefix(FAILED) not in finished:
+            series = store.series(name)
+            numbers = {
+                "attempts": int(series["attempt"][-1]),
+                **{key: series.attributes.get(key) for key in ("error_type", "error")},
+            }
+            kind = str(_sweep_of(series.attributes).get("kind", ""))
+            rows.append(Row(name.removeprefix(FAILED), kind, _settings(series.attributes), numbers))
+    return sorted(rows, key=_order)
+
+
+def numbers_of(spectrum: Spectrum) -> dict[str, Any]:
+    """The numbers of one spectrum by flat names, and those of its comparison where it carries one."""
+    found = spectrum.to_dict()
+    row = {key: found[key] for key in _PLAIN_NUMBERS}
+    row |= {f"quantile_{level}": value for level, value in found["quantiles"].items()}
+    row["median"] = found["quantiles"]["0.5"]
+    row["isometry"], row["isometry_stderr"] = found["isometry"]["fraction"], found["isometry"]["stderr"]
+    row["created"] = spectrum.provenance.get("created")
+    comparison = spectrum.provenance.get("comparison")
+    if isinstance(comparison, Mapping):
+        raw, shape = comparison["raw"], comparison["shape"]
+        row |= {
+            "ks": raw["ks"], "ks_beyond_error": raw["ks_beyond_error"], "ks_shape": shape["ks"],
+            "wasserstein_log10": raw["wasserstein_log10"], "by_chance": comparison["by_chance"]["ks"],
+            "mean_square_ratio": raw["moment_ratios"]["m1"], "agrees": comparison["agrees"],
+        }  # fmt: skip
+    return row
+
+
+def varying(rows: Sequence[Row]) -> list[str]:
+    """The settings that do not have one and the same value in all rows, in the order of the configurations."""
+    keys = dict.fromkeys(key for row in rows for key in row.settings)
+    return [key for key in keys if len({repr(row.settings.get(key)) for row in rows}) > 1]
+
+
+def main_columns(rows: Sequence[Row]) -> list[str]:
+    """What tells the rows apart, and the numbers that matter most."""
+    told = [key for key in ["kind"] if len({row.kind for row in rows}) > 1] + varying(rows)
+    # Spectra that were measured one by one may differ in their names only.
+    unswept = len({repr([row.get(key) for key in told]) for row in rows}) < len(rows)
+    numbers = [key for key in MAIN_NUMBERS if any(row.numbers.get(key) is not None for row in rows)]
+    return ["name"] * unswept + told + numbers
+
+
+def select(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
+    """The rows that meet all conditions, such as ``depth>=8`` and ``init=gaussian``.
+
+    Raises
+    ------
+    SpecError
+        When a condition is none, or names a column that no row has.
+    """
+    kept = list(rows)
+    for condition in conditions:
+        match = _CONDITION.fullmatch(condition)
+        if match is None:
+            raise SpecError(f"{condition!r} is no condition; write depth>=8, init=gaussian or agrees!=true")
+        column, sign, word = match.groups()
+        check_columns(rows, [column])
+        kept = [row for row in kept if _meets(row.get(column), sign, word)]
+    return kept
+
+
+def sort(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
+    """The rows by these columns, the first above all; ``-s_max`` from the largest down. What is unknown comes last."""
+    check_columns(rows, [column.removeprefix("-") for column in columns])
+    found = list(rows)
+    for column in reversed(columns):
+        name = column.removeprefix("-")
+        ranked = [(_rank(row.get(name)), row) for row in found if row.get(name) is not None]
+        ranked.sort(key=lambda entry: entry[0], reverse=column.startswith("-"))
+        found = [row for _, row in ranked] + [row for row in found if row.get(name) is None]
+    return found
+
+
+def check_columns(rows: Sequence[Row], columns: Iterable[str]) -> None:
+    """Raise SpecError where a column is in no row."""
+    known = {key for row in rows for key in row.flat()}
+    for column in columns:
+        if rows and column not in known:
+            near = get_close_matches(column, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
+            raise SpecError(f"there is no column {column!r}: {hint}")
+
+
+def _sweep_of(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    sweep = provenance.get("sweep")
+    return sweep if isinstance(sweep, Mapping) else {}
+
+
+def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    configuration = _sweep_of(provenance).get("configuration")
+    if isinstance(configuration, Mapping):
+        return dict(configuration)
+    return {key: provenance[key] for key in ("model", "input", "seed") if key in provenance}
+
+
+def _ends(series: Series) -> dict[str, Any]:
+    """Where the curves end."""
+    ends = {key: values[-1].item() if len(values) else None for key, values in series.columns.items()}
+    ends.pop("step", None)
+    return ends
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    return row.kind, [(key, _rank(value)) for key, value in row.settings.items()], row.name
+
+
+def _rank(value: Any) -> tuple[int, Any]:
+    """What values of several types are sorted by: numbers by size, then text."""
+    return (0, float(value)) if isinstance(value, bool | int | float) else (1, str(value))
+
+
+def _meets(value: Any, sign: str, word: str) -> bool:
+    """Whether a value stands in that relation to a word, which is read as the value's own type."""
+    wanted: Any = word
+    if value is None:
+        return (word.lower() == "none") == (sign in ("=", "==")) and sign in ("=", "==", "!=")
+    if isinstance(value, bool):
+        wanted = {"true": True, "false": False}.get(word.lower(), word)
+    elif isinstance(value, int | float):
+        try:
+            wanted = float(word)
+        except ValueError:
+            return sign == "!="
+    return isinstance(wanted, str) == isinstance(value, str) and _OPERATIONS[sign](value, wanted)

@@ -1,0 +1,209 @@
+"""`sweep`: a grid of points, an executor, a file that says what is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isometry.errors import InputError, StoreError, SweepError
+from isometry.progress import Progress, progress_bar, silent
+from isometry.sweeps.configuration import Point
+from isometry.sweeps.grid import Grid, points_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isometry.sweeps.engines import Engine
+    from isometry.sweeps.work import Failure, Outcome
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep did.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    total : int
+        Points of the grid.
+    skipped : int
+        Of these, how many were finished before.
+    finished : int
+        How many were finished now.
+    failures : mapping of Point to Failure
+        Those that failed, with their errors. They are tried again by the next sweep.
+    seconds : float
+        Wall time.
+    """
+
+    path: Path
+    total: int
+    skipped: int
+    finished: int
+    failures: dict[str, Failure] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        return (
+            f"<SweepResult: {self.total} points, {self.finished} finished, {self.skipped} there before, "
+            f"{len(self.failures)} failed>"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts and the errors as plain JSON values."""
+        return {
+            "file": str(self.path),
+            "total": self.total,
+            "skipped": self.skipped,
+            "finished": self.finished,
+            "failed": len(self.failures),
+            "failures": [
+                {"name": name, "error_type": failure.kind, "error": failure.message}
+                for name, failure in self.failures.items()
+            ],
+            "seconds": self.seconds,
+        }
+
+
+def sweep(
+    grid: Grid,
+    path: str | Path,
+    *,
+    executor: Executor | None = None,
+    workers: int | None = None,
+    progress: Progress | bool | None = None,
+    on_failure: Callable[[Point, Failure], object] | None = None,
+) -> SweepResult:
+    """Measure, predict or train at every point of a grid, into one file of spectra.
+
+    Parameters
+    ----------
+    grid : path, mapping, or iterable of mappings
+        A TOML file, the same tables as a mapping, or the configurations themselves; see docs/sweeps.md.
+    path : str or Path
+        HDF5 file of spectra; made where it is missing. Points that it holds are skipped, points that failed are tried
+        again.
+    executor : concurrent.futures.Executor, optional
+        Where the points are computed: threads, processes, Dask (``Client(...).get_executor(pure=False)``), MPI. By
+        default new processes, with one torch thread each, and a GPU each where there are several.
+    workers : int, optional
+        How many such processes; by default one for each GPU, or else for each processor.
+    progress : callable or bool, optional
+        As for `isometry.measure`: a bar with the time left on a terminal by default, False for none.
+    on_failure : callable, optional
+        Told of every point that fails, with its error, when it does.
+
+    Returns
+    -------
+    SweepResult
+        How many points were finished, skipped and failed.
+
+    Raises
+    ------
+    SpecError
+        When a key or value of the grid is none; before anything is computed.
+    SweepError
+        When another sweep has the file, the executor is lost, or a result can not be stored. What was finished is kept.
+    StoreError
+        When the file can not be opened for writing.
+
+    Notes
+    -----
+    Stop it in any way, at any moment, and call it again with the same arguments: it goes on. Each result is on disk
+    before the next one is taken in, and the file is valid throughout. The content does not depend on the executor, the
+    number of workers or the order in which they finish, but for times: seeds are part of a configuration, and every
+    point is computed with one thread.
+
+    The default executor starts new interpreters, which import the main module: a script calls ``sweep`` below
+    ``if __name__ == "__main__":``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> grid = {"fixed": {"model": "mlp", "width": 6, "sigma_w": 1.0}, "axes": {"depth": [1, 2]}}
+    >>> with ThreadPoolExecutor(1) as threads:
+    ...     print(sweep(grid, f"{folder.name}/runs.h5", executor=threads))
+    <SweepResult: 2 points, 2 finished, 0 there before, 0 failed>
+    """
+    from isometry.sweeps.coordinator import work_off
+    from isometry.sweeps.ledger import Ledger, coordinating
+
+    began = time.monotonic()
+    if executor is not None and workers is not None:
+        raise InputError("workers counts the processes that a sweep starts itself; an executor has its own")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise InputError(f"workers is a whole number of 1 or more; got {workers!r}")
+    points = points_of(grid)
+    path = Path(path)
+    failures: dict[str, Failure] = {}
+    with coordinating(path):
+        ledger = Ledger(path)
+        open_points = [point for point in points if not ledger.finished(point)]
+        done = 0
+
+        def take(point: Point, outcome: Outcome) -> None:
+            nonlocal done
+            try:
+                ledger.save(point, outcome)
+            except StoreError as error:
+                raise SweepError(
+                    f"the sweep stopped, because a result could not be stored: {error} What was finished before is "
+                    "kept; run again to go on"
+                ) from error
+            done += 1
+            if outcome.failure is not None:
+                failures[point.name] = outcome.failure
+                if on_failure is not None:
+                    on_failure(point, outcome.failure)
+            tell(done, len(open_points), _text(len(failures)))
+
+        if open_points:
+            with _telling(progress) as tell, _engine(executor, workers, len(open_points)) as engine:
+                tell(0, len(open_points), "sweep")
+                work_off(open_points, engine, take, folder=str(Path.cwd()))
+    return SweepResult(
+        path,
+        len(points),
+        len(points) - len(open_points),
+        done - len(failures),
+        failures,
+        time.monotonic() - began,
+    )
+
+
+@contextmanager
+def _engine(executor: Executor | None, workers: int | None, count: int) -> Iterator[Engine]:
+    """What runs the points, stopped when the block ends, however it ends."""
+    from isometry.sweeps.engines import Lent, Processes, default_workers, local_devices
+
+    engine: Engine
+    if executor is not None:
+        engine = Lent(executor)
+    else:
+        devices = local_devices()
+        engine = Processes(min(workers or default_workers(devices), count), devices)
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+@contextmanager
+def _telling(progress: Progress | bool | None) -> Iterator[Progress]:
+    if progress is None or progress is True:
+        with progress_bar("sweep") as bar:
+            yield bar
+    else:
+        yield silent if progress is False else progress
+
+
+def _text(failed: int) -> str:
+    return f"sweep, {failed} failed" if failed else "sweep"
