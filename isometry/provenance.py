@@ -26,6 +26,7 @@ def record(operator: JacobianOperator, x: Tensor, *, seed: int, options: Mapping
         "input": f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}",
         "dtype": str(operator.dtype).removeprefix("torch."),
         "device": _device_name(operator.device),
+        "products_by": operator.way,
         "seed": seed,
         "options": {
             key: value if isinstance(value, str | int | float) else repr(value)

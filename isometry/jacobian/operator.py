@@ -1,7 +1,7 @@
 """`JacobianOperator`: the Jacobian of a network at a point, as a map on blocks of vectors.
 
-Products are made in :mod:`.products`; here they are chosen, checked, cut into chunks and counted. J itself is never
-built.
+Products come from a recording of the network's linear maps (:mod:`.replay`), or, where an operation has none, from
+torch.func (:mod:`.products`); here they are chosen, checked, cut into chunks and counted. J itself is never built.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .checks import refuse_coupled_samples, refuse_nonfinite_output, refuse_rand
 from .function import Output, failed_call, first_line, is_out_of_memory, point_function
 from .numerics import strict_numerics
 from .products import Product, Ways, forward_ways, reverse_ways
+from .replay import Disagreement, NoRule, checked_replay
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -79,6 +80,9 @@ class JacobianOperator:
         B, or None without a batch.
     products : int
         Jacobian products applied so far, each J v and each J^T u of each sample counting one.
+    way : str
+        How products are made: "replay" of the recorded linear maps, or "torch.func (...)" with the first operation that
+        has none.
     rounding : float
         Relative error of a product by rounding: 8 units, or twice what :meth:`linearity_test` finds. It grows with
         depth, to some 100 units over 1000 layers. What the rounding of the activations does to J is not in it.
@@ -157,8 +161,7 @@ class JacobianOperator:
                 if check:
                     refuse_random(value, self._evaluate()[0])
             self._value = value.detach()
-            self._reverse = self._choose(reverse_ways(self._function, self.point), value.detach())
-            self._forward = self._choose(forward_ways(self._function, self.point, self._value), self.point)
+            self._reverse, self._forward, self.way = self._replayed(memory_limit if chunk is None else None)
             if check:
                 self.adjoint_test()
                 self.rounding = max(self.rounding, 2 * self.linearity_test())
@@ -261,8 +264,33 @@ class JacobianOperator:
     def _chunk_within(self, memory_limit: int) -> int:
         if memory_limit < 1:
             raise InputError(f"memory_limit is a positive number of bytes; got {memory_limit}")
-        fitting = memory_limit // (_LIVE_TENSORS * self._largest)
+        return self._most_within(memory_limit, _LIVE_TENSORS * self._largest)
+
+    def _most_within(self, memory_limit: int, bytes_per_probe: int) -> int:
+        fitting = memory_limit // max(bytes_per_probe, 1)
         return int(max(1, min(fitting, _MOST_AT_ONCE.get(self.point.device.type, 64))))
+
+    def _replayed(self, memory_limit: int | None) -> tuple[Product, Product, str]:
+        """J^T u and J v from a recording that has been held against torch.func; from torch.func where that fails."""
+        try:
+            with torch.no_grad(), self._numerics(), _torch_silent():
+                replay = checked_replay(self._function, self.point, self._value)
+                if memory_limit is not None:
+                    needed = replay.bytes_per_probe(self.point[None], self._value[None])
+                    self.chunk = self._most_within(memory_limit, needed)
+            return replay.pull, replay.push, "replay"
+        except NoRule as missing:
+            reason = f"no linear map for {missing}"
+        except Disagreement as wrong:
+            reason = f"the recorded map is wrong: {wrong}"
+            warnings.warn(f"{reason}. Products come from torch.func instead", FallbackWarning, stacklevel=3)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise _too_large() from error
+            raise
+        reverse = self._choose(reverse_ways(self._function, self.point), self._value)
+        forward = self._choose(forward_ways(self._function, self.point, self._value), self.point)
+        return reverse, forward, f"torch.func ({reason})"
 
     def _choose(self, ways: Ways, like: Tensor) -> Product:
         """The first way that works on one vector; the way taken is said where it is not the usual one."""
@@ -283,7 +311,7 @@ class JacobianOperator:
                     break
                 continue
             if note is not None:
-                warnings.warn(f"{note} ({first_line(first)})", FallbackWarning, stacklevel=3)
+                warnings.warn(f"{note} ({first_line(first)})", FallbackWarning, stacklevel=4)
             return product
         raise ModelError(
             f"no Jacobian product works for this model: {_likely_cause(first)}. PyTorch says: {first_line(first)}"

@@ -99,16 +99,17 @@ def test_the_chunk_changes_nothing_but_memory(chunk: int) -> None:
 
 
 def test_memory_limit_sets_the_chunk() -> None:
-    model, x = build("convolutions, pooling, batch norm", torch.float32)
-    chunks = [JacobianOperator(model, x, memory_limit=limit).chunk for limit in (1, 4000, 2**31)]
-    assert chunks[0] == 1
-    # The largest tensor is the convolution's (1, 2, 4, 4) output: 128 bytes, six of them alive per probe.
-    assert chunks[1] == 4000 // (6 * 128)
-    assert chunks[2] == 64
-    # An operation may make several tensors: pooling its indices, eight bytes each.
+    # Entries of (1, 4, 6, 6) tensors: 576 bytes each in float32.
+    model, x = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh()), torch.randn(1, 4, 6, 6)
+    chunks = [JacobianOperator(model, x, memory_limit=limit).chunk for limit in (1, 40_000, 2**31)]
+    # What goes in and what comes out are alive, and two more for a convolution to work with.
+    assert chunks == [1, 40_000 // (4 * 576), 64]
+    # Products of torch.func keep six times the largest tensor that an operation makes: here the indices of the pooling,
+    # eight bytes each.
     pooled = JacobianOperator(
-        lambda z: nn.functional.max_pool2d(z, 1), torch.randn(1, 8, 8), memory_limit=60000
+        lambda z: nn.functional.max_pool2d(torch.fft.fft(z).real, 1), torch.randn(1, 8, 8), memory_limit=60000
     )
+    assert pooled.way.startswith("torch.func")
     assert pooled.chunk == 60000 // (6 * 8 * 64)
 
 

@@ -1,0 +1,12 @@
+"""The Jacobian of a function at a point as a recorded program of linear maps, replayed on blocks of probes.
+
+:mod:`.recording` writes down one run, :mod:`.rules` says what each operation is as linear maps (:mod:`.maps`,
+:mod:`.convolution`, :mod:`.dense`), :mod:`.graph` joins them, :mod:`.program` runs them on blocks, :mod:`.check` holds
+the products against torch.func.
+"""
+
+from .check import Disagreement
+from .linearise import Replay, checked_replay, linearise
+from .recording import NoRule
+
+__all__ = ["Disagreement", "NoRule", "Replay", "checked_replay", "linearise"]

@@ -1,0 +1,91 @@
+"""No replay without a test: its products are held against those of torch.func before anyone sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp
+
+from .recording import NoRule
+
+# Units of rounding by which two ways through the same network may differ: some hundred over a thousand layers.
+_UNITS = 1000
+# And by how many times the rounding that a product shows by itself.
+_TIMES_NOISE = 32
+
+
+class Disagreement(Exception):
+    """A recorded map that is not the Jacobian. The text says by how much it is off."""
+
+
+def reference_pull(function: Callable[[Tensor], Tensor], point: Tensor, u: Tensor) -> Tensor:
+    """J^T u without a replay.
+
+    Raises
+    ------
+    NoRule
+        Where neither torch.func nor plain autograd differentiates the function: there is nothing to test against.
+    """
+    try:
+        return vjp(function, point)[1](u)[0]
+    except (NotImplementedError, RuntimeError) as error:
+        if "mutate a captured Tensor" in str(error):
+            # Plain autograd would run it, and change what belongs to the caller.
+            raise NoRule("writing to a tensor that belongs to the model") from error
+    try:
+        with torch.enable_grad():
+            z = point.detach().clone().requires_grad_()
+            return torch.autograd.grad(function(z), z, u, materialize_grads=True)[0]
+    except (NotImplementedError, RuntimeError) as error:
+        raise NoRule("a derivative that autograd has not either") from error
+
+
+def reference_push(function: Callable[[Tensor], Tensor], point: Tensor, v: Tensor) -> Tensor | None:
+    """J v without a replay, or None where an operation has no forward-mode formula."""
+    try:
+        return jvp(function, (point,), (v,))[1]
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def compare(what: str, found: Tensor, expected: Tensor, noise: Callable[[], float]) -> None:
+    """Raise Disagreement where two products differ by more than rounding, or are not finite at different places.
+
+    Parameters
+    ----------
+    what : str
+        For the message.
+    found, expected : Tensor
+    noise : callable
+        Length of the rounding in ``found``; asked for only where the two differ by more than 1000 units, as they may
+        where what is large cancels in J (layer norm along its own input).
+    """
+    finite = torch.isfinite(expected)
+    if not torch.equal(finite, torch.isfinite(found)):
+        raise Disagreement(f"{what} is not finite where that of torch.func is, or the other way round")
+    difference = float((found - expected)[finite].double().norm())
+    size = float(expected[finite].double().norm())
+    if difference <= _UNITS * torch.finfo(expected.dtype).eps * size or difference <= _TIMES_NOISE * noise():
+        return
+    raise Disagreement(
+        f"{what} differs from that of torch.func by {difference / size if size else float('inf'):.1e} of its length"
+    )
+
+
+def rounding_of(product: Callable[[Tensor], Tensor], vector: Tensor, seed: int) -> float:
+    """||A v + A w - A (v + w)|| for a random pair of the size of a normal vector, v + w not rounded."""
+    generator = torch.Generator().manual_seed(seed)
+    whole = torch.randint(-512, 513, (2, *vector.shape), generator=generator).to(vector)
+    whole = whole / 512
+    out = product(torch.cat([whole, whole.sum(0, keepdim=True)])).double()
+    return float((out[0] + out[1] - out[2]).norm())
+
+
+def compare_adjoint(v: Tensor, jv: Tensor, u: Tensor, jtu: Tensor) -> None:
+    """Raise Disagreement where <J v, u> is not <v, J^T u>."""
+    left, right = (float((a.double() * b.double()).sum()) for a, b in ((jv, u), (v, jtu)))
+    size = float(jv.double().norm() * u.double().norm() + jtu.double().norm() * v.double().norm())
+    if not abs(left - right) <= _UNITS * torch.finfo(v.dtype).eps * size:
+        raise Disagreement(f"<J v, u> and <v, J^T u> differ by {abs(left - right) / size:.1e} of their size")

@@ -1,0 +1,135 @@
+"""From a function and a point to a replay of its Jacobian."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isometry.errors import ModelError
+
+from .check import compare, compare_adjoint, reference_pull, reference_push, rounding_of
+from .graph import build
+from .program import Program, bytes_per_probe
+from .recording import NoRule, Tape, flat_tensors, record
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """J v and J^T u of one function at one point.
+
+    Parameters
+    ----------
+    forward, reverse : Program
+        (k, \\*input) -> (k, \\*output) and back.
+    parameters : list
+        Tensors of the model that the maps hold, with the version that they hold.
+    """
+
+    forward: Program
+    reverse: Program
+    parameters: list[tuple[weakref.ref[Tensor], int]]
+
+    def push(self, v: Tensor) -> Tensor:
+        """J v."""
+        self._refuse_changes()
+        return self.forward(v)
+
+    def pull(self, u: Tensor) -> Tensor:
+        """J^T u."""
+        self._refuse_changes()
+        return self.reverse(u)
+
+    def bytes_per_probe(self, v: Tensor, u: Tensor) -> int:
+        """Most memory of values at once for each probe, in either direction; ``v``, ``u`` are any blocks."""
+        return max(bytes_per_probe(self.forward, v), bytes_per_probe(self.reverse, u))
+
+    def _refuse_changes(self) -> None:
+        for reference, version in self.parameters:
+            tensor = reference()
+            if tensor is not None and tensor._version != version:
+                raise ModelError(
+                    "a parameter of the model has changed since its Jacobian was linearised: make a new operator"
+                )
+
+
+def linearise(function: Function, point: Tensor, *, one_tap: bool = True) -> Replay:
+    """Record ``function`` at ``point`` and make both products of its Jacobian, untested.
+
+    Parameters
+    ----------
+    function : callable
+    point : Tensor
+    one_tap : bool
+        Whether convolutions whose kernel has a single tap that is not zero leave the others out.
+
+    Raises
+    ------
+    NoRule
+        Naming the first operation that has no linear map.
+    """
+    tape = record(function, point)
+    shape, parameters = tape.output.shape, _parameters(tape)
+    graph = build(tape, one_tap=one_tap)
+    return Replay(
+        Program(graph, shape, transposed=False),
+        Program(graph, point.shape, transposed=True),
+        parameters,
+    )
+
+
+def checked_replay(function: Function, point: Tensor, value: Tensor, *, seed: int = 5381) -> Replay:
+    """A replay whose products of random vectors are those of torch.func, within 1000 units of rounding.
+
+    J^T u is held against ``vjp`` (plain autograd where that fails), J v against ``jvp``, or, where an operation has no
+    forward-mode formula, against J^T u by <J v, u> = <v, J^T u>.
+
+    Parameters
+    ----------
+    function : callable
+    point : Tensor
+    value : Tensor
+        function(point).
+
+    Raises
+    ------
+    NoRule
+        Where something cannot be recorded, or there is nothing to test it against.
+    Disagreement
+        Where the recorded map is not the Jacobian.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    v, u = (
+        torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like) for like in (point, value)
+    )
+    pulled = reference_pull(function, point, u)
+    try:
+        replay = linearise(function, point)
+        jtu, jv = replay.reverse(u[None])[0], replay.forward(v[None])[0]
+    except NoRule:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+        text = str(error).split("\n", 1)[0][:120]
+        raise NoRule(f"a rule that fails ({type(error).__name__}: {text})") from error
+    compare("J^T u", jtu, pulled, lambda: rounding_of(replay.reverse, u, seed))
+    pushed = reference_push(function, point, v)
+    if pushed is None:
+        compare_adjoint(v, jv, u, jtu)
+    else:
+        compare("J v", jv, pushed, lambda: rounding_of(replay.forward, v, seed))
+    return replay
+
+
+def _parameters(tape: Tape) -> list[tuple[weakref.ref[Tensor], int]]:
+    """What the tape holds that does not depend on the input and outlives it."""
+    found: dict[int, Tensor] = {}
+    for operation in tape.operations:
+        for position, tensor in enumerate(flat_tensors(operation.args, operation.kwargs)):
+            if position not in operation.sources and not tensor.is_inference():
+                found[id(tensor)] = tensor
+    return [(weakref.ref(tensor), tensor._version) for tensor in found.values()]

@@ -1,0 +1,278 @@
+"""Linear maps of one operation, with their transposes, on blocks of probes.
+
+A block stands for (k, \\*S) where S is the shape of the value; it is kept in any shape of the same row-major order, and
+every map asks for its own by ``reshape``. So views cost nothing. With ``owned`` a map may write over what it is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class LinearMap(Protocol):
+    """A matrix A by its products."""
+
+    @property
+    def aliases(self) -> bool:
+        """Whether a product may share memory with what it was given."""
+        ...
+
+    def push(self, v: Tensor, owned: bool) -> Tensor:
+        """A v for a block."""
+        ...
+
+    def pull(self, u: Tensor, owned: bool) -> Tensor:
+        """A^T u for a block."""
+        ...
+
+    def then(self, after: LinearMap) -> LinearMap | None:
+        """The product ``after`` A as one map, where that is cheaper than two."""
+        ...
+
+
+class Plain:
+    """What most maps share: their products are new memory, and they do not join with others."""
+
+    aliases = False
+
+    def then(self, after: LinearMap) -> LinearMap | None:
+        """See :class:`LinearMap`."""
+        return None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The same numbers, perhaps in another shape."""
+
+    aliases = True
+
+    def push(self, v: Tensor, owned: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        return v
+
+    pull = push
+
+    def then(self, after: LinearMap) -> LinearMap | None:
+        """See :class:`LinearMap`."""
+        return after
+
+
+@dataclass(frozen=True, eq=False)
+class Multiple(Plain):
+    """factor v."""
+
+    factor: float
+
+    def push(self, v: Tensor, owned: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        return v.mul_(self.factor) if owned else v * self.factor
+
+    pull = push
+
+    def then(self, after: LinearMap) -> LinearMap | None:
+        """See :class:`LinearMap`."""
+        if isinstance(after, Multiple):
+            return Multiple(self.factor * after.factor)
+        if isinstance(after, Diagonal):
+            return Diagonal(self.factor * after.diagonal, after.shape)
+        return None
+
+
+class Diagonal(Plain):
+    """d v, entry by entry; d may be smaller along axes on which it does not change.
+
+    Parameters
+    ----------
+    diagonal : Tensor
+        Broadcasts to ``shape``.
+    shape : sequence of int
+        Of the value.
+    """
+
+    def __init__(self, diagonal: Tensor, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+        while diagonal.dim() > 0 and diagonal.dim() > len(self.shape):
+            diagonal = diagonal[0]
+        first = 0
+        while first < len(self.shape) - 1 and self.shape[first] == 1:
+            first += 1
+        self.diagonal = diagonal.reshape(diagonal.shape[max(0, first - len(self.shape) + diagonal.dim()) :])
+        self._work = (-1, *self.shape[first:])
+
+    def push(self, v: Tensor, owned: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        v = v.reshape(self._work)
+        return v.mul_(self.diagonal) if owned else v * self.diagonal
+
+    pull = push
+
+    def then(self, after: LinearMap) -> LinearMap | None:
+        """See :class:`LinearMap`."""
+        if isinstance(after, Multiple):
+            return Diagonal(self.diagonal * after.factor, self.shape)
+        if isinstance(after, Diagonal) and after.shape == self.shape:
+            return Diagonal(self.diagonal * after.diagonal, self.shape)
+        return None
+
+
+class Broadcast(Plain):
+    """A value repeated along axes to a larger shape, as NumPy's rules do."""
+
+    aliases = True
+
+    def __init__(self, shape: Sequence[int], to: Sequence[int]) -> None:
+        self._from = (-1, *[1] * (len(to) - len(shape)), *shape)
+        self._to = tuple(to)
+        self._summed = tuple(
+            axis for axis, (a, b) in enumerate(zip(self._from[1:], to, strict=True), 1) if a != b
+        )
+
+    def push(self, v: Tensor, owned: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        return v.reshape(self._from).expand(-1, *self._to)
+
+    def pull(self, u: Tensor, owned: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        return u.reshape(-1, *self._to).sum(self._summed)
+
+
+class Sum(Plain):
+    """Sums over axes."""
+
+    def __init__(self, shape: Sequence[int], axes: Sequence[int]) -> None:
+        self._shape = tuple(shape)
+        self._axes = tuple(axis + 1 for axis in axes)
+        self._kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+
+    def push(self, v: Tensor, owned: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        return v.reshape(-1, *self._shape).sum(self._axes)
+
+    def pull(self, u: Tensor, owned: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        # Memory of its own: an expanded view can not be written over.
+        return (
+            u.reshape(-1, *self._kept).expand(-1, *self._shape).clone(memory_format=torch.contiguous_format)
+        )
+
+
+class Gather(Plain):
+    """Every entry of the result is one entry of the source, or zero: w_j = v_{index[j]}, index -1 for zero.
+
+    Parameters
+    ----------
+    index : Tensor
+        (m,) int64.
+    size : int
+        Entries n of the source.
+    """
+
+    def __init__(self, index: Tensor, size: int) -> None:
+        self.index, self.size = index.reshape(-1), size
+        self._forward = _Selection(self.index)
+        self._reverse: _Selection | None = None
+        self._columns = 1
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing moves."""
+        return self.index.numel() == self.size and bool(
+            (self.index == torch.arange(self.size, device=self.index.device)).all()
+        )
+
+    def push(self, v: Tensor, owned: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        return self._forward(v.reshape(-1, self.size))
+
+    def pull(self, u: Tensor, owned: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        if self._reverse is None:
+            self._reverse, self._columns = _transposed(self.index, self.size)
+        out = self._reverse(u.reshape(-1, self.index.numel()))
+        return out if self._columns == 1 else out.view(-1, self._columns, self.size).sum(1)
+
+    def then(self, after: LinearMap) -> LinearMap | None:
+        """See :class:`LinearMap`."""
+        if isinstance(after, Gather):
+            padded = torch.cat([self.index, self.index.new_full((1,), -1)])
+            return gather(padded[after.index], self.size)
+        return None
+
+
+class _Selection:
+    """Columns of a (k, n) block, or zero where the index is -1."""
+
+    def __init__(self, index: Tensor) -> None:
+        self._index = index.clamp(min=0).to(torch.int32)
+        empty = index < 0
+        self._empty = torch.nonzero(empty).reshape(-1) if bool(empty.any()) else None
+
+    def __call__(self, v: Tensor) -> Tensor:
+        out = v.index_select(1, self._index)
+        return out if self._empty is None else out.index_fill_(1, self._empty, 0)
+
+
+def _transposed(index: Tensor, size: int) -> tuple[_Selection, int]:
+    """The sum of columns that a gather becomes when transposed: a selection of (r, n) and r, its columns.
+
+    Row j of the table says which entry of the result took the source's entry i for the j-th time.
+    """
+    taken = torch.nonzero(index >= 0).reshape(-1)
+    source, order = index[taken].sort(stable=True)
+    first = torch.searchsorted(source, source, side="left")
+    rank = torch.arange(source.numel(), device=index.device) - first
+    columns = int(rank.max()) + 1 if rank.numel() else 1
+    table = index.new_full((columns, size), -1)
+    table[rank, source] = taken[order]
+    return _Selection(table.reshape(-1)), columns
+
+
+def broadcast(shape: Sequence[int], to: Sequence[int]) -> LinearMap:
+    """A value of one shape as a value of another that it broadcasts to."""
+    return Identity() if elements(shape) == elements(to) else Broadcast(shape, to)
+
+
+def gather(index: Tensor, size: int) -> LinearMap:
+    """The gather of an index, or the identity where that is what it is."""
+    made = Gather(index, size)
+    return Identity() if made.is_identity else made
+
+
+def diagonal(values: Tensor, shape: Sequence[int]) -> LinearMap:
+    """The cheapest map that multiplies by ``values``, which broadcast to ``shape``."""
+    if values.numel() > 0 and bool((values == values.reshape(-1)[0]).all()):
+        factor = float(values.reshape(-1)[0])
+        return Identity() if factor == 1.0 else Multiple(factor)
+    return Diagonal(values.contiguous(), shape)
+
+
+class Cast:
+    """Another precision."""
+
+    aliases = True
+
+    def __init__(self, source: torch.dtype, result: torch.dtype) -> None:
+        self._source, self._result = source, result
+
+    def push(self, v: Tensor, owned: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        return v.to(self._result)
+
+    def pull(self, u: Tensor, owned: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        return u.to(self._source)
+
+    def then(self, after: LinearMap) -> LinearMap | None:
+        """See :class:`LinearMap`."""
+        return None
+
+
+def elements(shape: Sequence[int]) -> int:
+    """How many entries a value of this shape has."""
+    return math.prod(shape)
