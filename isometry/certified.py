@@ -63,6 +63,14 @@ class Enclosure:
     share: float
     degrees: float
 
+    @property
+    def seen(self) -> tuple[Array, Array]:
+        """Bounds of the fraction that known values and the probes' own measures have there: chance left out."""
+        return (
+            self.known_lower + self.share * self.sampled_lower,
+            self.known_upper + self.share * self.sampled_upper,
+        )
+
     def limits(self, confidence: float, *, simultaneous: bool = False) -> tuple[Array, Array]:
         """Lower and upper limit of the fraction, each in [0, 1]."""
         lower, upper = self.sampled_lower, self.sampled_upper

@@ -227,5 +227,7 @@ def _write_dataset(group: h5py.Group, name: str, values: NDArray[Any], what: Fie
     dataset.attrs["units"] = what.units
     dataset.attrs["description"] = what.description
     dataset.attrs["crc32"] = np.uint32(checksum(data))
+    for key, value in what.attributes.items():
+        dataset.attrs[key] = value
     if what.kind == "bool":
         dataset.attrs["dtype"] = "bool"  # xarray's own mark for truth values

@@ -10,7 +10,8 @@ version and the old reader stays. docs/file-format.md says the same to people wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from isometry.errors import StoreError
 
@@ -18,11 +19,14 @@ FORMAT = "isometry-spectra"
 SCHEMA_VERSION = 1
 SPECTRA, SERIES = "spectra", "series"
 
-QUADRATURE_ENCODING = ("spectrum-quadrature", 1)
+# Version 2 added the band of the cdf.
+QUADRATURE_ENCODINGS = (("spectrum-quadrature", 1), ("spectrum-quadrature", 2))
+QUADRATURE_ENCODING = QUADRATURE_ENCODINGS[-1]
 CURVE_ENCODING = ("spectrum-curve", 1)
 SERIES_ENCODING = ("series", 1)
 
 MOMENT_ORDERS = (1, 2, 3, 4)
+BAND_CONFIDENCE = 0.95
 LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -31,12 +35,14 @@ class Field:
     """What one dataset holds: its dimensions, units and meaning.
 
     ``kind`` is "float" (float64), "bool" (int8 of 0 and 1, as xarray keeps truth values) or "int" (int32).
+    ``attributes`` stand on the dataset beside units and description.
     """
 
     dimensions: tuple[str, ...]
     units: str
     description: str
     kind: str = "float"
+    attributes: Mapping[str, float] = field(default_factory=dict)
 
 
 _S = "units of output per unit of input"
@@ -56,6 +62,7 @@ DIMENSIONS = {
         ("order",), "1", "k of the moment m_k = E[s^(2k)], the normalised trace of (J J^T)^k", "int"
     ),
     "level": Field(("level",), _MASS, "probability of a quantile"),
+    "band_s": Field(("band_s",), _S, "singular value s at which the band of the cdf is given, increasing"),
     "row": Field(("row",), "1", "which entry of the series, in the order of writing", "int"),
 }
 
@@ -117,8 +124,23 @@ DERIVED_FIELDS = {
     "cdf_upper": Field(("level",), _MASS, "rigorous upper bound of the cdf at the same places"),
 }  # fmt: skip
 
+# The same, since version 2 of a quadrature. A later version of isometry may know narrower limits from the same nodes.
+BAND_FIELDS = {
+    "band_s": DIMENSIONS["band_s"],
+    "band_lower": Field(
+        ("band_s",), _MASS,
+        "lower limit of the fraction of singular values <= band_s: truncation, random probes, residuals and rounding "
+        "together; with band_upper it holds the true cdf at each band_s with the probability `confidence`",
+        attributes={"confidence": BAND_CONFIDENCE},
+    ),
+    "band_upper": Field(
+        ("band_s",), _MASS, "upper limit of the same fraction", attributes={"confidence": BAND_CONFIDENCE}
+    ),
+}  # fmt: skip
+
 SPECTRUM_FIELDS = {
-    QUADRATURE_ENCODING: QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
+    QUADRATURE_ENCODINGS[0]: QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
+    QUADRATURE_ENCODINGS[1]: QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
     CURVE_ENCODING: CURVE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
 }
 OPTIONAL_FIELDS = frozenset(EXTREME_FIELDS)

@@ -14,12 +14,15 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from isometry.certified import enclosure
 from isometry.distribution import Curve, Quadrature
 from isometry.errors import InputError, StoreError
 from isometry.spectrum import Extremes, Spectrum
 from isometry.store.attributes import plain, read_attributes
 from isometry.store.elements import Element, chosen, damaged, encoding_of, examine_array
 from isometry.store.layout import (
+    BAND_CONFIDENCE,
+    BAND_FIELDS,
     CURVE_ENCODING,
     DERIVED_FIELDS,
     EXTREME_FIELDS,
@@ -27,11 +30,15 @@ from isometry.store.layout import (
     MOMENT_ORDERS,
     OPTIONAL_FIELDS,
     QUADRATURE_ENCODING,
+    QUADRATURE_ENCODINGS,
     QUADRATURE_FIELDS,
     SPECTRUM_FIELDS,
 )
 
 Arrays = dict[str, NDArray[Any]]
+
+# What is written for others and not read back.
+_FOLLOWING = DERIVED_FIELDS.keys() | BAND_FIELDS.keys()
 
 # Attributes of the layout itself; everything else on the group is provenance.
 HEADER = frozenset(
@@ -53,6 +60,7 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
     if isinstance(distribution, Quadrature):
         encoding = QUADRATURE_ENCODING
         arrays |= {key: np.asarray(getattr(distribution, key)) for key in QUADRATURE_FIELDS}
+        arrays |= band(spectrum)
     else:
         encoding = CURVE_ENCODING
         arrays |= {
@@ -115,11 +123,12 @@ def problems_of(group: h5py.Group, name: str) -> list[str]:
     expected = derived(spectrum)
     # The moments are sums of positive terms, equal on every machine to some ulps. Quantiles are not compared: where
     # the cdf meets a level exactly, rounding decides between two nodes.
-    return [
+    problems = [
         f"{key}: does not follow from the distribution it stands beside"
         for key, absolute in (("moment", 0.0), ("log10_moment", 1e-8))
         if not np.allclose(arrays[key], expected[key], rtol=1e-8, atol=absolute, equal_nan=True)
     ]
+    return problems + _band_problems(spectrum, arrays)
 
 
 def describe(group: h5py.Group, name: str) -> dict[str, Any]:
@@ -172,6 +181,43 @@ def derived(spectrum: Spectrum) -> Arrays:
         }
 
 
+def band(spectrum: Spectrum) -> Arrays:
+    """The certified band of the cdf on a grid, as in BAND_FIELDS: where the mass is, and over the whole range."""
+    low, high = spectrum.support
+    with np.errstate(over="ignore"):
+        where = np.asarray(spectrum.quantile(np.linspace(0, 1, 33)))
+    # Just below and just above, because the very nodes are known to rounding only.
+    places = np.concatenate([where * (1 - 1e-6), where * (1 + 1e-6)])
+    if 0 < low <= high:
+        places = np.concatenate([places, np.geomspace(low, min(high, np.finfo(float).max / 2), 62)])
+    places = np.unique(np.minimum(places, np.finfo(float).max))
+    lower, upper = spectrum.cdf_band(places, BAND_CONFIDENCE)
+    return {"band_s": places, "band_lower": lower, "band_upper": upper}
+
+
+def _band_problems(spectrum: Spectrum, arrays: Arrays) -> list[str]:
+    """Where the stored band contradicts the nodes.
+
+    It must hold what the nodes say before chance is allowed for. That it equals today's band is not asked: another
+    version may know a narrower one.
+    """
+    if "band_s" not in arrays:
+        return []
+    s, lower, upper = (arrays[key] for key in BAND_FIELDS)
+    problems = []
+    if not np.all(s >= 0) or not np.all(np.diff(s) > 0):
+        return ["band_s: is not a grid of singular values that increases"]
+    for key, values in (("band_lower", lower), ("band_upper", upper)):
+        if not (np.all((values >= 0) & (values <= 1)) and np.all(np.diff(values) >= -1e-9)):
+            problems.append(f"{key}: is not a cdf: it falls, or leaves [0, 1]")
+    least, most = enclosure(spectrum, s).seen
+    if np.any(lower > least + 1e-6):
+        problems.append("band_lower: lies above what the nodes give")
+    if np.any(upper < most - 1e-6):
+        problems.append("band_upper: lies below what the nodes give")
+    return problems
+
+
 def _text(method: str) -> str:
     if isinstance(method, str) and method and method.isprintable():
         return method
@@ -185,7 +231,7 @@ def _read(group: h5py.Group, *, derived_too: bool) -> tuple[Arrays, list[str]]:
     arrays: Arrays = {}
     problems: list[str] = []
     for name, what in fields.items():
-        if (name in OPTIONAL_FIELDS and not with_extremes) or (name in DERIVED_FIELDS and not derived_too):
+        if (name in OPTIONAL_FIELDS and not with_extremes) or (name in _FOLLOWING and not derived_too):
             continue
         values, found = examine_array(group, name, what)
         problems += found
@@ -221,7 +267,7 @@ def _curve(arrays: Arrays) -> Curve:
 
 
 _DISTRIBUTIONS: dict[tuple[str, int], Callable[[Arrays], Quadrature | Curve]] = {
-    QUADRATURE_ENCODING: _quadrature,
+    **dict.fromkeys(QUADRATURE_ENCODINGS, _quadrature),
     CURVE_ENCODING: _curve,
 }
 

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from isometry.store import store
-from isometry.store.layout import CURVE_FIELDS, DERIVED_FIELDS, DIMENSIONS, EXTREME_FIELDS, QUADRATURE_FIELDS
+from isometry.store.layout import (
+    BAND_FIELDS,
+    CURVE_FIELDS,
+    DERIVED_FIELDS,
+    DIMENSIONS,
+    EXTREME_FIELDS,
+    QUADRATURE_FIELDS,
+)
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "file-format.md").read_text(encoding="utf-8")
 
@@ -28,7 +35,9 @@ def test_the_examples_of_the_document_run(tmp_path, monkeypatch, capsys):
 
 
 def test_every_dataset_is_in_the_document():
-    for name, field in (QUADRATURE_FIELDS | CURVE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS).items():
+    for name, field in (
+        QUADRATURE_FIELDS | CURVE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS
+    ).items():
         assert f"`{name}`" in DOCUMENT, name
         assert field.units, name
         assert field.description, name

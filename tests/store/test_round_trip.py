@@ -184,7 +184,7 @@ def test_info_reads_no_array(tmp_path, monkeypatch):
     info = store.info("measured")
     assert info | {"provenance": None, "written_by": None} == {
         "name": "measured",
-        "encoding": ["spectrum-quadrature", 1],
+        "encoding": ["spectrum-quadrature", 2],
         "kind": "measured",
         "method": "lanczos",
         "shape": [12, 7],

@@ -68,6 +68,14 @@ def replaced(key: str, values: np.ndarray) -> Callable[[h5py.Group], None]:
     return change
 
 
+def raised(key: str) -> Callable[[h5py.Group], None]:
+    def change(group: h5py.Group) -> None:
+        replaced(key, np.ones(group[key].shape))(group)
+        group[key].dims[0].attach_scale(group["band_s"])
+
+    return change
+
+
 def silently(group: h5py.Group) -> None:
     """One bit-flip in the data that nothing but a checksum can see."""
     group["top_residual"][0, 0] *= 1 + 1e-15
@@ -86,6 +94,13 @@ def silently(group: h5py.Group) -> None:
         ("measured", first("nodes", -1.0), r"measured/nodes: 1 negative values"),
         ("measured", first("top", -1.0), r"measured/top: 1 negative values"),
         ("measured", scaled("moment", 1.001), r"measured/moment: does not follow from the distribution"),
+        ("measured", without("band_lower"), r"measured/band_lower: the dataset is missing"),
+        ("measured", first("band_s", 1e9), r"measured/band_s: is not a grid"),
+        ("measured", first("band_lower", 0.9), r"measured/band_lower: is not a cdf"),
+        ("measured", first("band_lower", np.nan), r"measured/band_lower: is not a cdf"),
+        ("measured", scaled("band_upper", 1.5), r"measured/band_upper: is not a cdf"),
+        ("measured", scaled("band_upper", 0.6), r"measured/band_upper: lies below what the nodes give"),
+        ("measured", raised("band_lower"), r"measured/band_lower: lies above what the nodes give"),
         ("measured", silently, r"measured/top_residual: changed since it was written"),
         ("measured", without("certain"), r"measured/certain: the dataset is missing"),
         ("measured", without("node"), r"measured/node: the dimension scale of nodes is missing"),
