@@ -1,4 +1,4 @@
-"""What ``quadrature-2.h5`` holds, number by number. Run once, when that version was new; the file is never written again.
+"""What ``quadrature-2.h5`` holds, number by number. Run once, when that version was new; never written again.
 
 ``python tests/store/archive/quadrature_2.py FILE`` shows how it was made.
 """
