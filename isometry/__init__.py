@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .blockwise import measure_blocks
     from .comparison import Comparison, compare
     from .jacobian import JacobianOperator
     from .layerwise import predict_for
@@ -36,6 +37,7 @@ _HOMES = {
     "compare": "isometry.comparison",
     "critical_point": "isometry.theory.meanfield",
     "measure": "isometry.measurement",
+    "measure_blocks": "isometry.blockwise",
     "open_store": "isometry.store",
     "predict": "isometry.theory.predict",
     "sweep": "isometry.sweeps",
@@ -51,6 +53,7 @@ __all__ = [
     "critical_point",
     "init",
     "measure",
+    "measure_blocks",
     "open_store",
     "predict",
     "predict_for",

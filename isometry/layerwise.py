@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,27 +24,15 @@ from isometry.errors import InputError, IsometryError, ModelError
 from isometry.estimators import exact, lanczos
 from isometry.jacobian import JacobianOperator
 from isometry.jacobian.checks import refuse_training_mode
+from isometry.nn.chain import CONVOLUTIONS, WEIGHTED, Step, applied, steps_of
 from isometry.nn.convolution import conv_singular_values
 from isometry.nn.layers import ConvolutionLayer, DenseLayer
-from isometry.nn.network import Network
 from isometry.spectrum import Spectrum
 from isometry.theory.discrete import Factor, free_product
 
-Function = Callable[[Tensor], Tensor]
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-WEIGHTED = (nn.Linear, *CONVOLUTIONS, DenseLayer, ConvolutionLayer)
 # Layers without a formula: dense up to this shorter side, Lanczos quadrature beyond.
 DENSE_SIDE = 1500
 PROBES, STEPS = 8, 40
-
-
-@dataclass(frozen=True)
-class Step:
-    """One layer of the walk: its name, what it does to a tensor, and the module that says how."""
-
-    name: str
-    function: Function
-    module: nn.Module | None
 
 
 def predict_for(
@@ -114,8 +102,8 @@ def predict_for(
     layers: list[dict[str, Any]] = []
     outputs: list[int] = []
     with torch.no_grad():
-        for step in _steps("", own, frozenset(blocks)):
-            output = _applied(step, point)
+        for step in steps_of("", own, frozenset(blocks)):
+            output = applied(step, point)
             factor, how = _factor(step, point, output)
             factors.append(factor)
             layers.append({"name": step.name, "factor": how, "rows": factor.rows, "columns": factor.columns})
@@ -142,82 +130,6 @@ def predict_for(
             "layers": layers,
         },
     )
-
-
-# ---- the walk ------------------------------------------------------------------------------------------
-
-
-def _steps(name: str, module: nn.Module, blocks: frozenset[str]) -> Iterator[Step]:
-    """The layers of a module in the order in which they act."""
-    if name in blocks and name:
-        yield Step(name, module, None)
-    elif isinstance(module, Network):
-        yield from _network_steps(name, module, blocks)
-    elif isinstance(module, nn.Sequential):
-        # Not named_children, which leaves out a module that stands in the chain a second time.
-        for child_name, child in zip(module._modules, module, strict=True):
-            yield from _steps(_joined(name, child_name), child, blocks)
-    elif isinstance(module, ConvolutionLayer | DenseLayer):
-        if module.residual is not None:
-            yield Step(name, module, None)
-            return
-        yield Step(name, module.pre_activation, module)
-        yield from _steps(_joined(name, "activation"), module.activation, blocks)
-    elif isinstance(module, WEIGHTED) or not any(True for _ in module.children()):
-        if type(module).forward is nn.Module.forward:
-            raise ModelError(
-                f"module {name or 'itself'!r} ({type(module).__name__}) has no forward to walk through"
-            )
-        yield Step(name, module, module)
-    else:
-        raise ModelError(
-            f"predict_for can not walk {name or 'the model'!r} ({type(module).__name__}): it holds modules but is no "
-            "chain whose order is known. Build it as torch.nn.Sequential"
-            + (
-                f", or take it as one factor with blocks=({name!r},)"
-                if name
-                else ", or give predict_for a part of it"
-            )
-        )
-
-
-def _network_steps(name: str, network: Network, blocks: frozenset[str]) -> Iterator[Step]:
-    """Stem, trunk, what `Network.forward` does between trunk and head, head."""
-    if network.stem is not None:
-        yield from _steps(_joined(name, "stem"), network.stem, blocks)
-    yield from _steps(_joined(name, "trunk"), network.trunk, blocks)
-    if network.head is None:
-        return
-
-    def between(features: Tensor) -> Tensor:
-        features = features / network.feature_scale
-        if features.dim() >= 3:
-            features = features.mean(dim=(-2, -1)) if network.head_kind == "pool" else features.flatten(-3)
-        return features
-
-    yield Step(_joined(name, "features"), between, None)
-    yield from _steps(_joined(name, "head"), network.head, blocks)
-
-
-def _joined(name: str, child: str) -> str:
-    return f"{name}.{child}" if name else child
-
-
-def _applied(step: Step, point: Tensor) -> Tensor:
-    """What leaves the layer; its input stays as it is, whatever the layer does in place."""
-    try:
-        output = step.function(point.clone())
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"layer {step.name!r} failed on an input of shape {tuple(point.shape)}: {str(error).splitlines()[0]}. Give "
-            "predict_for the input exactly as the model takes it"
-        ) from error
-    if not isinstance(output, Tensor):
-        raise ModelError(
-            f"layer {step.name!r} returns a {type(output).__name__}, predict_for walks layers that return one tensor: "
-            "put the part that picks the tensor into the layer"
-        )
-    return output
 
 
 # ---- factors -------------------------------------------------------------------------------------------

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from isometry.cli.options import file_argument, json_option, require_isometry_option
 from isometry.cli.results import finish
-from isometry.cli.streams import note, print_json, quiet_when_closed
+from isometry.cli.streams import note, print_json, print_text, quiet_when_closed
+
+if TYPE_CHECKING:
+    from isometry.depth_profile import BlockProfile
+    from isometry.report.histories import History
+    from isometry.spectrum import Spectrum
+    from isometry.store import Store
 
 _output = click.Path(path_type=Path, dir_okay=False)
 
@@ -34,29 +42,77 @@ def report_command(
 ) -> None:
     """Report spectra of a file side by side: s max, quantiles, mean square, histogram of log10 s, verdict.
 
-    Without NAME, all of them.
+    Without NAME, all of them. Spectra over the steps of a training run are drawn as bands, networks measured with
+    --per-block block by block.
     """
     from isometry.cli.selection import pick
+    from isometry.report.histories import histories_of
     from isometry.store import open_store
 
-    spectra = pick(open_store(file, "r"), names)
+    store = open_store(file, "r")
+    spectra = pick(store, names)
+    profiles = stored_profiles(store, [spectrum.name for spectrum in spectra])
+    # Asked for by name, spectra stand side by side as they are.
+    histories, shown = ([], spectra) if names else histories_of(without_products(spectra, profiles))
     if as_json:
-        print_json({"file": str(file), "spectra": [spectrum.to_dict() for spectrum in spectra]})
+        print_json(
+            {
+                "file": str(file),
+                "spectra": [spectrum.to_dict() for spectrum in spectra],
+                "profiles": [profile.to_dict() for profile in profiles],
+                "histories": [{"name": history.name, "steps": history.steps} for history in histories],
+            }
+        )
     else:
-        from isometry.report.terminal import print_report
-
         with quiet_when_closed():
-            print_report(spectra)
+            print_all(shown, profiles, histories)
     pictures = [path for path in (png, svg) if path is not None]
     if pictures:
         from isometry.report.plots import figure_of_spectra, save_figure
 
-        figure = figure_of_spectra(spectra)
+        figure = figure_of_spectra(shown)
         for path, wanted in ((png, "png"), (svg, "svg")):
             if path is not None:
                 note(f"picture: {save_figure(figure, path, kind=wanted)}")
     if html is not None:
         from isometry.report.html import write_html
 
-        note(f"report: {write_html(spectra, html, title=file.name)}")
+        note(f"report: {write_html(shown, html, profiles=profiles, histories=histories, title=file.name)}")
     finish(context, spectra, require_isometry=require_isometry)
+
+
+def stored_profiles(store: Store, names: Sequence[str]) -> list[BlockProfile]:
+    """The profiles in the file of the networks whose spectra are called so."""
+    from isometry.store.profiles import profile_names, read_profile
+
+    return [read_profile(store, name) for name in profile_names(store) if name in names]
+
+
+def without_products(spectra: Sequence[Spectrum], profiles: Sequence[BlockProfile]) -> list[Spectrum]:
+    """The spectra without those of running products, which a profile shows along the depth."""
+    inner = {
+        one.name for profile in profiles for depth, one in profile.running.items() if depth < len(profile)
+    }
+    return [spectrum for spectrum in spectra if spectrum.name not in inner]
+
+
+def print_all(
+    spectra: Sequence[Spectrum], profiles: Sequence[BlockProfile], histories: Sequence[History]
+) -> None:
+    """Print spectra side by side, then what runs along depth and along training."""
+    from isometry.report.terminal import print_report
+    from isometry.report.terminal_bands import print_bands
+    from isometry.report.terminal_profile import print_profile
+
+    print_report(spectra)
+    for profile in profiles:
+        print_text("")
+        print_profile(profile)
+        depths = sorted(profile.running)
+        if len(depths) > 1:
+            print_text("")
+            title = "singular values of the product so far"
+            print_bands(title, "blocks", depths, [profile.running[depth] for depth in depths])
+    for history in histories:
+        print_text("")
+        print_bands(f"{history.name}: singular values over steps", "step", history.steps, history.spectra)

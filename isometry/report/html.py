@@ -17,7 +17,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from isometry.comparison import compare
+from isometry.depth_profile import BlockProfile
 from isometry.errors import InputError, IsometryError
+from isometry.report.depth_numbers import HEADINGS, block_row, shown_blocks
+from isometry.report.depth_pictures import history_picture, profile_pictures
+from isometry.report.histories import History
 from isometry.report.inline_svg import page_colors
 from isometry.report.numbers import headline_rows, plain
 from isometry.report.page_pictures import Picture, distribution_pictures, input_picture, overlay_pictures
@@ -31,6 +35,8 @@ TITLE = "Jacobian spectra"
 # So many inputs at most have a row each, so many spectra pictures of their own; the page says how many are left out.
 MOST_INPUT_ROWS = 24
 MOST_OWN_PICTURES = 8
+MOST_BLOCK_ROWS = 32
+MOST_STEP_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,24 @@ class Column:
     is_law: bool
 
 
-def render_html(spectra: Sequence[Spectrum], *, title: str = TITLE, laws: bool = True) -> str:
+def render_html(
+    spectra: Sequence[Spectrum],
+    *,
+    profiles: Sequence[BlockProfile] = (),
+    histories: Sequence[History] = (),
+    title: str = TITLE,
+    laws: bool = True,
+) -> str:
     """The report of the spectra as the text of one HTML file.
 
     Parameters
     ----------
     spectra : sequence of Spectrum
-        At least one.
+        At least one. They stand side by side.
+    profiles : sequence of BlockProfile
+        Networks that were measured block by block.
+    histories : sequence of History
+        Spectra over the steps of a training run.
     title : str
         Heading and window title.
     laws : bool
@@ -69,10 +86,12 @@ def render_html(spectra: Sequence[Spectrum], *, title: str = TITLE, laws: bool =
         for number, (name, spectrum) in enumerate(zip(names, spectra, strict=True))
         if spectrum.n_inputs > 1
     ]
+    depths = [_depth(profile, number) for number, profile in enumerate(profiles)]
+    trainings = [_training(history, number) for number, history in enumerate(histories)]
     drawn = [
         *together,
-        *(one for entry in own for one in entry["pictures"]),
-        *(entry["picture"] for entry in inputs),
+        *(one for entry in [*own, *depths] for one in entry["pictures"]),
+        *(entry["picture"] for entry in [*inputs, *trainings]),
     ]
     columns = _columns(spectra, predicted, names)
     environment = Environment(
@@ -92,16 +111,16 @@ def render_html(spectra: Sequence[Spectrum], *, title: str = TITLE, laws: bool =
         columns=columns,
         labels=list(columns[0].cells),
         inputs=inputs,
+        depths=depths,
+        trainings=trainings,
         origins=[_origin(spectrum, name) for spectrum, name in zip(spectra, names, strict=True)],
     )
 
 
-def write_html(
-    spectra: Sequence[Spectrum], path: str | os.PathLike[str], *, title: str = TITLE, laws: bool = True
-) -> Path:
-    """Write the report to a file, whole or not at all; returns the path. Arguments as for `render_html`."""
+def write_html(spectra: Sequence[Spectrum], path: str | os.PathLike[str], **options: Any) -> Path:
+    """Write the report to a file, whole or not at all; returns the path. Options as for `render_html`."""
     target = Path(path)
-    text = render_html(spectra, title=title, laws=laws)
+    text = render_html(spectra, **options)
     partial = target.with_name(f".{target.name}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -219,14 +238,41 @@ def _inputs(spectrum: Spectrum, name: str, number: int) -> dict[str, Any]:
         "picture": shown,
         "text": f"Over {len(each)} inputs the mean s² has the standard deviation {spread:.3g}{relative}, {cause}. "
         f"The share in [0.5, 2] runs from {100 * min(shares):.3g} to {100 * max(shares):.3g} %.",
-        "rows": [
-            {
-                key: cells[key]
-                for key in ("s max", "quantile 0.95", "median", "quantile 0.05", "mean s²", "in [0.5, 2]")
-            }
-            for cells in map(_cells, each[:MOST_INPUT_ROWS])
-        ],
+        "rows": [_short_cells(one) for one in each[:MOST_INPUT_ROWS]],
         "left_out": max(0, len(each) - MOST_INPUT_ROWS),
+    }
+
+
+def _depth(profile: BlockProfile, number: int) -> dict[str, Any]:
+    """What becomes of the signal block by block: a sentence, pictures, a row for each block or for some."""
+    shown, fault = shown_blocks(profile, MOST_BLOCK_ROWS), profile.at_fault()
+    return {
+        "name": plain(profile.name),
+        "text": plain(profile.verdict()),
+        "pictures": profile_pictures(profile, name=f"depth{number}"),
+        "headings": HEADINGS,
+        "rows": [{"cells": block_row(profile, block), "at_fault": block == fault} for block in shown],
+        "left_out": len(profile) - len(shown),
+    }
+
+
+def _training(history: History, number: int) -> dict[str, Any]:
+    """The spectrum over training steps: a picture and a row for each step or for some."""
+    count = len(history.steps)
+    rows = sorted({round(k * (count - 1) / (MOST_STEP_ROWS - 1)) for k in range(MOST_STEP_ROWS)})
+    return {
+        "name": plain(history.name),
+        "picture": history_picture(history, name=f"training{number}"),
+        "rows": [{"step": f"{history.steps[k]}", **_short_cells(history.spectra[k])} for k in rows],
+        "left_out": count - len(rows),
+    }
+
+
+def _short_cells(spectrum: Spectrum) -> dict[str, str]:
+    cells = _cells(spectrum)
+    return {
+        key: cells[key]
+        for key in ("s max", "quantile 0.95", "median", "quantile 0.05", "mean s²", "in [0.5, 2]")
     }
 
 

@@ -1,0 +1,42 @@
+"""Spectra recorded while a network learned, as one history: the same Jacobian at step after step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from isometry.spectrum import Spectrum
+
+# Fewer stand side by side as they are.
+FEWEST = 3
+_STEP = re.compile(r"(.*) step (\d+)")
+
+
+@dataclass(frozen=True)
+class History:
+    """Spectra of one recording, in order of their steps."""
+
+    name: str
+    steps: tuple[int, ...]
+    spectra: tuple[Spectrum, ...]
+
+
+def histories_of(spectra: Sequence[Spectrum]) -> tuple[list[History], list[Spectrum]]:
+    """(histories, spectra to stand side by side): of a history its first and its last stand there as well.
+
+    What belongs to a history is named "NAME step 100" and has recorded that step, as `isometry.nn.callbacks` does it.
+    """
+    recordings: dict[str, dict[int, Spectrum]] = {}
+    for spectrum in spectra:
+        found = _STEP.fullmatch(spectrum.name)
+        if found is not None and spectrum.provenance.get("step") == int(found[2]):
+            recordings.setdefault(found[1], {})[int(found[2])] = spectrum
+    histories = []
+    inner: set[str] = set()
+    for name, by_step in recordings.items():
+        if len(by_step) >= FEWEST:
+            steps = tuple(sorted(by_step))
+            histories.append(History(name, steps, tuple(by_step[step] for step in steps)))
+            inner |= {by_step[step].name for step in steps[1:-1]}
+    return histories, [spectrum for spectrum in spectra if spectrum.name not in inner]
