@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from isometry.cli.blocks import block_options, check_blocks, profile_of, show_with_profile, store_profile
 from isometry.cli.options import TYPED, ByteCount, json_option, model_options, require_isometry_option
 from isometry.cli.results import finish, refuse_taken_name, show_spectrum, store_spectrum
 from isometry.loading.models import MODEL_HELP
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
 )
 @click.option("--name", metavar="NAME", help="Its name in reports and in the file.")
 @click.option("--overwrite", is_flag=True, help="Replace a stored spectrum of that name.")
+@block_options
 @require_isometry_option
 @json_option
 @click.pass_context
@@ -92,6 +94,8 @@ def measure_command(
     file: Path | None,
     name: str | None,
     overwrite: bool,
+    per_block: bool,
+    blocks: str | None,
     require_isometry: float | None,
     as_json: bool,
     **options: Any,
@@ -101,8 +105,12 @@ def measure_command(
 
     if overwrite and file is None:
         raise click.UsageError("--overwrite replaces a spectrum in a file: give -o FILE.h5 with it")
+    if blocks is not None and not per_block:
+        raise click.UsageError("--blocks says what a block is: give --per-block with it")
     model = load_model(model_spec, seed=seed, evaluation=evaluation)
     name = name or model.name
+    if per_block:
+        check_blocks(model.module, file, name, pattern=blocks, overwrite=overwrite, options=options)
     if file is not None:
         # Before the work, not after it.
         refuse_taken_name(file, name, overwrite=overwrite)
@@ -123,7 +131,13 @@ def measure_command(
         provenance=provenance, **options,
     )  # fmt: skip
     failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
-    show_spectrum(spectrum, as_json=as_json)
+    if per_block:
+        profile = profile_of(model.module, point, spectrum, pattern=blocks, options=options)
+        if file is not None:
+            failure = failure or store_profile(file, profile, overwrite=overwrite)
+        show_with_profile(spectrum, profile, as_json=as_json)
+    else:
+        show_spectrum(spectrum, as_json=as_json)
     finish(context, [spectrum], failure=failure, require_isometry=require_isometry, tol=options["tol"])
 
 

@@ -100,19 +100,13 @@ def print_all(
     spectra: Sequence[Spectrum], profiles: Sequence[BlockProfile], histories: Sequence[History]
 ) -> None:
     """Print spectra side by side, then what runs along depth and along training."""
+    from isometry.cli.blocks import print_profile_and_product
     from isometry.report.terminal import print_report
     from isometry.report.terminal_bands import print_bands
-    from isometry.report.terminal_profile import print_profile
 
     print_report(spectra)
     for profile in profiles:
-        print_text("")
-        print_profile(profile)
-        depths = sorted(profile.running)
-        if len(depths) > 1:
-            print_text("")
-            title = "singular values of the product so far"
-            print_bands(title, "blocks", depths, [profile.running[depth] for depth in depths])
+        print_profile_and_product(profile)
     for history in histories:
         print_text("")
         print_bands(f"{history.name}: singular values over steps", "step", history.steps, history.spectra)

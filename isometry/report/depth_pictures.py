@@ -56,8 +56,8 @@ def history_picture(history: History, *, name: str) -> Picture:
         figure,
         name=name,
         heading="Singular values over training steps",
-        description=f"Quantiles at {len(history.steps)} steps from {history.steps[0]} to {history.steps[-1]}. The median "
-        f"goes from {first.quantile_text(0.5)} to {last.quantile_text(0.5)}.",
+        description=f"Quantiles at {len(history.steps)} steps from {history.steps[0]} to {history.steps[-1]}. The "
+        f"median goes from {first.quantile_text(0.5)} to {last.quantile_text(0.5)}.",
     )
 
 
@@ -82,7 +82,7 @@ def _gain_picture(profile: BlockProfile, *, name: str) -> Picture:
         remember(ax, own, "χ of the block by itself, with two standard errors")
         remember(ax, gain, "gain within the network")
         _mark_fault(ax, profile)
-        _depth_axis(ax, "factor on the mean square (log scale)")
+        _depth_axis(ax, "factor on mean s² (log scale)")
     return picture(
         figure,
         name=f"{name}-chi",
@@ -107,7 +107,7 @@ def _product_picture(profile: BlockProfile, *, name: str) -> Picture:
         ax.fill_between(number[kept], low, high, color=color, alpha=0.25, linewidth=0)
         remember(ax, line, "mean s² of the product, with two standard errors")
         _mark_fault(ax, profile)
-        _depth_axis(ax, "mean s² of the product so far (log scale)")
+        _depth_axis(ax, "mean s² so far (log scale)")
     return picture(
         figure,
         name=f"{name}-mean",

@@ -33,14 +33,17 @@ def print_profile(profile: BlockProfile, *, file: TextIO | None = None, width: i
     shown = shown_blocks(profile, ROWS)
     fault = profile.at_fault()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="bold")
-    for heading in HEADINGS:
-        table.add_column(Text(heading), justify="left" if heading in ("block", "kind") else "right")
-    # Bars need room; eighty columns hold the numbers alone.
+    kept = [k for k, heading in enumerate(HEADINGS) if console.width >= 100 or heading not in ("kind", "J")]
+    for k in kept:
+        left = HEADINGS[k] in ("block", "kind")
+        table.add_column(Text(HEADINGS[k]), justify="left" if left else "right", overflow="fold")
+    # Bars need room; eighty columns hold the numbers alone, of the more telling kind.
     with_bars = console.width >= 110
     if with_bars:
         table.add_column(Text("log10"))
     for block in shown:
-        cells = [Text(cell) for cell in block_row(profile, block)]
+        row = block_row(profile, block)
+        cells = [Text(row[k]) for k in kept]
         if with_bars:
             cells.append(Text(_bar(profile, block, ascii_only=console.options.ascii_only), style="cyan"))
         table.add_row(*cells, style="red" if block == fault else "")

@@ -67,7 +67,7 @@ def add_profile(store: Store, profile: BlockProfile, *, overwrite: bool = False)
             "running": running, "verdict": profile.verdict(), "record": dict(profile.provenance),
         },
         units=dict.fromkeys(columns, "1"),
-        descriptions={key: _MEANING.get(key, "log10 of this quantile of the block's singular values") for key in columns},
+        descriptions={key: _MEANING.get(key, "log10 of a quantile of the block's singular values") for key in columns},
         overwrite=overwrite,
     )  # fmt: skip
 
