@@ -78,6 +78,43 @@ def json_record(spectrum: Spectrum) -> dict[str, Any]:
     return result
 
 
+def flat_numbers(spectrum: Spectrum) -> dict[str, float]:
+    """See :meth:`isometry.Spectrum.summary`."""
+    zero, measured = spectrum.zero_mass, spectrum.kind == "measured"
+    # What lies below the floor is not known; below a floor of zero it is zero.
+    hidden = zero if measured and spectrum.floor > 0 else 0.0
+    share, most = spectrum.isometry_bounds()
+    lower, upper = spectrum.isometry_band()
+    numbers = {
+        "s_max": spectrum.s_max,
+        "s_max_residual": spectrum.s_max_residual,
+        "s_min": spectrum.s_min,
+        "s_min_residual": spectrum.s_min_residual,
+        "s_min_upper_bound": spectrum.s_min_bound,
+        "condition_number": spectrum.condition_number,
+        "mean_square": spectrum.mean_square,
+        "mean_square_stderr": spectrum.mean_square_stderr,
+        "log10_mean_square": spectrum.log10_moment(1),
+        "isometry_share": share if most == share else math.nan,
+        "isometry_share_lower": lower,
+        "isometry_share_upper": upper,
+        "zero_mass": zero,
+        "floor": spectrum.floor,
+    }
+    for key in REPORTED_QUANTILES:
+        level = float(key)
+        value = math.nan if level <= hidden else float(spectrum.quantile(level))
+        numbers[f"s_p{round(100 * level):02d}"] = value
+    counts = {
+        "inputs": spectrum.n_inputs,
+        "probes": spectrum.n_probes,
+        "null_dimension": spectrum.null_dimension,
+        "products": spectrum.products,
+        "seconds": spectrum.seconds,
+    }
+    return {key: float(value) for key, value in (numbers | counts).items()}
+
+
 def _json(value: float, *, underflow: bool = False) -> float | None:
     """A float JSON can hold; None for nan and inf, and for a zero that is only an underflow."""
     value = float(value)

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import wording
 from .distribution import Curve, Quadrature, times_exp
 from .errors import InputError
-from .records import json_record
+from .records import flat_numbers, json_record
 
 Array = NDArray[np.float64]
 
@@ -565,11 +565,27 @@ class Spectrum:
         """A quantile as a person reads it: '< floor' below the floor, a power of ten outside the float range."""
         return wording.quantile_text(self, p)
 
-    def summary(self) -> str:
-        """The short table as text."""
-        return wording.table_text(self)
+    def summary(self) -> dict[str, float]:
+        """The main numbers, flat, under names that any logger takes: every value is a float.
 
-    __str__ = summary
+        ``s_max``, ``s_max_residual``, ``s_min``, ``s_min_residual``, ``s_min_upper_bound``, ``condition_number``,
+        ``mean_square``, ``mean_square_stderr``, ``log10_mean_square``, quantiles ``s_p01`` to ``s_p99``,
+        ``isometry_share`` of the singular values in [0.5, 2] with its limits of 95 % ``isometry_share_lower`` and
+        ``..._upper``, ``zero_mass``, ``floor``, ``inputs``, ``probes``, ``null_dimension``, ``products``, ``seconds``.
+
+        nan stands for what is not known: a quantile below the floor, a share whose lower end is, an s_min that
+        is not resolved, the error of one probe. A 0 is a zero.
+
+        Examples
+        --------
+        >>> numbers = Spectrum.from_singular_values([2.0, 1.0, 1.0, 1e-20], floor=1e-9).summary()
+        >>> numbers["s_max"], numbers["s_p50"], numbers["s_p01"], numbers["isometry_share"]
+        (2.0, 1.0, nan, 0.75)
+        """
+        return flat_numbers(self)
+
+    def __str__(self) -> str:
+        return wording.table_text(self)
 
     def __repr__(self) -> str:
         return f"<Spectrum {self.name or self.method}: {self.verdict()}>"

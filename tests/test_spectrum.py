@@ -174,6 +174,43 @@ def test_every_rendering_shows_the_same_rows(spectrum: Spectrum) -> None:
     assert spectrum.verdict() in repr(spectrum)
 
 
+@several
+@given(SPECTRA)
+def test_the_summary_is_flat_numbers(spectrum: Spectrum) -> None:
+    numbers = spectrum.summary()
+    assert all(isinstance(key, str) and type(value) is float for key, value in numbers.items())
+    assert {
+        "s_max",
+        "s_min",
+        "mean_square",
+        "s_p01",
+        "s_p50",
+        "s_p99",
+        "floor",
+        "zero_mass",
+        "products",
+    } <= numbers.keys()
+    assert numbers["s_p50"] == float(spectrum.quantile(0.5)) or (
+        math.isnan(numbers["s_p50"]) and spectrum.zero_mass >= 0.5 and spectrum.floor > 0
+    )
+    if not math.isnan(numbers["isometry_share"]):
+        low, high = numbers["isometry_share_lower"], numbers["isometry_share_upper"]
+        assert low - 1e-12 <= numbers["isometry_share"] <= high + 1e-12
+
+
+def test_the_summary_says_nan_below_the_floor_and_zero_for_zero() -> None:
+    hidden = Spectrum.from_singular_values([3.0, 1.0, 1e-15, 1e-15], floor=1e-12).summary()
+    assert math.isnan(hidden["s_p50"])
+    assert math.isnan(hidden["s_min"])
+    assert (hidden["s_p75"], hidden["zero_mass"], hidden["isometry_share"]) == (1.0, 0.5, 0.25)
+    zeros = Spectrum.from_singular_values([3.0, 1.0, 0.0, 0.0]).summary()
+    assert zeros["s_p50"] == 0.0
+    # A floor above 0.5: how much of the mass below it lies in [0.5, 2] is not known.
+    coarse = Spectrum.from_singular_values([3.0, 1.0, 0.6, 0.1], floor=0.7).summary()
+    assert math.isnan(coarse["isometry_share"])
+    assert (coarse["isometry_share_lower"], coarse["isometry_share_upper"]) == (0.25, 0.75)
+
+
 # ---- measured: nodes and weights ---------------------------------------------------------------------------
 
 

@@ -49,8 +49,8 @@ class SpectrumRecorder:
         Take a spectrum that is in the file already for that of its step, as a resumed run wants. Without it such a
         spectrum is an error, for it belongs to another run.
     writer : object with ``add_scalar``, optional
-        Such as TensorBoard's ``SummaryWriter``; gets mean square, largest s, median and isometry under
-        ``isometry/...``.
+        Such as TensorBoard's ``SummaryWriter``; gets every number of :meth:`isometry.Spectrum.summary` under
+        ``isometry/...``, nan for what lies below the floor.
     **options
         Further arguments of `isometry.measure`, such as ``method``, ``probes``, ``steps``, ``seed``, ``batched``.
 
@@ -112,7 +112,7 @@ class SpectrumRecorder:
             self._store(spectrum)
         self.spectra[step] = spectrum
         if self.writer is not None:
-            for tag, value in _scalars(spectrum).items():
+            for tag, value in spectrum.summary().items():
                 self.writer.add_scalar(f"isometry/{tag}", value, step)
         return spectrum
 
@@ -196,15 +196,6 @@ def trunk_part(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     stem = getattr(model, "stem", None)
     with torch.no_grad():
         return trunk, x if stem is None else stem(x)
-
-
-def _scalars(spectrum: Spectrum) -> dict[str, float]:
-    return {
-        "mean_square": float(spectrum.mean_square),
-        "s_max": float(spectrum.s_max),
-        "median": float(spectrum.quantile(0.5)),
-        "isometry": float(spectrum.isometry()),
-    }
 
 
 def _lightning_callback_class() -> type:

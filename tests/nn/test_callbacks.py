@@ -104,7 +104,8 @@ def test_a_writer_gets_scalars() -> None:
     # Twice the identity: every s is 2.
     assert values["isometry/mean_square"] == pytest.approx(4.0)
     assert values["isometry/s_max"] == pytest.approx(2.0)
-    assert values["isometry/median"] == pytest.approx(2.0)
+    assert values["isometry/s_p50"] == pytest.approx(2.0)
+    assert values["isometry/isometry_share"] == 1.0
 
 
 def test_lightning_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
