@@ -76,8 +76,8 @@ def blocks_of(model: nn.Module, pattern: str | None = None) -> list[Block]:
     if not names:
         what = "one module whose inside is not known" if found else "empty"
         raise ModelError(
-            f"this {type(model).__name__} is {what}: there are no blocks to measure. Build it as torch.nn.Sequential of "
-            "its layers"
+            f"this {type(model).__name__} is {what}: there are no blocks to measure. Build it as torch.nn.Sequential "
+            "of its layers"
         )
     return found
 
