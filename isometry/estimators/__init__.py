@@ -6,9 +6,10 @@ from .lanczos import lanczos
 from .quadrature import gauss_rules
 from .randomized import randomized
 from .rows import Rows, measure_rows, merge, probe_groups
+from .smallest import SmallestSingularValue, smallest_singular_value
 from .triplets import LeadingTriplets, leading_triplets
 
 __all__ = [
-    "LeadingTriplets", "Rows", "exact", "gauss_rules", "golub_kahan", "lanczos", "leading_triplets", "measure_rows",
-    "merge", "probe_groups", "randomized",
+    "LeadingTriplets", "Rows", "SmallestSingularValue", "exact", "gauss_rules", "golub_kahan", "lanczos",
+    "leading_triplets", "measure_rows", "merge", "probe_groups", "randomized", "smallest_singular_value",
 ]  # fmt: skip

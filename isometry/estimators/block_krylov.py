@@ -13,7 +13,6 @@ Suppl. 1; Golub, Luk & Overton 1981, ACM TOMS 7, 149). Every block is orthogonal
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +23,8 @@ from torch import Tensor
 from .blocks import ShortSide, random_block
 
 Array = NDArray[np.float64]
-Fresh = Callable[[int, int], Tensor]
+# Vectors there is room for at first.
+_FIRST_ROOM = 96
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,12 @@ class BlockKrylov:
         self._free = side.short - (0 if outside is None else outside.shape[1])
         self.capacity = min(capacity, self._free)
         self._seed, self._first_input, self._drawn = seed, first_input, 0
+        first = min(self.capacity, _FIRST_ROOM)
         self._right, self._left = (
-            torch.empty(side.batch, self.capacity, length, dtype=side.dtype, device=side.device)
+            torch.empty(side.batch, first, length, dtype=side.dtype, device=side.device)
             for length in (side.short, side.long)
         )
-        self._h = np.zeros((side.batch, self.capacity, self.capacity))
+        self._h = np.zeros((side.batch, first, first))
         self._largest = np.zeros(side.batch)
         start = start.transpose(0, 1)[:, : self._free]
         self.next, _, _ = self._orthonormalised(start, None, outside=outside, product=False)
@@ -127,6 +128,7 @@ class BlockKrylov:
         size = old + width
         if size > self.capacity:
             raise ValueError(f"{size} vectors do not fit into a capacity of {self.capacity}")
+        self._reserve(size)
         self._right[:, old:size] = self.next
         image = self.side.apply(self.next.transpose(0, 1)).transpose(0, 1)
         block, along, remainder = self._orthonormalised(image, self.left)
@@ -183,6 +185,20 @@ class BlockKrylov:
         fresh, _, _ = self._orthonormalised(block, taken, outside=self._outside, product=False)
         self.next = torch.cat([self.next, fresh], dim=1)
         self._g = np.pad(self._g, [(0, 0), (0, fresh.shape[1]), (0, 0)])
+
+    def _reserve(self, size: int) -> None:
+        """Room for ``size`` vectors, doubled when it ends: most spaces stay far below their capacity."""
+        present = self._h.shape[-1]
+        if size <= present:
+            return
+        more = min(max(size, 2 * present), self.capacity) - present
+        self._right = torch.cat(
+            [self._right, self._right.new_empty(self.side.batch, more, self.side.short)], dim=1
+        )
+        self._left = torch.cat(
+            [self._left, self._left.new_empty(self.side.batch, more, self.side.long)], dim=1
+        )
+        self._h = np.pad(self._h, [(0, 0), (0, more), (0, more)])
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.side.device, self.side.dtype)

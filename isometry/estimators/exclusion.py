@@ -15,7 +15,7 @@ For one start vector and one product this is the bound ||A v|| / sqrt(q) of Dixo
 812); for k steps it is never worse than sigma <= s_1 cosh(arccosh(1 / sqrt(q)) / (2 k - 1)), the form of Kuczynski
 & Wozniakowski (1992, SIAM J. Matrix Anal. 13, 1094), which knows the number of steps alone; where the Krylov space
 closes it is exact. It needs a start that is random and independent of A, and a space that was never cut. Rounding of
-the two relations, one unit of s_max, is magnified by 1 / sqrt(q) at most; that is added.
+the two relations, 8 units of s_max, is magnified by 1 / sqrt(q) at most; that is added.
 """
 
 from __future__ import annotations
@@ -42,11 +42,9 @@ def least_share(dimension: int, width: int, delta: float) -> float:
 
 def rounding(space: BlockKrylov, delta: float) -> float:
     """What rounding may move a bound by, relative to s_max."""
-    return (
-        0.0
-        if space.complete
-        else space.side.eps / math.sqrt(least_share(space.dimension, space.start_width, delta))
-    )
+    if space.complete:
+        return 0.0
+    return 8 * space.side.eps / math.sqrt(least_share(space.dimension, space.start_width, delta))
 
 
 def above(space: BlockKrylov, triplets: RitzTriplets, delta: float) -> Array:

@@ -64,9 +64,12 @@ def assert_claims_hold(a: Tensor, sigma: np.ndarray, found: LeadingTriplets) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_claims_hold_on_random_matrices(kind: str, shape: str, known) -> None:
-    """Eight of each kind and shape: 288 matrices in all, both precisions, bases from tight to roomy."""
-    for seed in range(8):
+@pytest.mark.parametrize(
+    "seeds", [range(2), pytest.param(range(2, 12), marks=pytest.mark.slow)], ids=["", "more"]
+)
+def test_claims_hold_on_random_matrices(kind: str, shape: str, seeds: range, known) -> None:
+    """Twelve of each kind and shape: 432 matrices in all, both precisions, bases from tight to roomy."""
+    for seed in seeds:
         s = KINDS[kind](np.random.default_rng(seed))
         dtype = torch.float64 if seed % 2 else torch.float32
         truth = known(s, shape_of(s.size, SHAPES[shape]), dtype, seed)

@@ -1,0 +1,196 @@
+"""The smallest of the min(m, n) singular values: an interval that holds with stated confidence, or a refusal.
+
+The smallest Ritz value of a Golub-Kahan space is an upper bound of s_min and nothing more: a residual says that *some*
+singular value is near, and an isolated tiny one below a bulk may not have been met at all. So the space is grown from
+a random block, never cut, until :mod:`.exclusion` rules out everything below the Ritz value but a share ``rtol`` of it.
+That takes about s_max / s_min steps for a spectrum without gaps, and a few dozen where s_min stands alone below a bulk
+or where all values are alike; there is no way around by products alone: the inner solves of inverse iteration are
+Krylov spaces of the same size (Golub & Van Loan 2013, section 10.4; Hochstenbach 2013, BIT 53, 1 for probabilistic
+bounds on extreme singular values).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from isometry.errors import InputError
+
+from . import exclusion
+from .block_krylov import BlockKrylov, RitzTriplets
+from .blocks import Operator, ShortSide, random_block
+from .exact import Progress
+
+Array = NDArray[np.float64]
+
+DEFAULT_BLOCK = 2
+_START = 4
+# The small SVD of a space of j vectors costs j^3: not after every step.
+_GROWTH = 1.1
+
+
+@dataclass(frozen=True, eq=False)
+class SmallestSingularValue:
+    """s_min of B Jacobians, between two bounds.
+
+    Parameters
+    ----------
+    upper : (B,) array
+        ||J v|| of the best v found, and rounding: s_min is at most this, always.
+    lower : (B,) array
+        With probability ``confidence`` (each input for itself) s_min is at least this; 0 where nothing is ruled out.
+    converged : (B,) bool array
+        Whether ``upper - lower <= rtol * upper``. Where False, ``upper`` is all that is known: "at most".
+    zero : (B,) bool array
+        Whether ``upper`` is rounding of s_max: J is singular as far as its precision shows.
+    confidence : float
+        1 - delta; 1 where the space was exhausted.
+    residual : (B,) array
+        ||J^T u - s v||, rounding included: some singular value lies within it of ``upper``.
+    left, right : ([B,] *output_shape), ([B,] *input_shape) tensors
+        u and v.
+    products, blocks : int
+        Products spent, and calls of the operator.
+    seconds : float
+        Wall time.
+    """
+
+    upper: Array
+    lower: Array
+    converged: NDArray[np.bool_]
+    zero: NDArray[np.bool_]
+    confidence: float
+    residual: Array
+    left: Tensor
+    right: Tensor
+    products: int
+    blocks: int
+    seconds: float
+
+    def __str__(self) -> str:
+        lines = []
+        for low, high, done in zip(self.lower, self.upper, self.converged, strict=True):
+            if done:
+                lines.append(f"s_min = {low:.6g} to {high:.6g} (confidence {self.confidence:g})")
+            else:
+                lines.append(f"s_min not converged: at most {high:.3g}")
+        return "\n".join(lines)
+
+
+def smallest_singular_value(
+    operator: Operator,
+    *,
+    rtol: float = 1e-2,
+    delta: float = 1e-3,
+    block: int = DEFAULT_BLOCK,
+    max_products: int | None = None,
+    memory_limit: int = 2**30,
+    seed: int = 0,
+    first_input: int = 0,
+    progress: Progress | None = None,
+) -> SmallestSingularValue:
+    """The smallest of the min(m, n) singular values between two bounds, or "not converged, at most".
+
+    Parameters
+    ----------
+    operator : Operator
+        Anything with ``shape``, ``matmat`` and ``rmatmat``; with a batch, each sample has its own matrix.
+    rtol : float
+        Width of the interval wanted, relative to its upper end.
+    delta : float
+        Probability with which the lower end may fail, for each input.
+    block : int
+        Random vectors to start from, and vectors of a product; 2. One reaches further for as many products (1.2 to 2
+        times), in more calls.
+    max_products : int, optional
+        Products of each input at most; without it, as many as the memory allows.
+    memory_limit : int
+        Bytes for the space, (m + n) numbers for every two products.
+    seed, first_input : int
+        As for :func:`isometry.estimators.lanczos`.
+    progress : callable, optional
+        Called with (vectors, most vectors).
+
+    Returns
+    -------
+    SmallestSingularValue
+
+    Notes
+    -----
+    Where min(m, n) is a few thousand, :func:`isometry.estimators.exact` is the better answer: min(m, n) products and
+    no probability. In float32 nothing below 1e-6 s_max is told from zero.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from isometry.jacobian import MatrixOperator
+    >>> matrix = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
+    >>> print(smallest_singular_value(MatrixOperator(matrix)))
+    s_min = 1 to 1 (confidence 1)
+    """
+    if not rtol > 0:
+        raise InputError(f"rtol is a positive relative width; got {rtol}")
+    if not 0 < delta < 1:
+        raise InputError(f"delta is a probability between 0 and 1; got {delta}")
+    if block < 1:
+        raise InputError(f"block is at least 1; got {block}")
+    began = time.perf_counter()
+    side = ShortSide(operator)
+    width = min(block, side.short)
+    of_one_vector = side.batch * (side.short + side.long) * side.dtype.itemsize
+    most = min(side.short, memory_limit // of_one_vector)
+    if max_products is not None:
+        most = min(most, max_products // 2)
+    if most < width:
+        raise InputError(
+            f"the limits hold {most} vectors, fewer than a single block of {width}: raise memory_limit or max_products"
+        )
+    start = random_block(width, side, seed, first_input=first_input, stream=_START)
+    space = BlockKrylov(side, start, most, seed=seed, first_input=first_input)
+    looked = 0
+    while True:
+        space.expand()
+        if progress is not None:
+            progress(min(space.size, most), most)
+        last = space.complete or space.size + space.width > most
+        if last or space.size >= min(_GROWTH * looked, looked + 64):
+            looked = space.size
+            triplets = space.ritz()
+            upper, lower = _bounds(space, triplets, delta)
+            zero = triplets.values[:, -1] <= side.noise_floor(triplets.values[:, 0])
+            if last or np.all(zero | (upper - lower <= rtol * upper)):
+                break
+    if progress is not None:
+        progress(most, most)
+    position = slice(space.size - 1, space.size)
+    last_one = RitzTriplets(
+        triplets.values[:, position], triplets.left[:, :, position], triplets.right[:, :, position],
+        triplets.coupling[:, :, position],
+    )  # fmt: skip
+    left, right = side.pair(*(part.transpose(0, 1) for part in space.vectors(last_one, 1)))
+    rounding = side.rounding_error(triplets.values[:, -1], triplets.values[:, 0])
+    return SmallestSingularValue(
+        upper=upper,
+        lower=lower,
+        converged=upper - lower <= rtol * upper,
+        zero=zero,
+        confidence=1.0 if space.complete else 1 - delta,
+        residual=triplets.residuals[:, -1] + rounding,
+        left=left[0],
+        right=right[0],
+        products=side.products,
+        blocks=side.calls,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _bounds(space: BlockKrylov, triplets: RitzTriplets, delta: float) -> tuple[Array, Array]:
+    """(upper, lower) bounds of s_min, (B,) each."""
+    smallest = triplets.values[:, -1]
+    rounding = space.side.rounding_error(smallest, triplets.values[:, 0])
+    lower = np.minimum(exclusion.below(space, triplets, delta), smallest)
+    return smallest + rounding, np.maximum(lower - rounding, 0.0)
