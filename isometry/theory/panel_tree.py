@@ -27,9 +27,10 @@ NEGLIGIBLE = 1e-19
 # Panels kept (300 bytes each); beyond them the tree is cut down to its roots.
 MOST_KEPT = 40_000
 # Panels summed at once, so that a work array stays in the cache.
-CHUNK = 2048
+CHUNK = 1024
 # d/|w| beyond which it might as well be infinite; its square is within the range of floats.
 LARGEST_SHARE = 1e150
+ONES = np.ones(NODES.size)
 
 
 class PanelTree:
@@ -135,30 +136,33 @@ class PanelTree:
         owner, node = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
         # w = |w| (cosine + i sine)
         cosine, sine = w.real / size, w.imag / size
-        columns = np.zeros((w.size, 13 if logarithm else 11))
+        narrow = centre is not None
+        columns = np.zeros((w.size, 6 + 5 * narrow + 2 * logarithm))
         for start in range(0, owner.size, CHUNK):
             part = owner[start : start + CHUNK]
-            terms = self._terms(w, size, sine, part, node[start : start + CHUNK], centre, columns.shape[1])
+            terms = self._terms(w, size, sine, part, node[start : start + CHUNK], centre, logarithm)
             index = part[:, None] * columns.shape[1] + np.arange(columns.shape[1])
             columns += np.bincount(index.ravel(), terms.ravel(), columns.size).reshape(columns.shape)
         turn = cosine + 1j * sine
-        r, xr, dr, dxr, drr, dxrr, own_r, own_xr, own_dr, own_drr, own_dxrr = columns.T[:11]
+        r, xr, dr, dxr, drr, dxrr = columns.T[:6]
         share, slope = turn * (xr - 1j * sine * r), dxr - 1j * sine * dr
         rate = turn * (dr - 2.0 * sine**2 * drr - 2j * sine * dxrr)
-        own_rate = turn * (own_dr - 2.0 * sine**2 * own_drr - 2j * sine * own_dxrr)
-        narrow = np.zeros(w.size, bool) if centre is None else ~np.isnan(centre)
-        second = np.where(narrow, turn * (own_xr - 1j * sine * own_r), slope)
-        rows = [share, second, rate, own_rate]
+        own_rate = np.zeros_like(rate)
+        if centre is not None:
+            r, xr, dr, drr, dxrr = columns.T[6:11]
+            slope = np.where(np.isnan(centre), slope, turn * (xr - 1j * sine * r))
+            own_rate = turn * (dr - 2.0 * sine**2 * drr - 2j * sine * dxrr)
+        rows = [share, slope, rate, own_rate]
         if logarithm:
             # The angle of (w - d)/w.
-            rows.append(columns[:, 11] + 1j * columns[:, 12])
+            rows.append(columns[:, -2] + 1j * columns[:, -1])
         return np.stack(rows)
 
     def _far(
         self, w: ComplexArray, log_w: ComplexArray, size: Array, owner: Index, node: Index
     ) -> tuple[Array, NDArray[np.bool_]]:
         """|w - centre| of each pair, and whether every pole is far from the panel."""
-        shape = self._shape[node]
+        shape = self._shape.take(node, axis=0)
         gap = np.abs(w[owner] - shape[:, 0])
         return gap, Shape.far(shape, self._linear[node], gap, log_w[owner], size[owner])
 
@@ -170,44 +174,48 @@ class PanelTree:
         owner: Index,
         node: Index,
         centre: Array | None,
-        columns: int,
+        logarithm: bool,
     ) -> Array:
         """What each pair adds to the sums over x, delta and r of which all averages are made, (m, columns).
 
         With (w - d)/|w| = x + i sine, delta = d/|w| and r = 1/(x^2 + sine^2), in real numbers: w/(w - d) is
         (w/|w|) (x - i sine) r and d/(w - d) is delta (x - i sine) r.
         """
-        d, weight = self._d[node], self._weight[node]
+        d, weight = self._d.take(node, axis=0), self._weight.take(node, axis=0)
         inverse_size, sine = (1.0 / size)[owner, None], sine[owner, None]
-        x = (w.real[owner, None] - d) * inverse_size
+        x = w.real[owner, None] - d
+        x *= inverse_size
         # d/(w - d) is -1 to all digits long before delta^2 overflows.
         delta = d * inverse_size
         if np.max(delta) > LARGEST_SHARE:
             delta, x = np.minimum(delta, LARGEST_SHARE), np.maximum(x, -LARGEST_SHARE)
-        square = x * x + sine * sine
+        square = x * x
+        square += sine * sine
         r = 1.0 / square
-        terms = np.zeros((owner.size, columns))
         weighted = weight * r
-        terms[:, 0] = weighted.sum(axis=1)
-        terms[:, 1] = np.einsum("pn,pn->p", weighted, x)
-        with_d = weighted * delta
-        terms[:, 2] = with_d.sum(axis=1)
-        terms[:, 3] = np.einsum("pn,pn->p", with_d, x)
-        twice = with_d * r
-        terms[:, 4] = twice.sum(axis=1)
-        terms[:, 5] = np.einsum("pn,pn->p", twice, x)
+        with_d = delta
+        with_d *= weighted
+        twice = r
+        twice *= with_d
+        terms = [
+            weighted @ ONES,
+            _dot(weighted, x),
+            with_d @ ONES,
+            _dot(with_d, x),
+            twice @ ONES,
+            _dot(twice, x),
+        ]
         if centre is not None:
             c = np.where(np.isnan(centre), 1.0, centre)[owner, None]
             excess = (d - c) / c
-            own = weighted * excess
-            terms[:, 6] = own.sum(axis=1)
-            terms[:, 7] = np.einsum("pn,pn->p", own, x)
-            terms[:, 8] = np.einsum("pn,pn->p", with_d, excess)
-            own = twice * excess
-            terms[:, 9] = own.sum(axis=1)
-            terms[:, 10] = np.einsum("pn,pn->p", own, x)
-        if columns > 11:
+            terms += [_dot(weighted, excess), _dot(weighted * excess, x), _dot(with_d, excess)]
+            terms += [_dot(twice, excess), _dot(twice * excess, x)]
+        if logarithm:
             angle = np.arctan2(sine, x) - np.angle(w)[owner, None]
-            terms[:, 11] = 0.5 * np.einsum("pn,pn->p", weight, np.log(square))
-            terms[:, 12] = np.einsum("pn,pn->p", weight, angle)
-        return terms
+            terms += [0.5 * _dot(weight, np.log(square)), _dot(weight, angle)]
+        return np.stack(terms, axis=1)
+
+
+def _dot(a: Array, b: Array) -> Array:
+    """Sums over the nodes of each panel, (m,)."""
+    return np.einsum("pn,pn->p", a, b)
