@@ -202,7 +202,8 @@ def _look_down(curve: SpectralCurve, band: Band) -> tuple[Array, Array, NDArray,
     reach = band.high - band.low
     stages = [stage for stage in curve.looking_down(band.high) if stage < reach]
     if np.isfinite(reach):
-        stages.append(reach * (1 - 1e-9))
+        # Nearer to an edge nothing is learned, and a solution is hard to come by.
+        stages.append(reach * (1 - (1e-4 if band.low_edge else 1e-9)))
     offsets = np.geomspace(1e-5 * min(reach, stages[0] / 16.0), stages[0], 36)
     found = curve.points(band.high - offsets)
     below, unknown = continuous_below(curve.product, found.log_lambda, found.mass_above), found.unknown

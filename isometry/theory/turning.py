@@ -232,8 +232,8 @@ class TurningCurve:
             if np.any(step[active] < SMALLEST_STEP):
                 break
             # |1 + t| = e^-18 bounds the mass below: there the last bit of the way changes nothing that shows.
-            close = np.where(current[active, 0].real > 18.0, CLOSE_ENOUGH_BELOW, CLOSE_ENOUGH)
-            near_enough = ~good & (angle[active] <= close)
+            below = (current[active, 0].real > 18.0) & (angle[active] <= CLOSE_ENOUGH_BELOW)
+            near_enough = below | (~good & (angle[active] <= CLOSE_ENOUGH))
             active = active[(angle[active] > 0.0) & ~near_enough]
             if active.size == 0:
                 return current
@@ -259,12 +259,19 @@ class TurningCurve:
 
     def points(self, log_lambda: Array, guess: ComplexArray | None = None) -> CurvePoints:
         """The curve at (n,) values of log lambda."""
-        if guess is None:
-            unknown = self.turned(log_lambda)
-        else:
+        if guess is not None:
             unknown, good = self.newton(guess, log_lambda.astype(complex))
-            if not np.all(good):
-                unknown[~good] = self.turned(log_lambda[~good])
+        else:
+            # Turn every fourth; between them Newton's method finds its way.
+            steps = np.arange(log_lambda.size)
+            turned = np.unique(np.append(steps[::4], steps[-1]))
+            columns = self.turned(log_lambda[turned]).T
+            guess = np.stack([np.interp(steps, turned, column) for column in columns], axis=1)
+            unknown, good = self.newton(guess, log_lambda.astype(complex), rounds=8, impatient=True)
+            good &= np.max(np.abs(unknown - guess), axis=1) < 0.5
+            unknown[turned], good[turned] = columns.T, True
+        if not np.all(good):
+            unknown[~good] = self.turned(log_lambda[~good])
         t, one_plus_t = _from_u(unknown[:, 0])
         log_z = self.product.explicit_log_z(t, one_plus_t)
         mass = self.product.explicit_mass(t, one_plus_t)
