@@ -109,6 +109,23 @@ class Comparison:
     tolerance: float
 
     @property
+    def inside_band(self) -> float:
+        """Fraction of the prediction's percentiles, from the floor upwards, where its cdf is in the measured 95 % band.
+
+        See :meth:`isometry.Spectrum.cdf_band`. The band is for the one network measured; a network of finite width
+        strays from its law by more. nan where the band has next to no width, as for an exact measurement, or nothing
+        is above the floor.
+        """
+        with np.errstate(over="ignore"):
+            s = np.asarray(self.predicted.quantile(np.linspace(0.01, 0.99, 99)))
+        s = s[(s > self.floor) & np.isfinite(s)]
+        lower, upper = self.measured.cdf_band(s)
+        if not s.size or np.median(upper - lower) < 1e-9:
+            return math.nan
+        law = self.predicted.cdf(s)
+        return float(np.mean((lower <= law) & (law <= upper)))
+
+    @property
     def agrees(self) -> bool | None:
         """Whether mean square and distance are within chance; None where chance is not known.
 
@@ -204,6 +221,10 @@ class Comparison:
         lines.append(
             f"  width {known}; floor s = {self.floor:.2g}; places within {self.tolerance:.1g} are one"
         )
+        if not math.isnan(self.inside_band):
+            lines.append(
+                f"  predicted cdf inside the 95 % band of the measured one at {100 * self.inside_band:.0f} % of s"
+            )
         lines.append(f"  {self.verdict()}")
         return "\n".join(lines)
 
@@ -233,6 +254,7 @@ class Comparison:
                 "log_moments": [json_number(value) for value in self.chance.log_moments],
                 "log_s_max": [json_number(value) for value in self.chance.log_s_max],
             },
+            "inside_band": json_number(self.inside_band),
             "s_max": edge_dict(self.s_max),
             "s_min": edge_dict(self.s_min),
         }

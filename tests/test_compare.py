@@ -169,6 +169,25 @@ def test_a_comparison_survives_json():
     assert set(content["raw"]["moment_ratios"]) == {"m1", "m2", "m3", "m4"}
 
 
+def test_the_predicted_cdf_inside_the_measured_band():
+    """A quadrature of a uniform law: the law itself is inside its band everywhere, one far off nearly nowhere."""
+    x, w = np.polynomial.legendre.leggauss(12)
+    nodes = 1 + x / 2
+    measured = Spectrum(
+        Quadrature(nodes[None, None], w[None, None] / 2, np.zeros(1), np.zeros((1, 1, 12), bool)),
+        "lanczos",
+        (5000, 5000),
+    )
+    found = compare(measured, uniform_curve())
+    assert found.inside_band == 1.0
+    assert found.to_dict()["inside_band"] == 1.0
+    assert "inside the 95 % band of the measured one at 100 % of s" in str(found)
+    assert compare(measured, uniform_curve(0.9, 1.9)).inside_band < 0.1
+    exact = compare(spectrum([1.0, 2.0]), uniform_curve())
+    assert math.isnan(exact.inside_band)
+    assert "band of the measured" not in str(exact)
+
+
 def test_the_summary_says_verdict_and_width():
     text = str(compare(spectrum(np.linspace(0.5, 1.5, 100)), uniform_curve()))
     assert "agrees: KS" in text
