@@ -19,7 +19,7 @@ import torch
 import training_runs as runs
 from torch import nn
 
-from isometry.nn.callbacks import SpectrumRecorder, trunk_part
+from isometry.nn.callbacks import IsometryCallback, trunk_part
 from isometry.nn.data import Dataset, load_dataset
 from isometry.nn.models import VanillaCNN
 from isometry.nn.record import write_record
@@ -37,7 +37,7 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 class AtSteps:
     """Spectrum and test accuracy at chosen steps."""
 
-    def __init__(self, recorder: SpectrumRecorder, dataset: Dataset) -> None:
+    def __init__(self, recorder: IsometryCallback, dataset: Dataset) -> None:
         self.recorder, self.dataset = recorder, dataset
         self.test_accuracy: dict[int, float] = {}
 
@@ -59,8 +59,8 @@ def compute(full: bool) -> None:
             depth, CHANNELS, "tanh", start, q_star=1.0 / depth, in_channels=1, num_classes=10, image_size=8,
             checkpoint_segments=0, seed=0,
         )  # fmt: skip
-        recorder = SpectrumRecorder(
-            None, dataset.test_images[:IMAGES], every=1, part=trunk_part, name=start,
+        recorder = IsometryCallback(
+            dataset.test_images[:IMAGES], every=1, part=trunk_part, name=start,
             batched=True, method="exact", dtype=torch.float64,
         )  # fmt: skip
         looks = AtSteps(recorder, dataset)

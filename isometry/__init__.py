@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .layerwise import predict_for
     from .measurement import measure
     from .nn import init
+    from .nn.callbacks import IsometryCallback
     from .spectrum import Spectrum
     from .store import open_store
     from .sweeps import sweep
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Comparison": "isometry.comparison",
     "Ensemble": "isometry.theory.ensemble",
+    "IsometryCallback": "isometry.nn.callbacks",
     "JacobianOperator": "isometry.jacobian",
     "Spectrum": "isometry.spectrum",
     "compare": "isometry.comparison",
@@ -47,6 +49,7 @@ _HOMES = {
 __all__ = [
     "Comparison",
     "Ensemble",
+    "IsometryCallback",
     "JacobianOperator",
     "Spectrum",
     "compare",

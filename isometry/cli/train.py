@@ -205,16 +205,18 @@ def _train(
     spectrum_every: int | None,
     resume: bool,
 ) -> TrainingRecord:
-    from isometry.nn.callbacks import SpectrumRecorder, trunk_part
+    from isometry.nn.callbacks import IsometryCallback, trunk_part
     from isometry.nn.training import Callback, train
 
+    typed = click.get_current_context().meta.get(TYPED, "isometry train")
     callbacks: list[Callback] = []
     if spectrum_every is not None:
         callbacks.append(
-            SpectrumRecorder(
-                file,
+            IsometryCallback(
                 dataset.test_images[0],
                 every=spectrum_every,
+                store=file,
+                provenance={"command": typed},
                 part=trunk_part,
                 resume=resume,
                 probes=8,
@@ -224,7 +226,7 @@ def _train(
     return train(
         model, dataset, options=settings, record_path=file, resume=resume, callbacks=callbacks,
         about={
-            "command": click.get_current_context().meta.get(TYPED, "isometry train"),
+            "command": typed,
             "device_name": _device_name(model),
         },
     )  # fmt: skip

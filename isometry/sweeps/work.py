@@ -232,7 +232,7 @@ def ensemble_of(values: Mapping[str, Any]) -> Ensemble:
 
 
 def _train(point: Point, folder: Path) -> tuple[tuple[Spectrum, ...], TrainingRecord]:
-    from isometry.nn.callbacks import SpectrumRecorder, trunk_part
+    from isometry.nn.callbacks import IsometryCallback, trunk_part
     from isometry.nn.classifier import classifier, default_learning_rate
     from isometry.nn.data import load_dataset
     from isometry.nn.training import TrainingOptions, train
@@ -248,8 +248,8 @@ def _train(point: Point, folder: Path) -> tuple[tuple[Spectrum, ...], TrainingRe
     model = classifier(dataset, **network, seed=values["seed"], device=device)
     values["clip_norm"] = values["clip_norm"] or None
     # Measured on the way, or once at the end.
-    recorder = SpectrumRecorder(
-        None, dataset.test_images[0], every=every or max(values["steps"], 1), part=trunk_part, name=point.name,
+    recorder = IsometryCallback(
+        dataset.test_images[0], every=every or max(values["steps"], 1), part=trunk_part, name=point.name,
         **_TRAINING_MEASUREMENT,
     )  # fmt: skip
     record = train(
