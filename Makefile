@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PEERS  := $(VENV)/.peers-installed
 OUT    := out
 
 .DEFAULT_GOAL := help
@@ -36,7 +37,12 @@ lint: $(STAMP) ## ruff, mypy, and the import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## Run the benchmarks (public names only; ratios within one run)
+# The peers are wanted, not needed: whoever is not installed is reported as missing.
+$(PEERS): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]' && touch $@ \
+		|| echo "peers could not be installed; the benchmarks report them as missing"
+
+bench: $(PEERS) ## Run the benchmarks at their small sizes (a quarter of an hour)
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 figures: $(STAMP) ## Remake every figure at its small default size

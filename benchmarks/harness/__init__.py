@@ -1,0 +1,1 @@
+"""What the benchmarks share: contests between processes, records of them, the networks, and how each peer is called."""
