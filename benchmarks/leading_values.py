@@ -44,12 +44,12 @@ def main() -> None:
             Contestant(
                 "jacrev, svd_lowrank",
                 peers.jacrev_svd_lowrank,
-                {**task, "sketch": 3 * options.count, "iterations": 3},
+                {**task, "sketch": 5 * options.count, "iterations": 3},
             ),
             Contestant(
                 "jacrev, scikit-learn",
                 peers.jacrev_randomized_svd,
-                {**task, "oversample": 2 * options.count, "iterations": 4},
+                {**task, "oversample": 2 * options.count, "iterations": 6},
                 requires=("scikit-learn",),
             ),
             Contestant("jacrev, svdvals", peers.jacrev_svdvals, {"network": network}),
