@@ -37,7 +37,7 @@ LAST_TURN = 0.1
 # Of a step that failed, the share that is tried next: next to an edge the rest of the way shrinks by fifths.
 SHORTER = 0.8
 SMALLEST_STEP = 1e-8
-# Newton step that is small enough while the path only has to be kept.
+# Newton step, per unit of the angle left, that is small enough while the path only has to be kept.
 ON_THE_WAY = 1e-2
 # Newton step after which the error, of the order of its square, does not show.
 LAST_STEP = 1e-7
@@ -220,7 +220,7 @@ class TurningCurve:
                 log_lambda[active] + 1j * target_angle,
                 rounds=7,
                 impatient=True,
-                tolerance=np.where(target_angle > 0, ON_THE_WAY, LAST_STEP),
+                tolerance=np.clip(ON_THE_WAY * target_angle, LAST_STEP, ON_THE_WAY),
             )
             # A root that is far from where the path points is another root.
             good &= np.max(np.abs(found - guess), axis=1) < 0.5 + 2.0 * step[active]
