@@ -38,7 +38,7 @@ def cdf(law: Law, log_lambda: NDArray[np.float64]) -> NDArray[np.float64]:
     return curve_of(law).cdf(0.5 * log_lambda)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 10, 100, 1000, 10_000])
+@pytest.mark.parametrize("depth", [1, 2, 3, 5, 10, 30, 100, 300, 1000, 3000, 10_000])
 def test_products_of_gaussian_matrices_are_fuss_catalan(depth: int) -> None:
     law = solve(gaussian_product(depth))
     angle = np.linspace(1e-4, 1 - 1e-6, 500) * math.pi / (depth + 1)
@@ -52,7 +52,7 @@ def test_products_of_gaussian_matrices_are_fuss_catalan(depth: int) -> None:
         assert law.log_moments[order - 1] == pytest.approx(expected, abs=1e-10 * max(1.0, abs(expected)))
 
 
-@pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0, 1.3, 8.0])
+@pytest.mark.parametrize("ratio", [1e-3, 0.1, 0.5, 0.95, 1.0, 1.3, 8.0, 300.0])
 def test_one_rectangular_matrix_is_marchenko_pastur(ratio: float) -> None:
     rank = min(1.0, ratio)
     sizes, exponents = np.array([1.0 / rank, ratio / rank]), np.array([1.0, 1.0])
@@ -111,7 +111,34 @@ def test_relu_density_is_the_root_of_its_polynomial(depth: int, gaussian: bool) 
     np.testing.assert_allclose(got - got[0], mass, atol=3e-6)
 
 
-@pytest.mark.parametrize("variance", [0.25, 0.7, 1.5])
+@pytest.mark.parametrize("gaussian", [True, False])
+@pytest.mark.parametrize("depth", [1, 2, 4, 16, 64, 256, 1024, 10_000])
+def test_relu_products_of_any_depth_have_their_edges_moments_and_mean_logarithm(
+    depth: int, gaussian: bool
+) -> None:
+    kind = "gaussian" if gaussian else "orthogonal"
+    if depth == 1 and not gaussian:
+        # One projection: a point mass.
+        return
+    law = solve(relu_product(depth, gaussian=gaussian))
+    edge = laws.relu_gaussian_log_edge(depth) if gaussian else math.log(laws.relu_orthogonal_edge(depth))
+    if depth > 2 or gaussian:
+        assert law.log_edges[1] == pytest.approx(edge, abs=1e-9)
+    for order in range(1, 7):
+        exact = laws.relu_moment(depth, order, kind)
+        expected = math.log(exact.numerator) - math.log(exact.denominator)
+        assert law.log_moments[order - 1] == pytest.approx(expected, abs=1e-11 * order)
+    # -int_{-1}^0 log S, 1/S = (2 + t)(1 + t)^(L-1) Gaussian, 2 ((1 + t)/(1 + t/2))^(L-1) orthogonal;
+    # int log(1 + t) = -1, int log(1 + t/2) = log 2 - 1.
+    over = math.log(2.0) - 1.0
+    mean = math.log(2.0) + (over - (depth - 1) if gaussian else -(depth - 1) * (1.0 + over))
+    low, high = law.log_lambda[:-1], law.log_lambda[1:]
+    mean_cdf = (cdf(law, low) + 4 * cdf(law, 0.5 * (low + high)) + cdf(law, high)) / 6
+    found = law.log_lambda[-1] - float(np.sum(mean_cdf * (high - low)))
+    assert found == pytest.approx(mean, abs=1e-7 * depth + 1e-8 * (high[-1] - low[0]))
+
+
+@pytest.mark.parametrize("variance", [0.02, 0.25, 0.7, 0.99, 1.5, 8.0])
 def test_bernoulli_limit_is_the_lambert_law(variance: float) -> None:
     place, mass = laws.bernoulli_limit_atom(variance)
     atoms = ((variance, mass),) if mass > 0 else ()
@@ -129,7 +156,7 @@ def test_bernoulli_limit_is_the_lambert_law(variance: float) -> None:
     np.testing.assert_allclose(np.exp(law.log_moments[:2]), [1.0, 1.0 + variance], rtol=1e-12)
 
 
-@pytest.mark.parametrize("variance", [8e-4, 0.0625, 0.25, 1.0, 4.0])
+@pytest.mark.parametrize("variance", [1e-6, 8e-4, 0.0625, 0.25, 1.0, 4.0, 20.0])
 def test_smooth_limit_has_its_edges_and_its_density(variance: float) -> None:
     law = solve(FreeProduct(0.0, np.array([1.0]), np.array([1.0]), linear=variance), points=20_000)
     np.testing.assert_allclose(np.exp(law.log_edges), laws.smooth_limit_edges(variance), rtol=1e-9)
@@ -190,7 +217,20 @@ def test_density_and_cdf_hold_together_at_every_node() -> None:
     assert np.max(np.abs(slope - between)[:-40]) < 2e-4 * np.max(law.density)
 
 
-@pytest.mark.parametrize(("p", "depth"), [(0.9, 4), (0.98, 30), (0.5, 8), (0.9, 50), (0.98, 200)])
+@pytest.mark.parametrize(
+    ("p", "depth"),
+    [
+        (0.9, 4),
+        (0.98, 30),
+        (0.5, 8),
+        (0.9, 50),
+        (0.98, 200),
+        (0.1, 3),
+        (0.7, 2),
+        (0.999, 900),
+        (0.999, 10_000),
+    ],
+)
 def test_orthogonal_bernoulli_atom_and_edge(p: float, depth: int) -> None:
     # d = 0 or 1; sizes relative to the rank p N.
     log_scale = math.log(1.0 / p) + depth * math.log(p)

@@ -44,6 +44,10 @@ def test_a_bottleneck_between_saturated_layers(weights: str) -> None:
     )
 
 
+def test_bands_that_nearly_part_between_levels_of_different_width() -> None:
+    holds_together(predict("leaky_relu(0.2)", 4, sigma_w=1.12, widths=(54, 11, 46, 245, 172)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_random_widths_give_curves_that_hold_together(name: str) -> None:
