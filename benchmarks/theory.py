@@ -2,10 +2,12 @@
 
 Claims measured here: (1) `isometry.predict` gives a whole spectrum (a 2,000-point grid, moments, edges, point masses)
 in at most 0.2 s on one core for every activation, and the time does not grow with the depth up to 10,000 layers;
-(2) sampling one network of some width, multiplying its Jacobian together and taking its singular values costs more, by
-the ratio printed, and gives one draw of that width instead of the law. Both run on one thread; the predictions are
-medians over the repeats, each on a fresh call; the largest difference of the two cdfs is printed to show that both
-mean the same thing. Nothing is extrapolated: ratios are for the width that was sampled.
+networks of several kinds of layers (another q, width or weight law in each) are timed apart, for there several
+transforms are inverted at once; (2) sampling one network of some width, multiplying its Jacobian together and taking
+its singular values costs more, by the ratio printed, and gives one draw of that width instead of the law. All run on
+one thread, and ratios are of processor time; the predictions are medians over the repeats, each on a fresh call; the
+largest difference of the two cdfs is printed to show that both mean the same thing. Nothing is extrapolated: ratios
+are for the width that was sampled.
 
     python benchmarks/theory.py               # sampling at width 500: a minute or two
     python benchmarks/theory.py --full        # sampling at width 2,000 as well: some minutes more
@@ -59,6 +61,30 @@ def ensembles(depth: int) -> list[isometry.Ensemble]:
     return found
 
 
+def several_kinds() -> list[isometry.Ensemble]:
+    """Networks whose layers differ: started off their fixed point, of unequal widths, of mixed weights."""
+    both = ("gaussian", "orthogonal")
+    return [
+        isometry.Ensemble("tanh", 12, weights="orthogonal", sigma_w=1.4, sigma_b=0.2, q0=6.0),
+        isometry.Ensemble("tanh", 64, weights="orthogonal", sigma_w=1.2, sigma_b=0.1, q0=3.0),
+        isometry.Ensemble("tanh", 10_000, weights="orthogonal", sigma_w=1.02, sigma_b=0.01, q0=1.0),
+        isometry.Ensemble("erf", 1000, sigma_w=1.0, q0=1.0),
+        isometry.Ensemble("gelu", 20, sigma_w=1.4, sigma_b=0.1, q0=2.0),
+        isometry.Ensemble("selu", 10, weights="orthogonal", sigma_w=1.0, sigma_b=0.0, q0=2.0),
+        isometry.Ensemble("elu", 30, weights="orthogonal", sigma_w=1.1, sigma_b=0.1, q0=0.2),
+        isometry.Ensemble("softplus", 6, sigma_w=0.8, sigma_b=0.1, q0=3.0),
+        isometry.Ensemble("tanh", 6, weights=both * 3, q_star=0.3),
+        isometry.Ensemble("tanh", 3, sigma_w=1.2, q_star=0.4, widths=(50, 100, 200, 80)),
+        isometry.Ensemble("erf", 4, sigma_w=1.3, sigma_b=0.1, q0=2.0, widths=(100, 64, 128, 64, 10)),
+        isometry.Ensemble("gelu", 5, sigma_w=1.3, sigma_b=0.2, q0=1.0, widths=(784, 256, 256, 128, 64, 10)),
+        isometry.Ensemble("hard_tanh", 4, weights="orthogonal", q_star=0.3, widths=(100, 10, 20, 30, 200)),
+        isometry.Ensemble(
+            "sigmoid", 5, weights=(*both * 2, "gaussian"), sigma_w=2.0, sigma_b=0.1, q0=1.0,
+            widths=(100, 50, 70, 70, 30, 90),
+        ),
+    ]  # fmt: skip
+
+
 def timed(ensemble: isometry.Ensemble, repeats: int) -> tuple[float, float]:
     """(median wall seconds, median processor seconds) of one prediction."""
     wall, processor = [], []
@@ -71,12 +97,12 @@ def timed(ensemble: isometry.Ensemble, repeats: int) -> tuple[float, float]:
 
 
 def sampled(ensemble: isometry.Ensemble, width: int, seed: int) -> tuple[float, np.ndarray]:
-    """(seconds, singular values) of one network of that width, drawn, run forward, multiplied and decomposed."""
+    """(processor seconds, singular values) of one network of that width, drawn, run, multiplied and decomposed."""
     predicted = isometry.predict(ensemble).provenance
     phi = get_activation(ensemble.activation_name)
     sigma_w, sigma_b = predicted["sigma_w"], predicted["sigma_b"]
     generator = np.random.default_rng(seed)
-    began = time.perf_counter()
+    began = time.process_time()
     q = predicted["q_first"] or 1.0
     product, h = np.eye(width), math.sqrt(q) * generator.standard_normal(width)
     for layer in range(ensemble.depth):
@@ -90,7 +116,7 @@ def sampled(ensemble: isometry.Ensemble, width: int, seed: int) -> tuple[float, 
             h = sigma_w * weight @ phi.function(h) + sigma_b * generator.standard_normal(width)
         product = (sigma_w * phi.derivative(h))[:, None] * (weight @ product)
     values = np.linalg.svd(product, compute_uv=False)
-    return time.perf_counter() - began, values
+    return time.process_time() - began, values
 
 
 def distance(values: np.ndarray, spectrum: isometry.Spectrum) -> float:
@@ -130,8 +156,23 @@ def main() -> None:
     every = [processor for row in rows.values() for _, processor in row.values()]
     print(f"slowest {max(every):.3f} s (claimed: at most {LIMIT} s), median {statistics.median(every):.3f} s")
 
+    print("\nseveral kinds of layers, processor seconds")
+    several: list[dict[str, object]] = []
+    times: list[float] = []
+    for ensemble in several_kinds():
+        wall, processor = timed(ensemble, options.repeats)
+        fields = {
+            name: value
+            for name, value in ensemble.to_dict().items()
+            if value is not None and name != "readout"
+        }
+        times.append(processor)
+        several.append({"ensemble": fields, "processor_seconds": processor, "wall_seconds": wall})
+        print(f"{processor:>8.3f}  " + ", ".join(f"{name} {value}" for name, value in fields.items()))
+    print(f"slowest {max(times):.3f} s, median {statistics.median(times):.3f} s")
+
     widths = [options.width, 2000] if options.full else [options.width]
-    print("\none sampled network against one prediction, wall seconds, one thread")
+    print("\none sampled network against one prediction, processor seconds, one thread")
     print(
         f"{'ensemble':<30} {'width':>6} {'sample':>9} {'predict':>9} {'ratio':>8} {'max |cdf difference|':>22}"
     )
@@ -147,7 +188,7 @@ def main() -> None:
                 one for one in ensembles(depth) if (one.activation_name, one.weights) == (name, weights)
             )
             seconds, values = sampled(ensemble, width, seed=depth)
-            prediction = timed(ensemble, options.repeats)[0]
+            prediction = timed(ensemble, options.repeats)[1]
             gap = distance(values, isometry.predict(ensemble))
             label = f"{name}, {weights}, L={depth}"
             print(
@@ -155,7 +196,7 @@ def main() -> None:
             )
             against.append(
                 {
-                    "activation": name, "weights": weights, "depth": depth, "width": options.width,
+                    "activation": name, "weights": weights, "depth": depth, "width": width,
                     "sample_seconds": seconds, "predict_seconds": prediction, "ratio": seconds / prediction,
                     "largest_cdf_difference": gap,
                 }
@@ -175,6 +216,7 @@ def main() -> None:
                     for (name, weights), row in rows.items()
                 ],
                 "slowest_processor_seconds": max(every),
+                "several_kinds": several,
                 "against_sampling": against,
                 "repeats": options.repeats,
                 "threads": 1,
