@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from .distribution import Quadrature
 from .errors import InputError
-from .intervals import band_half_width, probe_degrees, share_limits
+from .intervals import band_half_width, limits_by_variance, probe_degrees, share_limits
 
 if TYPE_CHECKING:
     from .spectrum import Spectrum
@@ -53,7 +53,9 @@ class Enclosure:
     share : float
         Fraction of all singular values that was not found one by one; 0 for an exact measurement.
     degrees : float
-        See `isometry.intervals.probe_degrees`.
+        The variance of the mean mass is at most 2 F (1 - F) / degrees (`isometry.intervals.probe_degrees`).
+    uniform : bool
+        Whether probes were uniform on the sphere, so that more than the variance is known.
     """
 
     known_lower: Array
@@ -62,6 +64,7 @@ class Enclosure:
     sampled_upper: Array
     share: float
     degrees: float
+    uniform: bool = True
 
     @property
     def seen(self) -> tuple[Array, Array]:
@@ -74,7 +77,14 @@ class Enclosure:
     def limits(self, confidence: float, *, simultaneous: bool = False) -> tuple[Array, Array]:
         """Lower and upper limit of the fraction, each in [0, 1]."""
         lower, upper = self.sampled_lower, self.sampled_upper
-        if self.share > 0 and simultaneous:
+        if self.share > 0 and not self.uniform:
+            if simultaneous:
+                raise InputError(
+                    "a simultaneous band is known for probes that are uniform on the sphere, and these are random "
+                    "signs: measure with probe='gaussian' or 'orthogonal', or take the pointwise band"
+                )
+            lower, upper = limits_by_variance(lower, upper, self.degrees, confidence)
+        elif self.share > 0 and simultaneous:
             stray = band_half_width(self.degrees, confidence)
             lower, upper = np.maximum(lower - stray, 0), np.minimum(upper + stray, 1)
         elif self.share > 0:
@@ -91,7 +101,7 @@ class Enclosure:
             np.maximum(self.known_lower - other.known_upper, 0), self.known_upper - other.known_lower,
             np.maximum(self.sampled_lower - other.sampled_upper, 0),
             np.maximum(self.sampled_upper - other.sampled_lower, 0),
-            self.share, self.degrees,
+            self.share, self.degrees, self.uniform,
         )  # fmt: skip
 
 
@@ -151,7 +161,9 @@ def enclosure(spectrum: Spectrum, s: Array) -> Enclosure:
     sampled = np.clip(sampled / (rows * share), 0, 1)
     # All mass is all values, but all mass less its rounding would be nearly all values only.
     sampled[1] = np.where(sampled[1] > 1 - _ROUNDING, 1.0, sampled[1])
-    return Enclosure(known[0], known[1], sampled[0], sampled[1], share, probe_degrees(dimensions))
+    uniform = spectrum.provenance.get("probe") != "rademacher"
+    degrees = probe_degrees(dimensions) if uniform else sum(dimensions)
+    return Enclosure(known[0], known[1], sampled[0], sampled[1], share, degrees, uniform)
 
 
 def _mass_bound(nodes: Array, weights: Array, sure: NDArray[np.bool_], s: Array, *, extra: int) -> Array:

@@ -2,7 +2,9 @@
 
 The mass that a probe v, uniform on the unit sphere of R^n, gives to j of n orthonormal directions is the share of j in
 a sum of n squared Gaussians: Beta(n F / 2, n (1 - F) / 2) with F = j / n, of mean F and variance
-2 F (1 - F) / (n + 2). The variance needs no estimate, so that few probes, or one, have honest intervals.
+2 F (1 - F) / (n + 2). The variance needs no estimate, so that few probes, or one, have honest intervals. Uniform probes
+that are orthogonal to one another stray less. A probe of random signs has a variance of at most 2 F (1 - F) / n, but
+a distribution that depends on the directions (to a singular vector of two entries its mass is 0 or 2 / n).
 """
 
 from __future__ import annotations
@@ -62,6 +64,20 @@ def _largest_share(mass: Array, degrees: float, confidence: float) -> Array:
         low, high = np.where(likely, middle, low), np.where(likely, high, middle)
     high = np.where(masses == 0, 0.0, high)
     return high[where].reshape(mass.shape)
+
+
+def limits_by_variance(lower: Array, upper: Array, degrees: float, confidence: float) -> tuple[Array, Array]:
+    """As `share_limits`, from the variance 2 F (1 - F) / degrees alone, whatever the distribution.
+
+    Chebyshev's inequality, (M - F)^2 <= c F (1 - F) with c = 2 / (degrees (1 - confidence)), solved for F.
+    """
+    c = 2 / (degrees * (1 - confidence))
+
+    def end(mass: Array, sign: int) -> Array:
+        root = np.sqrt(c * mass * (1 - mass) + c * c / 4)
+        return np.clip((mass + c / 2 + sign * root) / (1 + c), 0, 1)
+
+    return end(lower, -1), end(upper, 1)
 
 
 def band_half_width(degrees: float, confidence: float) -> float:

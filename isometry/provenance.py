@@ -27,6 +27,7 @@ def record(operator: JacobianOperator, x: Tensor, *, seed: int, options: Mapping
         "dtype": str(operator.dtype).removeprefix("torch."),
         "device": _device_name(operator.device),
         "products_by": operator.way,
+        "rounding": operator.rounding,
         "seed": seed,
         "options": {
             key: value if isinstance(value, str | int | float) else repr(value)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
+from isometry import measure
 from isometry.certified import enclosure, place_bounds
 from isometry.distribution import Quadrature
-from isometry.intervals import band_half_width, probe_degrees, share_limits
+from isometry.errors import InputError
+from isometry.intervals import band_half_width, limits_by_variance, probe_degrees, share_limits
 from isometry.spectrum import Extremes, Spectrum
 
 DRAWS = 10_000
@@ -91,6 +94,45 @@ def test_residuals_shift_what_is_left_by_their_square(spread: float) -> None:
         tightest.append((upper - lower).max() / (np.square(residual).sum() / s.min() + residual.max()))
     # As sharp as it claims: nowhere further than the residuals, and mostly their squares, allow.
     assert max(tightest) < 4
+
+
+def test_random_signs_cover_where_their_distribution_is_worst() -> None:
+    """Singular vectors of two entries each: a probe's mass of one of them is 0 or 2 / n, with equal chances."""
+    n, k, generator = 40, 3, np.random.default_rng(0)
+    for count in (1, 4, 12):
+        mass = 2 * generator.integers(0, 2, (4000, k, count)).sum(-1).mean(-1) / n
+        lower, upper = limits_by_variance(mass, mass, n * k, 0.95)
+        assert np.mean((lower <= count / n) & (count / n <= upper)) >= 0.95
+        # The interval of uniform probes would not: nothing seen of one direction is no direction to it.
+        if count == 1:
+            lower, upper = share_limits(mass, mass, probe_degrees([n] * k), 0.95)
+            assert np.mean((lower <= count / n) & (count / n <= upper)) < 0.9
+
+
+def test_the_band_knows_the_kind_of_its_probes() -> None:
+    nodes, weights = np.array([[[1.0, 2.0]]]), np.array([[[0.3001, 0.6999]]])
+    d = Quadrature(nodes, weights, np.zeros(1), np.ones(nodes.shape, bool))
+    uniform = Spectrum(d, "lanczos", (10, 10))
+    signs = Spectrum(d, "lanczos", (10, 10), provenance={"probe": "rademacher"})
+    for s in (1.5, 0.5, 2.5):
+        inner, outer = uniform.cdf_band(s), signs.cdf_band(s)
+        assert outer[0] <= inner[0] <= inner[1] <= outer[1]
+    with pytest.raises(InputError, match="probe='gaussian'"):
+        signs.cdf_band(1.0, simultaneous=True)
+
+
+def test_the_relative_rounding_of_the_products_widens_the_band() -> None:
+    nodes, weights = np.array([[[1.0, 2.0]]]), np.array([[[0.3001, 0.6999]]])
+    d = Quadrature(nodes, weights, np.zeros(1), np.ones(nodes.shape, bool))
+    spectrum = Spectrum(d, "lanczos", (10, 10), provenance={"rounding": 1e-3})
+    lower, upper = spectrum.cdf_band([0.9985, 0.9995, 1.0005, 1.0015])
+    assert np.all(upper == pytest.approx([0, upper[2], upper[2], upper[2]], abs=1e-9))
+    assert np.all(lower == pytest.approx([0, 0, 0, lower[3]], abs=1e-9))
+    assert upper[2] > 0.3
+    assert lower[3] > 0
+    # A measurement records it: 8 units, or what its linearity test found.
+    measured = measure(torch.nn.Linear(4, 4), torch.ones(4), "lanczos", probes=1, steps=2, progress=False)
+    assert measured.provenance["rounding"] >= 8 * torch.finfo(torch.float32).eps
 
 
 def test_a_leading_value_has_no_sampling_error_but_its_residual() -> None:
