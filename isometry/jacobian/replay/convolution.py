@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .fourier import FourierConvolution, fourier_pays
 from .maps import Diagonal, Gather, LinearMap, Multiple, elements, gather
 
 
@@ -144,6 +145,14 @@ class Convolution:
             self.result,
         )
         return gather(index, size), thin
+
+    def in_fourier_space(self) -> FourierConvolution | None:
+        """The same map by frequencies, where it is circular and that is cheaper."""
+        size = self.result[1:]
+        if self.wrapped is None or self.geometry.groups != 1 or not fourier_pays(self.weight, size):
+            return None
+        before, _ = _wraps(self.wrapped, self.source, size)
+        return FourierConvolution(self.weight, size, before, self.geometry.dilation, self)
 
     @cached_property
     def _transpose(self) -> tuple[Tensor, Geometry, Gather | None]:

@@ -36,7 +36,7 @@ class Graph:
     output: int
 
 
-def build(tape: Tape, *, join: bool = True, one_tap: bool = True) -> Graph:
+def build(tape: Tape, *, join: bool = True, one_tap: bool = True, fourier: bool = True) -> Graph:
     """The graph of a tape.
 
     Parameters
@@ -47,6 +47,8 @@ def build(tape: Tape, *, join: bool = True, one_tap: bool = True) -> Graph:
         Whether maps are joined; without, every operation is an edge of its own.
     one_tap : bool
         Whether kernels with a single tap that is not zero are multiplied as matrices over channels.
+    fourier : bool
+        Whether circular convolutions of small maps are multiplied frequency by frequency.
 
     Raises
     ------
@@ -79,6 +81,8 @@ def build(tape: Tape, *, join: bool = True, one_tap: bool = True) -> Graph:
         _Joining(graph).run()
         if one_tap:
             _thin(graph)
+        if fourier:
+            _by_frequencies(graph)
     return graph
 
 
@@ -216,3 +220,17 @@ def _thin(graph: Graph) -> None:
             edge.source, edge.map, fresh = fresh, thin, fresh - 1
         edges.append(edge)
     graph.edges = edges
+
+
+# The blocks of one frequency each take more memory than the taps: as many layers as fit are multiplied that way.
+_FOURIER_BYTES = 2**28
+
+
+def _by_frequencies(graph: Graph) -> None:
+    left = _FOURIER_BYTES
+    for edge in graph.edges:
+        if left > 0 and isinstance(edge.map, Convolution):
+            made = edge.map.in_fourier_space()
+            if made is not None:
+                edge.map = made
+                left -= made.nbytes

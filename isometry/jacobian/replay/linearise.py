@@ -58,7 +58,7 @@ class Replay:
                 )
 
 
-def linearise(function: Function, point: Tensor, *, one_tap: bool = True) -> Replay:
+def linearise(function: Function, point: Tensor, *, one_tap: bool = True, fourier: bool = True) -> Replay:
     """Record ``function`` at ``point`` and make both products of its Jacobian, untested.
 
     Parameters
@@ -67,6 +67,8 @@ def linearise(function: Function, point: Tensor, *, one_tap: bool = True) -> Rep
     point : Tensor
     one_tap : bool
         Whether convolutions whose kernel has a single tap that is not zero leave the others out.
+    fourier : bool
+        Whether circular convolutions of small maps are multiplied frequency by frequency.
 
     Raises
     ------
@@ -75,7 +77,7 @@ def linearise(function: Function, point: Tensor, *, one_tap: bool = True) -> Rep
     """
     tape = record(function, point)
     shape, parameters = tape.output.shape, _parameters(tape)
-    graph = build(tape, one_tap=one_tap)
+    graph = build(tape, one_tap=one_tap, fourier=fourier)
     return Replay(
         Program(graph, shape, transposed=False),
         Program(graph, point.shape, transposed=True),
