@@ -60,6 +60,7 @@ def json_record(spectrum: Spectrum) -> dict[str, Any]:
             "fraction": spectrum.isometry(),
             "fraction_at_most": spectrum.isometry_bounds()[1],
             "stderr": _json(spectrum.isometry_stderr()),
+            "limits95": list(spectrum.isometry_band()),
         },
         "verdict": spectrum.verdict(),
         "products": spectrum.products,
