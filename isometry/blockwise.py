@@ -269,10 +269,10 @@ def _running_spectra(
                 tell(number, len(depths), f"product up to {block.name}")
                 running[end] = measure(
                     model, point, target=block.module, name=f"{name or 'network'} to {block.name}", progress=False,
-                    provenance={"running_product_of": name, "depth": end}, **options,
+                    on_interrupt="raise", provenance={"running_product_of": name, "depth": end}, **options,
                 )  # fmt: skip
     if whole is None:
-        whole = measure(model, point, name=name, progress=False, **options)
+        whole = measure(model, point, name=name, progress=False, on_interrupt="raise", **options)
     running[len(chain)] = whole
     return running
 

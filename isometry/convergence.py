@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import torch
 
 from isometry.errors import ConvergenceWarning
 from isometry.spectrum import Spectrum
 
+_CAUSES = {
+    "budget": "the budget ended first",
+    "probes": "there were no more probes to take; raise probes",
+    "steps": "there were no more steps to take; raise steps",
+    "memory": "more Krylov bases do not fit; raise memory_limit",
+    "rounding": "the rest is rounding; measure with dtype=torch.float64",
+    "exact": "the rest is rounding; measure with dtype=torch.float64",
+}
 # How many top values of an exact measurement, which lists them all, are meant where nobody says.
 DEFAULT_TOP = 6
 
 
 def converged(spectrum: Spectrum, tol: float) -> bool:
     """Whether every reported top value of the spectrum has a relative residual of at most ``tol``."""
-    return _worst_residual(spectrum) <= tol
+    return worst_residual(spectrum) <= tol
 
 
-def _worst_residual(spectrum: Spectrum) -> float:
-    """The largest relative residual of the reported top values; 0 where there are none."""
+def worst_residual(spectrum: Spectrum, count: int | None = None) -> float:
+    """The largest relative residual of the leading ``count`` or all reported top values; 0 where there are none."""
     e = spectrum.extremes
     if e is None:
         return 0.0
     # An exact measurement lists all its values, down to those that rounding drowns: only the leading ones count.
     asked = spectrum.provenance.get("options", {}).get("top") or DEFAULT_TOP
-    count = asked if spectrum.method == "exact" else e.top.shape[1]
+    count = count or (asked if spectrum.method == "exact" else e.top.shape[1])
     top, residual = e.top[:, :count], e.top_residual[:, :count]
     known = np.isfinite(top) & (top > spectrum.floor if spectrum.method == "exact" else top > 0)
     return float(np.max(residual[known] / top[known], initial=0.0))
 
 
 def warn_unconverged(spectrum: Spectrum, tol: float) -> None:
-    worst = _worst_residual(spectrum)
+    worst = worst_residual(spectrum)
     if worst <= tol:
         return
     warnings.warn(
@@ -44,19 +54,45 @@ def warn_unconverged(spectrum: Spectrum, tol: float) -> None:
     )
 
 
-def warn_of_underflow(spectrum: Spectrum, dtype: torch.dtype) -> None:
+def warn_of_underflow(spectrum: Spectrum) -> None:
     """Say so where J is so small that its entries may have been lost below the smallest float."""
     e = spectrum.extremes
-    smallest = torch.finfo(dtype).tiny / torch.finfo(dtype).eps
+    dtype = spectrum.provenance["dtype"]
+    smallest = float(np.finfo(dtype).tiny / np.finfo(dtype).eps)
     if e is None or bool(np.all(e.top[:, 0] >= smallest)):
         return
     s_max = float(e.top[:, 0].min())
-    cure = (
-        "" if dtype == torch.float64 else "; if the network is merely deep, measure with dtype=torch.float64"
-    )
+    cure = "" if dtype == "float64" else "; if the network is merely deep, measure with dtype=torch.float64"
     warnings.warn(
         f"s_max is {s_max:.2g}: either nothing of the output depends on the input (units that are cut off), or the "
-        f"products underflow in {dtype}{cure}",
+        f"products underflow in torch.{dtype}{cure}",
         ConvergenceWarning,
         stacklevel=3,
     )
+
+
+def stopped_short(spectrum: Spectrum) -> bool:
+    """Whether it stopped before the error that was asked for was reached."""
+    return _short(spectrum.provenance.get("stopped", {}))
+
+
+def interrupted(spectrum: Spectrum) -> bool:
+    """Whether it is a part of a measurement that was interrupted."""
+    return bool(spectrum.provenance.get("stopped", {}).get("reason") == "interrupted")
+
+
+def _short(stopped: Mapping[str, Any]) -> bool:
+    return "rtol" in stopped and not stopped.get("error", math.inf) <= stopped["rtol"]
+
+
+def warn_stopped(stopped: Mapping[str, Any]) -> None:
+    """Say so where a measurement was interrupted, or stopped before it knew its quantity as well as was asked."""
+    if stopped["reason"] == "interrupted":
+        text = "interrupted: this is what was known by then; provenance['stopped'] marks it as partial"
+    elif _short(stopped):
+        known = f"{stopped['error']:.2g}" if "error" in stopped else "nothing"
+        cause = _CAUSES[stopped["reason"]]
+        text = f"{stopped['quantity']} is known to {known}, not to rtol={stopped['rtol']:g}: {cause}"
+    else:
+        return
+    warnings.warn(text, ConvergenceWarning, stacklevel=3)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,21 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.convergence import DEFAULT_TOP, warn_of_underflow, warn_unconverged
-from isometry.errors import FallbackWarning, InputError
-from isometry.estimators import exact, lanczos, randomized
-from isometry.estimators.rows import side_by_side
+from isometry.choice import DEFAULT_RANK, METHODS, Plan, peak_text, plan
+from isometry.convergence import DEFAULT_TOP, warn_of_underflow, warn_stopped, warn_unconverged
+from isometry.errors import InputError
+from isometry.estimators import exact, randomized
+from isometry.estimators.blocks import PROBES
 from isometry.jacobian import JacobianOperator
 from isometry.jacobian.function import Output
 from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
 from isometry.progress import Progress, progress_bar, silent
 from isometry.provenance import record, recorded_ensemble
+from isometry.sampling import Operators, Sampling, whole_inputs
 from isometry.spectrum import Spectrum
+from isometry.stopping import Goal, summary
 
-METHODS = ("auto", "exact", "lanczos", "randomized")
-DEFAULT_PROBES, DEFAULT_STEPS, DEFAULT_RANK = 16, 50, 20
-# A dense SVD of a longer short side takes minutes on a processor, whatever the products cost.
-_LARGEST_DENSE_SIDE = 6000
+_log = logging.getLogger(__name__)
 
 
 def measure(
@@ -41,6 +41,10 @@ def measure(
     top: int | None = None,
     rank: int | None = None,
     tol: float | None = None,
+    rtol: float | None = None,
+    quantity: str | None = None,
+    budget: int | str | None = None,
+    probe: str = "gaussian",
     batched: bool = False,
     source: str | None = None,
     target: str | None = None,
@@ -49,6 +53,7 @@ def measure(
     device: torch.device | str | None = None,
     seed: int = 0,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    on_interrupt: str = "return",
     progress: Progress | Callable[[int, int], None] | bool | None = None,
     name: str = "",
     provenance: Mapping[str, Any] | None = None,
@@ -69,13 +74,30 @@ def measure(
         of lanczos, the matrix fits into ``memory_limit`` and its short side is at most 6000; lanczos otherwise.
     probes, steps : int, optional
         Random probes of each input and Golub-Kahan steps of each probe; 16 and 50 for lanczos, 8 and 30 for
-        randomized.
+        randomized. With ``rtol`` or ``budget`` the most of each: by default 4096 probes and as many steps as there are,
+        but for "mean_square", which steps do not improve (always as many as given, or 50), and "top" and
+        "s_max", which probes do not (8).
     top : int, optional
         How many of the largest singular values to report with residual bounds.
     rank : int, optional
         Leading triplets of "randomized"; 20, or ``top``.
     tol : float, optional
         Relative residual the reported top values must reach; a ConvergenceWarning says where they do not.
+    rtol : float, optional
+        Add probes and steps until the error of ``quantity`` is at most this. ``provenance["stopped"]`` says why it
+        stopped ("rtol", "budget", "probes", "steps", "memory", "interrupted") and the error reached; a
+        ConvergenceWarning says where that is above ``rtol``. With "auto" the exact method takes over where it is
+        cheaper than what is still to be spent, and has no error to stop for.
+    quantity : {"mean_square", "cdf", "top", "s_max"}
+        What ``rtol`` is about. "mean_square", the default: half the width of its 95 % interval, relative. "cdf": the
+        largest distance of the cdf from its simultaneous 95 % band, from the floor upwards. "top" and "s_max": the
+        largest residual of all reported top values, or of s_max, relative.
+    budget : int or str, optional
+        Products that may be spent, or seconds as "60s" ("5min", "2h"), which are looked at after each step. Without
+        ``rtol`` all of it is spent. How far seconds reach depends on the machine: such a result does not repeat.
+    probe : {"gaussian", "rademacher", "orthogonal"}
+        Kind of probes: uniform on the sphere, as normalised Gaussian vectors are; random signs; uniform, and orthogonal
+        to one another in fixed groups of 16.
     batched, source, target, output, dtype, device :
         As for :class:`isometry.JacobianOperator`.
     seed : int
@@ -83,7 +105,12 @@ def measure(
         on how inputs are split, and repeats bit for bit on one device with the same number of threads.
     memory_limit : int
         Bytes for the intermediates of the products, for the dense matrix of "exact" and for the Krylov bases of
-        "lanczos", whose probes go in groups where they do not fit together.
+        "lanczos", whose probes go in groups where they do not fit together. The peak is predicted before the work,
+        logged at level INFO, and recorded as ``predicted_peak_bytes``.
+    on_interrupt : {"return", "raise"}
+        What Ctrl-C does: return what is known by then, with ``provenance["stopped"]["reason"]`` "interrupted" and a
+        ConvergenceWarning, or raise KeyboardInterrupt. Where nothing is known yet, as of an exact measurement that
+        is not through with a single input, it is raised in any case.
     progress : callable or bool, optional
         Called with (done, total, text). By default a progress bar where standard error is a terminal; False for none.
     name : str
@@ -122,33 +149,45 @@ def measure(
         raise InputError(f"seed is a non-negative integer; got {seed}")
     if batched and isinstance(x, Tensor) and (x.dim() < 1 or x.shape[0] == 0):
         raise InputError(f"batched=True needs at least one input; got shape {tuple(x.shape)}")
+    if probe not in PROBES:
+        raise InputError(f"probe is one of {', '.join(PROBES)}; got {probe!r}")
+    if on_interrupt not in ("return", "raise"):
+        raise InputError(f'on_interrupt is "return" or "raise"; got {on_interrupt!r}')
+    goal = Goal.of(rtol, quantity, budget)
     began = time.perf_counter()
     make = partial(
         JacobianOperator, model, batched=batched, source=source, target=target, output=output,
         dtype=dtype, device=device, memory_limit=memory_limit,
     )  # fmt: skip
+    operators = Operators(make, x, make(x))
+    way = plan(
+        method, operators.whole, probes=probes, steps=steps, memory_limit=memory_limit, goal=goal, kind=probe
+    )
+    _log.info(peak_text(way))
+    peak, spent, catch = way.peak_bytes, 0, on_interrupt == "return"
+    spectrum, reason = None, None
     with _listener(progress, name) as tell:
-        operator = make(x)
-        estimate, method = _choose(method, operator, probes, steps, top, rank, seed, memory_limit)
-        count = x.shape[0] if batched else 1
-        group = _inputs_at_once(operator, method, probes, steps, memory_limit) if batched else 1
-        parts = []
-        for first in range(0, count, group):
-            if group < count:
-                with warnings.catch_warnings():
-                    # The first operator has said it for all of them.
-                    warnings.simplefilter("ignore", FallbackWarning)
-                    operator = make(x[first : first + group])
-
-            def tick(done: int, total: int, first: int = first) -> None:
-                share = min(group, count - first)
-                tell(first * total + done * share, count * total, f"{name or 'spectrum'} ({method})")
-
-            parts.append(estimate(operator, first_input=first, progress=tick))
-    spectrum = side_by_side(parts)
+        if way.method == "lanczos":
+            sampling = Sampling(
+                operators, way.inputs_at_once, seed=seed, probe=probe, top=top or DEFAULT_TOP,
+                memory_limit=memory_limit, keep=goal is not None and goal.quantity != "mean_square",
+                tell=lambda done, total: tell(done, total, f"{name or 'spectrum'} (lanczos)"),
+            )  # fmt: skip
+            reason = sampling.run(goal, way.limits, began=began, catch=catch)
+            spectrum, spent = sampling.spectrum(), sampling.products
+            if reason == "exact":
+                way = plan("exact", operators.whole, probes=probes, steps=steps, memory_limit=memory_limit)
+        if way.method != "lanczos":
+            found, reason = whole_inputs(
+                operators, way.inputs_at_once, _estimator(way, rank=rank or top or DEFAULT_RANK, seed=seed),
+                tell=lambda done, total: tell(done, total, f"{name or 'spectrum'} ({way.method})"),
+                catch=catch, otherwise=spectrum,
+            )  # fmt: skip
+            spectrum = replace(found, products=found.products + spent) if found is not spectrum else found
+    assert spectrum is not None, "one of the two has run"
     options = {
-        "batched": batched, "source": source, "target": target, "output": output,
-        "top": top, "rank": rank, "tol": tol, "memory_limit": memory_limit,
+        "batched": batched, "source": source, "target": target, "output": output, "top": top, "rank": rank,
+        "tol": tol, "rtol": rtol, "quantity": quantity, "budget": budget, "memory_limit": memory_limit,
     }  # fmt: skip
     said = dict(provenance or {})
     if "ensemble" not in said:
@@ -158,62 +197,34 @@ def measure(
         spectrum,
         name=name,
         seconds=time.perf_counter() - began,
-        provenance={**spectrum.provenance, **record(operator, x, seed=seed, options=options), **said},
+        provenance={
+            **spectrum.provenance,
+            **record(operators.whole, x, seed=seed, options=options),
+            "predicted_peak_bytes": max(peak, way.peak_bytes),
+            **said,
+        },
     )
-    warn_of_underflow(spectrum, operator.dtype)
+    if goal is not None or reason is not None:
+        stopped = summary(reason, goal, spectrum)
+        if reason == "interrupted":
+            stopped["inputs"] = f"{spectrum.n_inputs} of {operators.count}"
+        spectrum = replace(spectrum, provenance={**spectrum.provenance, "stopped": stopped})
+        warn_stopped(stopped)
+    warn_of_underflow(spectrum)
     if tol is not None:
         warn_unconverged(spectrum, tol)
     return spectrum
 
 
-def _choose(
-    method: str,
-    operator: JacobianOperator,
-    probes: int | None,
-    steps: int | None,
-    top: int | None,
-    rank: int | None,
-    seed: int,
-    memory_limit: int,
-) -> tuple[Callable[..., Spectrum], str]:
-    """The estimator with its options, and its name."""
-    m, n = operator.shape
-    if method == "auto":
-        stochastic = 2 * (probes or DEFAULT_PROBES) * min(steps or DEFAULT_STEPS, min(m, n))
-        cheap = min(m, n) <= stochastic and min(m, n) <= _LARGEST_DENSE_SIDE
-        method = "exact" if cheap and 3 * 8 * m * n <= memory_limit else "lanczos"
-    if method == "exact":
-        if 3 * 8 * m * n > memory_limit:
-            raise InputError(
-                f"the dense {m} x {n} Jacobian and its SVD take about {3 * 8 * m * n / 1e9:.3g} GB, more than "
-                f"memory_limit ({memory_limit / 1e9:.3g} GB): take method='lanczos', or raise memory_limit"
-            )
+def _estimator(way: Plan, *, rank: int, seed: int) -> Callable[..., Spectrum]:
+    """The method of whole inputs, with its options."""
+    if way.method == "randomized":
+        return partial(randomized, seed=seed, rank=rank, probes=way.probes, steps=way.steps)
 
-        def dense(operator: JacobianOperator, *, first_input: int, progress: Any) -> Spectrum:
-            return exact(operator, block=max(operator.chunk, 1), progress=progress)
+    def dense(operator: JacobianOperator, *, first_input: int, progress: Any) -> Spectrum:
+        return exact(operator, block=max(operator.chunk, 1), progress=progress)
 
-        return dense, method
-    if method == "lanczos":
-        count, length = probes or DEFAULT_PROBES, steps or DEFAULT_STEPS
-        sampled = partial(lanczos, probes=count, steps=length, top=top or DEFAULT_TOP)
-        return partial(sampled, seed=seed, memory_limit=memory_limit), method
-    leading = rank or top or DEFAULT_RANK
-    return partial(randomized, seed=seed, rank=leading, probes=probes or 8, steps=steps or 30), method
-
-
-def _inputs_at_once(
-    operator: JacobianOperator, method: str, probes: int | None, steps: int | None, memory_limit: int
-) -> int:
-    """How many inputs to measure together: what the estimator keeps for each of them must fit into the limit."""
-    m, n = operator.shape
-    if method == "exact":
-        kept = 3 * 8 * m * n
-    else:
-        kept = (probes or DEFAULT_PROBES) * (steps or DEFAULT_STEPS) * (m + n) * operator.point.element_size()
-    count = operator.batch or 1
-    fitting = max(1, memory_limit // max(kept, 1))
-    # A chunk of one probe of all inputs at once is the least the products need.
-    return int(max(1, min(count, fitting, 64)))
+    return dense
 
 
 @contextmanager

@@ -9,18 +9,24 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from isometry.jacobian import JacobianOperator
 from isometry.theory.ensemble import Ensemble
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from isometry.jacobian import JacobianOperator
 
 
 def record(operator: JacobianOperator, x: Tensor, *, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """What every measurement records: plain JSON values. Options that were left at None are left out."""
+    # Loaded here: the command line knows this module, and its help does without torch.
+    import torch
+
     return {
         "model": operator.description,
         "input": f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}",
@@ -79,6 +85,8 @@ def recorded_ensemble(
 
 
 def _device_name(device: torch.device) -> str:
+    import torch
+
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 

@@ -69,6 +69,8 @@ def json_record(spectrum: Spectrum) -> dict[str, Any]:
         "dtype": dtype,
         "device": device,
     }
+    if "stopped" in spectrum.provenance:
+        result["stopped"] = dict(spectrum.provenance["stopped"])
     if e is not None and measured:
         best = int(e.top[:, 0].argmax())
         result["top"] = [

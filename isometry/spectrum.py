@@ -427,7 +427,14 @@ class Spectrum:
         if over != "probes":
             raise InputError(f'over is "probes" or "inputs"; got {over!r}')
         if probes > 1:
-            return float(np.sqrt(row_values.var(axis=1, ddof=1).sum() / probes) / inputs)
+            spread = float(row_values.var(axis=1, ddof=1).sum())
+            group = self.provenance.get("orthogonal_group")
+            if group is not None and self.shape is not None:
+                # Loaded here, as is all that takes SciPy.
+                from .intervals import orthogonal_factor
+
+                spread *= orthogonal_factor(probes, group, min(self.shape))
+            return math.sqrt(spread / probes) / inputs
         return 0.0 if self._deterministic else math.nan
 
     @property

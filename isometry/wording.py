@@ -75,8 +75,32 @@ def table_rows(spectrum: Spectrum) -> list[tuple[str, str]]:
     rows.append(("in [0.5, 2]", share))
     if limits != share:
         rows.append(("  95 % limits", limits))
+    stop = stopping_text(spectrum)
+    if stop is not None:
+        rows.append(("stopped", stop))
     rows.append(("verdict", spectrum.verdict()))
     return rows
+
+
+def stopping_text(spectrum: Spectrum) -> str | None:
+    """Why a measurement with a goal stopped, or that it was interrupted; None where there is nothing to say."""
+    stopped = spectrum.provenance.get("stopped")
+    if stopped is None:
+        return None
+    quantity = str(stopped.get("quantity", "")).replace("_", " ")
+    known = f"{quantity} known to {stopped['error']:.2g}" if "error" in stopped else f"{quantity} not known"
+    asked = f" (rtol {stopped['rtol']:g})" if "rtol" in stopped else ""
+    reason = stopped["reason"]
+    if reason == "rtol":
+        return f"{known}{asked}"
+    if reason == "interrupted":
+        part = f"interrupted, partial: {stopped['inputs']} inputs, {spectrum.n_probes} probes"
+        return f"{part}; {known}{asked}" if quantity else part
+    ended = {
+        "budget": f"budget of {stopped.get('budget')} spent", "probes": "most probes taken",
+        "steps": "most steps taken", "memory": "memory limit", "rounding": "rounding", "exact": "exact",
+    }[reason]  # fmt: skip
+    return f"{ended}; {known}{asked}"
 
 
 def table_text(spectrum: Spectrum) -> str:

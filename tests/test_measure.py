@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import warnings
 from datetime import datetime
 from itertools import pairwise
@@ -14,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isometry import measurement
 from isometry.convergence import converged
 from isometry.distribution import Quadrature
 from isometry.errors import ConvergenceWarning, FallbackWarning, InputError
 from isometry.measurement import measure
 from isometry.nn import MLP
+from isometry.sampling import Operators
 from isometry.spectrum import Spectrum
 
 METHODS = ["exact", "lanczos", "randomized"]
@@ -216,21 +217,21 @@ def test_inputs_in_groups_are_the_inputs_together(method: str, monkeypatch: pyte
     x = torch.randn(5, 6, dtype=torch.float64)
     # Kept for an input: 3 * 8 * 30 bytes of a dense matrix, or 4 probes of 3 steps of 11 numbers.
     limit = {"exact": 3 * 8 * 30 * 2, "lanczos": 4 * 3 * 11 * 8 * 2, "randomized": 4 * 3 * 11 * 8 * 2}[method]
-    firsts: list[int] = []
-    original = getattr(measurement, method)
+    groups: list[range] = []
+    original = Operators.__call__
 
-    def spy(operator, **options):
-        firsts.append((options.get("first_input", 0), operator.batch))
-        return original(operator, **options)
+    def spy(operators: Operators, inputs: range):
+        groups.append(inputs)
+        operator = original(operators, inputs)
+        assert operator.batch == len(inputs)
+        return operator
 
-    monkeypatch.setattr(measurement, method, spy)
+    monkeypatch.setattr(Operators, "__call__", spy)
     options = {"probes": 4, "steps": 3, "batched": True}
     if method == "randomized":
         options["rank"] = 2
     grouped = measure(model, x, method, memory_limit=limit, **options)
-    assert [batch for _, batch in firsts] == [2, 2, 1]
-    if method != "exact":
-        assert [first for first, _ in firsts] == [0, 2, 4]
+    assert groups == [range(2), range(2, 4), range(4, 5)]
     together = measure(model, x, method, **options)
     assert grouped.n_inputs == together.n_inputs == 5
     assert grouped.products == together.products
@@ -299,6 +300,7 @@ def test_the_record_says_how_it_was_made() -> None:
     assert (record["dtype"], record["device"], record["seed"]) == ("float64", "cpu", 5)
     assert (record["probes"], record["steps"]) == (2, 3)
     assert record["options"] == {"batched": False, "tol": 10.0, "memory_limit": 2 * 1024**3}
+    assert record["probe"] == "gaussian"
     assert (record["experiment"], record["seed_of_weights"]) == (7, 3)
     assert record["torch_version"] == torch.__version__
     assert record["threads"] == torch.get_num_threads()
@@ -353,19 +355,259 @@ def test_no_bar_where_there_is_no_terminal(progress, capsys: pytest.CaptureFixtu
     assert capsys.readouterr() == ("", "")
 
 
-def test_an_interrupt_passes_through_and_leaves_everything_as_it_was() -> None:
+def stop_after(calls: int):
+    """A listener that interrupts the work at its n-th call."""
+    seen = []
+
+    def listen(done: float, total: float, text: str) -> None:
+        seen.append(done)
+        if len(seen) == calls:
+            raise KeyboardInterrupt
+
+    return listen
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("exact", {}), ("randomized", {}), ("lanczos", {"on_interrupt": "raise"})]
+)
+def test_an_interrupt_passes_through_and_leaves_everything_as_it_was(method: str, options: dict) -> None:
+    """A part of the rows of J is of no use, and who does not want a part of the probes says so."""
     model, x = nn.Linear(40, 40), torch.ones(40)
     before = [p.clone() for p in model.parameters()]
     precision = torch.backends.mkldnn.matmul.fp32_precision
-
-    def stop(done: float, total: float, text: str) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        measure(model, x, "lanczos", progress=stop)
+        measure(model, x, method, progress=stop_after(1), **options)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert torch.backends.mkldnn.matmul.fp32_precision == precision
     assert torch.is_grad_enabled()
+
+
+def test_an_interrupt_before_the_first_step_is_raised() -> None:
+    def model(x: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, torch.ones(4))
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_an_interrupt_returns_all_probes_at_the_steps_they_had(steps: int) -> None:
+    network, x = linear_network(40, 40), torch.ones(40).double()
+    with pytest.warns(ConvergenceWarning, match="interrupted: this is what was known") as said:
+        part = measure(network, x, "lanczos", steps=9, name="mine", progress=stop_after(steps))
+    assert said[0].filename == __file__
+    assert part.name == "mine"
+    assert part.provenance["stopped"] == {"reason": "interrupted", "inputs": "1 of 1"}
+    whole = measure(network, x, "lanczos", steps=steps)
+    assert np.array_equal(part.distribution.nodes, whole.distribution.nodes)
+    assert (part.products, part.provenance["steps"]) == (2 * 16 * steps, steps)
+    assert "stopped" not in whole.provenance
+
+
+def test_an_interrupt_returns_whole_probes_where_there_are_some() -> None:
+    """Of 40 probes in groups of 16 the first are done when the second group is at its fourth of 5 steps."""
+    network, x = linear_network(40, 40), torch.ones(40).double()
+    with pytest.warns(ConvergenceWarning, match="interrupted"):
+        part = measure(network, x, "lanczos", probes=40, steps=5, progress=stop_after(9))
+    assert np.array_equal(
+        part.distribution.nodes, measure(network, x, "lanczos", probes=16, steps=5).distribution.nodes
+    )
+    # All that was spent.
+    assert part.products == 2 * 16 * 9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupt_returns_whole_inputs_where_there_are_some(method: str) -> None:
+    x = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)).double()
+    options = {"probes": 2, "steps": 4, "batched": True, "rank": 2}
+    # One input at a time: its dense matrix and two copies, or two bases of 4 steps.
+    limit = 40000 if method == "exact" else 6000
+
+    def listen(done: float, total: float, text: str) -> None:
+        if done > 0.7 * total:
+            raise KeyboardInterrupt
+
+    with pytest.warns(ConvergenceWarning, match="interrupted"):
+        part = measure(lambda z: z.square() / 2, x, method, memory_limit=limit, progress=listen, **options)
+    assert part.provenance["stopped"]["inputs"] == "2 of 3"
+    assert part.n_inputs == 2
+    whole = measure(lambda z: z.square() / 2, x[:2], method, **options)
+    assert part.mean_square == pytest.approx(whole.mean_square, rel=1e-12)
+
+
+# ---- until it is right -------------------------------------------------------------------------------------
+
+
+def gaussian_product(width: int = 300, depth: int = 3, seed: int = 0) -> nn.Sequential:
+    generator = torch.Generator().manual_seed(seed)
+    network = nn.Sequential(*[nn.Linear(width, width, bias=False) for _ in range(depth)]).double()
+    with torch.no_grad():
+        for layer in network:
+            layer.weight.copy_(
+                torch.randn(width, width, generator=generator, dtype=torch.float64) / width**0.5
+            )
+    return network
+
+
+@pytest.mark.parametrize(
+    ("quantity", "rtol"), [("mean_square", 0.1), ("cdf", 0.1), ("top", 1e-3), ("s_max", 1e-6)]
+)
+def test_the_error_that_was_asked_for_is_reached_and_holds(quantity: str, rtol: float) -> None:
+    network, x = gaussian_product(), torch.ones(300).double()
+    s = singular_values(network)
+    found = measure(network, x, "lanczos", rtol=rtol, quantity=quantity, seed=1)
+    stopped = found.provenance["stopped"]
+    assert (stopped["reason"], stopped["quantity"], stopped["rtol"]) == ("rtol", quantity, rtol)
+    assert 0 < stopped["error"] <= rtol
+    if quantity == "mean_square":
+        assert found.mean_square == pytest.approx(np.mean(s**2), rel=stopped["error"])
+    elif quantity == "cdf":
+        places = np.geomspace(found.floor, 1.1 * s[0], 500)
+        truth = np.mean(s <= places[:, None], axis=1)
+        assert np.abs(found.cdf(places) - truth).max() <= stopped["error"]
+    else:
+        count = 6 if quantity == "top" else 1
+        assert found.extremes.top[0, :count] == pytest.approx(s[:count], rel=rtol)
+    # Not more than it took: half of it does not do.
+    assert found.n_probes >= 8
+    again = measure(network, x, "lanczos", rtol=rtol, quantity=quantity, seed=1)
+    assert np.array_equal(again.distribution.nodes, found.distribution.nodes)
+    assert again.provenance["stopped"] == stopped
+    assert again.products == found.products == 2 * found.n_probes * found.provenance["steps"]
+
+
+def test_smaller_errors_cost_more_and_keep_what_was_there() -> None:
+    network, x = gaussian_product(), torch.ones(300).double()
+    rough, fine = (measure(network, x, "lanczos", rtol=rtol, steps=4) for rtol in (0.3, 0.1))
+    assert rough.n_probes < fine.n_probes
+    assert rough.provenance["steps"] == fine.provenance["steps"] == 4
+    assert np.array_equal(fine.distribution.nodes[:, : rough.n_probes], rough.distribution.nodes)
+
+
+@pytest.mark.parametrize(("quantity", "budget"), [("mean_square", 2000), ("cdf", 600), ("s_max", 300)])
+def test_a_budget_of_products_is_kept_and_said(quantity: str, budget: int) -> None:
+    network, x = gaussian_product(), torch.ones(300).double()
+    with pytest.warns(
+        ConvergenceWarning, match=rf"{quantity} is known to .*rtol=1e-07: the budget ended"
+    ) as said:
+        found = measure(network, x, "lanczos", rtol=1e-7, quantity=quantity, budget=budget)
+    assert said[0].filename == __file__
+    assert budget / 2 < found.products <= budget
+    stopped = found.provenance["stopped"]
+    assert (stopped["reason"], stopped["budget"]) == ("budget", f"{budget} products")
+    assert stopped["error"] > 1e-7
+    # Without rtol nothing was missed.
+    spent = measure(network, x, "lanczos", quantity=quantity, budget=budget)
+    assert budget / 2 < spent.products <= budget
+    assert spent.provenance["stopped"]["reason"] == "budget"
+
+
+def test_a_budget_of_seconds_ends_after_the_step_that_exceeds_it() -> None:
+    layer = nn.Linear(40, 40).double()
+
+    def slow(x: Tensor) -> Tensor:
+        time.sleep(0.002)
+        return layer(x)
+
+    with pytest.warns(ConvergenceWarning, match="the budget ended first"):
+        found = measure(slow, torch.ones(40).double(), "lanczos", rtol=1e-3, steps=3, budget="0.3s")
+    assert found.provenance["stopped"]["budget"] == "0.3 s"
+    assert found.n_probes >= 8
+    # Set-up is in it; one step over, and a busy machine.
+    assert found.seconds < 3
+
+
+def test_a_budget_for_less_than_the_first_look_takes_fewer_steps_or_probes() -> None:
+    network, x = gaussian_product(), torch.ones(300).double()
+    for budget, probes, steps in ((100, 8, 6), (10, 5, 1), (2, 1, 1)):
+        with pytest.warns(ConvergenceWarning):
+            found = measure(network, x, "lanczos", rtol=1e-3, budget=budget)
+        assert (found.n_probes, found.provenance["steps"]) == (probes, steps)
+        assert found.products <= budget
+    with pytest.raises(
+        InputError, match="does not pay for one step of one probe of each input, which takes 2"
+    ):
+        measure(network, x, "lanczos", rtol=1e-3, budget=1)
+
+
+def test_limits_of_probes_and_steps_are_said() -> None:
+    network, x = gaussian_product(), torch.ones(300).double()
+    for quantity, reason in (("mean_square", "probes"), ("s_max", "steps")):
+        with pytest.warns(ConvergenceWarning, match=f"no more {reason} to take; raise {reason}"):
+            found = measure(network, x, "lanczos", rtol=1e-9, quantity=quantity, probes=10, steps=5)
+        assert found.provenance["stopped"]["reason"] == reason
+        assert (found.n_probes, found.provenance["steps"]) == (10 if reason == "probes" else 8, 5)
+
+
+def test_steps_stop_where_their_bases_do_not_fit() -> None:
+    """8 probes of 16 steps of 600 numbers of 8 bytes fit, 32 steps do not."""
+    network, x = gaussian_product(), torch.ones(300).double()
+    with pytest.warns(ConvergenceWarning, match="more Krylov bases do not fit; raise memory_limit"):
+        found = measure(network, x, "lanczos", rtol=1e-9, quantity="s_max", memory_limit=8 * 30 * 600 * 8)
+    assert found.provenance["stopped"]["reason"] == "memory"
+    assert found.provenance["steps"] == 16
+
+
+def test_probes_go_on_where_the_bases_do_not_fit() -> None:
+    """A cdf that needs more probes gives its bases up, and takes no more steps."""
+    layer = with_spectrum(torch.tensor([1.0, 2.0, 3.0]).double().repeat(20))
+    limit = 10 * 16 * 120 * 8
+    found = measure(layer, torch.ones(60).double(), "lanczos", rtol=0.06, quantity="cdf", memory_limit=limit)
+    assert found.provenance["stopped"]["reason"] == "rtol"
+    # Three values, three steps. 1.36 sqrt(2 / (62 k)) <= 0.06 from k = 17 on.
+    assert (found.n_probes, found.provenance["steps"]) == (24, 3)
+    assert found.cdf([1.5, 2.5]) == pytest.approx([1 / 3, 2 / 3], abs=0.06)
+
+
+def test_auto_takes_the_exact_method_where_that_is_cheaper() -> None:
+    """A thousandth of the mean square takes tens of thousands of products by probes, 300 by the matrix."""
+    network, x = gaussian_product(), torch.ones(300).double()
+    found = measure(network, x, rtol=1e-4, steps=2)
+    assert found.method == "exact"
+    assert found.mean_square == pytest.approx(np.mean(singular_values(network) ** 2), rel=1e-12)
+    assert found.provenance["stopped"] == {
+        "reason": "rtol",
+        "quantity": "mean_square",
+        "error": 0.0,
+        "rtol": 1e-4,
+    }
+    # The first look was not for nothing, and is counted.
+    assert found.products == 300 + 2 * 8 * 2
+    # Straight away where the first look alone would cost more.
+    assert measure(network, x, rtol=0.5).products == 300
+    # A budget that does not pay for the matrix rules it out.
+    with pytest.warns(ConvergenceWarning, match="the budget ended"):
+        assert measure(network, x, rtol=1e-4, steps=2, budget=299).method == "lanczos"
+
+
+def test_an_isometry_is_known_at_the_first_look() -> None:
+    layer = nn.utils.parametrizations.orthogonal(nn.Linear(300, 300, bias=False).double())
+    for quantity, rtol in (("mean_square", 1e-6), ("top", 1e-6), ("s_max", 1e-6)):
+        found = measure(layer, torch.ones(300).double(), "lanczos", rtol=rtol, quantity=quantity)
+        assert found.products == 16
+        assert found.provenance["stopped"]["reason"] == "rtol"
+
+
+def test_several_inputs_reach_their_goal_together() -> None:
+    x = torch.randn(3, 200, generator=torch.Generator().manual_seed(0)).double()
+    found = measure(lambda z: z.square() / 2, x, "lanczos", batched=True, rtol=0.1, quantity="cdf")
+    assert (found.n_inputs, found.provenance["stopped"]["reason"]) == (3, "rtol")
+    truth = x.abs().numpy()
+    places = np.geomspace(found.floor, 1.1 * truth.max(), 300)
+    cdf = np.mean(truth.ravel() <= places[:, None], axis=1)
+    assert np.abs(found.cdf(places) - cdf).max() <= 0.1
+
+
+@pytest.mark.parametrize("after", [3, 30, 60])
+def test_an_interrupt_on_the_way_keeps_what_was_known(after: int) -> None:
+    network, x = gaussian_product(), torch.ones(300).double()
+    with pytest.warns(ConvergenceWarning, match="interrupted"):
+        part = measure(network, x, "lanczos", rtol=1e-4, quantity="cdf", progress=stop_after(after))
+    stopped = part.provenance["stopped"]
+    assert (stopped["reason"], stopped["quantity"]) == ("interrupted", "cdf")
+    assert part.n_probes >= 8
+    assert part.products <= 2 * part.n_probes * (part.provenance["steps"] + 1)
+    assert part.provenance["steps"] >= min(after, 16)
 
 
 # ---- convergence -------------------------------------------------------------------------------------------
@@ -445,6 +687,22 @@ def test_a_prediction_has_nothing_to_converge() -> None:
         ({"seed": 1.5}, r"seed is a whole number; got 1\.5"),
         ({"steps": 2.0}, r"steps is a whole number; got 2\.0"),
         ({"seed": -1}, "seed is a non-negative integer; got -1"),
+        ({"rtol": 0.0}, "rtol is a relative error between 0 and 1; got 0.0"),
+        ({"rtol": float("nan")}, "rtol is a relative error between 0 and 1; got nan"),
+        (
+            {"rtol": 0.1, "quantity": "median"},
+            "quantity is one of mean_square, cdf, top, s_max; got 'median'",
+        ),
+        ({"quantity": "cdf"}, "give one of them"),
+        ({"budget": 0}, "at least one product; got 0"),
+        ({"budget": "soon"}, "a number of products .* or a time .*; got 'soon'"),
+        ({"budget": 1.5}, r"got 1\.5"),
+        ({"budget": "0s"}, "got '0s'"),
+        ({"method": "randomized", "rtol": 0.1}, "for 'randomized' there is tol"),
+        ({"method": "randomized", "probe": "orthogonal"}, "goes with method='lanczos'"),
+        ({"rtol": 1e-9, "quantity": "s_max"}, "below the rounding of products in torch.float32"),
+        ({"probe": "uniform"}, "probe is one of gaussian, rademacher, orthogonal; got 'uniform'"),
+        ({"on_interrupt": "ignore"}, "on_interrupt is"),
         ({"memory_limit": 0}, "memory_limit is a positive number of bytes; got 0"),
     ],
 )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from isometry.cli.blocks import block_options, check_blocks, profile_of, show_with_profile, store_profile
-from isometry.cli.options import TYPED, ByteCount, json_option, model_options, require_isometry_option
+from isometry.cli.options import TYPED, Budget, ByteCount, json_option, model_options, require_isometry_option
 from isometry.cli.results import finish, refuse_taken_name, show_spectrum, store_spectrum
+from isometry.cli.streams import note
 from isometry.loading.models import MODEL_HELP
 
 if TYPE_CHECKING:
@@ -52,6 +57,30 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, min_open=True),
     metavar="TOL",
     help="Relative residual the top values must reach; exit code 5 if they do not.",
+)
+@click.option(
+    "--rtol",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="RTOL",
+    help="Add probes and steps until the error of --quantity is at most this; exit code 5 if it is not reached.",
+)
+@click.option(
+    "--quantity",
+    type=click.Choice(["mean_square", "cdf", "top", "s_max"]),
+    help="What --rtol is about [mean_square].",
+)
+@click.option(
+    "--budget",
+    type=Budget(),
+    metavar="BUDGET",
+    help="What may be spent: a number of products such as 20000, or a time such as 60s, 5min, 2h.",
+)
+@click.option(
+    "--probe",
+    type=click.Choice(["gaussian", "rademacher", "orthogonal"]),
+    default="gaussian",
+    show_default=True,
+    help="Kind of random probes.",
 )
 @click.option(
     "--dtype", type=click.Choice(["float32", "float64"]), help="Precision (default: the model's own)."
@@ -101,6 +130,7 @@ def measure_command(
     **options: Any,
 ) -> None:
     """Parse, measure, store, print, leave with a code."""
+    from isometry.convergence import interrupted
     from isometry.loading import load_input, load_model, load_weights, recorded_ensemble
 
     if overwrite and file is None:
@@ -131,7 +161,7 @@ def measure_command(
         provenance=provenance, **options,
     )  # fmt: skip
     failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
-    if per_block:
+    if per_block and not interrupted(spectrum):
         profile = profile_of(model.module, point, spectrum, pattern=blocks, options=options)
         if file is not None:
             failure = failure or store_profile(file, profile, overwrite=overwrite)
@@ -164,7 +194,7 @@ def _measure(
         options["memory_limit"] = memory_limit
     try:
         # A model that prints while it runs must not print into the data.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _said_by_the_library(), _killed_as_interrupted():
             return measure(module, x, options.pop("method"), **options)
     except IsometryError:
         raise
@@ -173,6 +203,34 @@ def _measure(
         if raised_by_model is None:
             raise
         raise raised_by_model from error
+
+
+@contextlib.contextmanager
+def _said_by_the_library() -> Iterator[None]:
+    """What the library logs, such as the memory it is going to take, on standard error."""
+    logger, handler = logging.getLogger("isometry"), logging.Handler()
+    handler.emit = lambda record: note(record.getMessage())  # type: ignore[method-assign]
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _killed_as_interrupted() -> Iterator[None]:
+    """A termination ends the measurement as Ctrl-C does: what is known is stored. Batch systems send one first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def explain_model_error(error: Exception, shape: tuple[int, ...]) -> click.ClickException | None:

@@ -77,6 +77,23 @@ class ByteCount(click.ParamType):
         return count
 
 
+class Budget(click.ParamType):
+    """A number of products, as a number, or a time, as the text that :func:`isometry.measure` takes."""
+
+    name = "budget"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """20000 or '60s'."""
+        text = str(value).strip()
+        if re.fullmatch(r"0*[1-9][0-9]*", text):
+            return int(text)
+        if not re.fullmatch(r"(?=.*[1-9])[0-9]*\.?[0-9]+\s*(s|min|h)", text):
+            self.fail(
+                f"{value!r} is neither a number of products (20000) nor a time (60s, 5min, 2h)", param, ctx
+            )
+        return text
+
+
 def model_options(command: Command) -> Command:
     """The options that say which model, with which weights, at which input."""
     from isometry.loading.inputs import INPUT_HELP

@@ -80,16 +80,23 @@ def finish(
     require_isometry: float | None = None,
     tol: float | None = None,
 ) -> None:
-    """Leave with the code that the results deserve; the gravest first: not stored, not converged, threshold."""
+    """Leave with the code that the results deserve; the gravest first.
+
+    Not stored, interrupted, not converged, threshold missed.
+    """
+    from isometry.convergence import converged, interrupted, stopped_short
+
     if failure is not None:
         note(f"error: the result above could not be stored: {failure}")
         context.exit(codes.FAILED)
-    if tol is not None:
-        from isometry.convergence import converged
-
-        if not all(converged(spectrum, tol) for spectrum in spectra):
-            note(f"not converged: a residual of the top values is above --tol {tol:g}")
-            context.exit(codes.NOT_CONVERGED)
+    if any(interrupted(spectrum) for spectrum in spectra):
+        # The warning has said what became of it.
+        context.exit(codes.INTERRUPTED)
+    if any(stopped_short(spectrum) for spectrum in spectra):
+        context.exit(codes.NOT_CONVERGED)
+    if tol is not None and not all(converged(spectrum, tol) for spectrum in spectra):
+        note(f"not converged: a residual of the top values is above --tol {tol:g}")
+        context.exit(codes.NOT_CONVERGED)
     if require_isometry is not None:
         missed = [s for s in spectra if not s.isometry() >= require_isometry]
         for spectrum in missed:

@@ -21,7 +21,7 @@ from isometry.distribution import Quadrature
 from isometry.errors import InputError
 from isometry.spectrum import Extremes, Spectrum
 
-from .blocks import Operator, Precision, ShortSide, random_block
+from .blocks import Operator, Precision, ShortSide, orthogonal_group, random_block
 from .golub_kahan import Recurrence, unseen_below
 from .quadrature import GaussRules, gauss_rules
 
@@ -232,6 +232,7 @@ def _of_the_same_inputs(parts: list[Rows], top: int) -> Spectrum:
         provenance={
             "dtype": first.dtype, "device": first.device, "seed": first.seed, "probe": first.probe,
             "probes": steps.shape[1], "steps": int(steps.max()),
+            **({"orthogonal_group": orthogonal_group(min(first.shape))} if first.probe == "orthogonal" else {}),
         },
     )  # fmt: skip
 

@@ -83,6 +83,8 @@ class JacobianOperator:
     way : str
         How products are made: "replay" of the recorded linear maps, or "torch.func (...)" with the first operation that
         has none.
+    bytes_per_probe : int
+        About what the intermediates of a product take for each probe, of all inputs of the batch together.
     rounding : float
         Relative error of a product by rounding: 8 units, or twice what :meth:`linearity_test` finds. It grows with
         depth, to some 100 units over 1000 layers. What the rounding of the activations does to J is not in it.
@@ -141,7 +143,8 @@ class JacobianOperator:
                     f"not the batch of {x.shape[0]}; choose another source="
                 )
             self.batch: int | None = self.point.shape[0] if batched else None
-            value, self._largest = self._evaluate()
+            value, largest = self._evaluate()
+            self.bytes_per_probe = _LIVE_TENSORS * largest
             if batched and (value.dim() < 1 or value.shape[0] != self.batch):
                 raise InputError(
                     f"batched=True: {self.batch} inputs gave an output of shape {tuple(value.shape)}, whose first axis "
@@ -264,7 +267,7 @@ class JacobianOperator:
     def _chunk_within(self, memory_limit: int) -> int:
         if memory_limit < 1:
             raise InputError(f"memory_limit is a positive number of bytes; got {memory_limit}")
-        return self._most_within(memory_limit, _LIVE_TENSORS * self._largest)
+        return self._most_within(memory_limit, self.bytes_per_probe)
 
     def _most_within(self, memory_limit: int, bytes_per_probe: int) -> int:
         fitting = memory_limit // max(bytes_per_probe, 1)
@@ -276,8 +279,8 @@ class JacobianOperator:
             with torch.no_grad(), self._numerics(), _torch_silent():
                 replay = checked_replay(self._function, self.point, self._value)
                 if memory_limit is not None:
-                    needed = replay.bytes_per_probe(self.point[None], self._value[None])
-                    self.chunk = self._most_within(memory_limit, needed)
+                    self.bytes_per_probe = replay.bytes_per_probe(self.point[None], self._value[None])
+                    self.chunk = self._most_within(memory_limit, self.bytes_per_probe)
             return replay.pull, replay.push, "replay"
         except NoRule as missing:
             reason = f"no linear map for {missing}"

@@ -198,7 +198,11 @@ class IsometryCallback:
             record["recording_overhead"] = self.overhead
         with _evaluating(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             function, point = (model, x) if self.part is None else self.part(model, x)
-            return measure(function, point, name=self.spectrum_name(step), provenance=record, **self.options)
+            # An interrupt is meant for the training, not for the measurement alone.
+            return measure(
+                function, point, name=self.spectrum_name(step), provenance=record,
+                **{"on_interrupt": "raise"} | self.options,
+            )  # fmt: skip
 
     def _input(self, batch: Any) -> Tensor:
         if self.x is None:

@@ -23,6 +23,7 @@ from isometry.report.concentration import cell_masses, shown_range
 from isometry.report.numbers import headline_rows, plain
 from isometry.report.tables import encoded_output
 from isometry.spectrum import Spectrum
+from isometry.wording import stopping_text
 
 Array = NDArray[np.float64]
 
@@ -77,6 +78,9 @@ def _print_block(console: Console, spectra: Sequence[Spectrum]) -> None:
     console.print()
     for spectrum in spectra:
         lead = f"{plain(spectrum.name)}: " if len(spectra) > 1 else ""
+        stop = stopping_text(spectrum)
+        if stop is not None:
+            console.print(Text(f"{lead}{stop}", style="dim"))
         console.print(Text(f"{lead}{spectrum.verdict()}", style=_verdict_style(spectrum)))
 
 

@@ -146,7 +146,7 @@ def _fan(point: Point) -> int:
 
 def _products(point: Point, side: int) -> int:
     """Jacobian products of a measurement whose J has this shorter side."""
-    from isometry.measurement import DEFAULT_PROBES, DEFAULT_RANK, DEFAULT_STEPS
+    from isometry.choice import DEFAULT_PROBES, DEFAULT_RANK, DEFAULT_STEPS
 
     values = point.values
     sampled = 2 * values.get("probes", DEFAULT_PROBES) * min(values.get("steps", DEFAULT_STEPS), side)

@@ -166,10 +166,9 @@ def _measure(point: Point, folder: Path) -> tuple[Spectrum, ...]:
     }  # fmt: skip
     spectrum = measure(
         model.module, at.tensor, batched=at.batched, device=device, name=point.name, progress=False,
-        provenance=provenance, **options,
+        # Half a point is none: an interrupt ends the sweep, which goes on with this point later.
+        on_interrupt="raise", provenance=provenance, **options,
     )  # fmt: skip
-    known = {key: value for key, value in spectrum.provenance.items() if value is not None}
-    spectrum = replace(spectrum, provenance=known)
     return _compared(point, spectrum, model, at) if point.kind == "compare" else (spectrum,)
 
 

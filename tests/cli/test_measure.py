@@ -109,6 +109,55 @@ def test_a_tolerance_that_is_not_met_is_code_5_with_the_result_printed(isometry)
     assert isometry(*arguments, "--tol", "1e9").code == 0
 
 
+NETWORK = "vanilla-cnn:depth=2,channels=4,size=8,init=gaussian,sigma_w=1.1"
+
+
+def test_a_relative_error_is_reached_or_code_5(isometry, tmp_path) -> None:
+    arguments = ("measure", NETWORK, "--method", "lanczos", "--steps", "4", "--rtol")
+    done = isometry(*arguments, "0.2", "--json")
+    assert done.code == 0
+    assert done.json["stopped"]["reason"] == "rtol"
+    assert done.json["stopped"]["error"] <= 0.2
+    assert "at the peak: bases of 16 probes of 4 steps" in done.err
+    done = isometry(*arguments, "0.0001", "--budget", "400", "-o", tmp_path / "a.h5", "--name", "a")
+    assert done.code == 5
+    assert "mean_square is known to" in done.err
+    assert "the budget ended first" in done.err
+    assert "budget of 400 products spent; mean square known to" in done.out
+    assert "budget of 400 products spent" in isometry("show", tmp_path / "a.h5", "a").out
+
+
+@pytest.mark.parametrize(
+    ("options", "quantity"),
+    [
+        ("--rtol 0.01 --quantity s_max --budget 60s", "s_max"),
+        ("--budget 600 --quantity cdf --probe orthogonal", "cdf"),
+        ("--rtol 0.3 --probe rademacher", "mean_square"),
+    ],
+)
+def test_options_of_the_goal_reach_the_measurement(isometry, options: str, quantity: str) -> None:
+    done = isometry("measure", NETWORK, "--method", "lanczos", *options.split(), "--json")
+    assert done.code == 0
+    assert done.json["stopped"]["quantity"] == quantity
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ("--budget 0", 2, "neither a number of products"),
+        ("--budget soon", 2, "neither a number of products"),
+        ("--rtol 0", 2, "rtol"),
+        ("--rtol 0.1 --quantity median", 2, "median"),
+        ("--quantity cdf", 1, "give one of them"),
+        ("--rtol 0.1 --method randomized", 1, "for 'randomized' there is tol"),
+    ],
+)
+def test_goals_that_make_no_sense(isometry, options: str, code: int, words: str) -> None:
+    done = isometry("measure", NETWORK, *options.split())
+    assert (done.code, done.out) == (code, "")
+    assert words in done.err
+
+
 # ---- inputs ------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from isometry.cli.entry import COMMANDS
+from isometry.store import open_store
 
 COMMAND = [sys.executable, "-c", "from isometry.cli import main; main()"]
 ENVIRONMENT = {
@@ -122,6 +123,35 @@ def test_an_interrupt_is_code_130_without_a_traceback(tmp_path) -> None:
     assert out == ""
     assert "interrupted" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "terminated"])
+def test_an_interrupt_on_the_way_stores_what_is_known(tmp_path, kill: signal.Signals) -> None:
+    """A second into 990 steps of 16 probes, which take a processor half a minute."""
+    file = tmp_path / "runs.h5"
+    process = subprocess.Popen(
+        [*COMMAND, "measure", "mlp:depth=10,width=1000,sigma_w=1", "--method", "lanczos", "--probes", "16",
+         "--steps", "990", "-o", file, "--name", "part", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stderr is not None
+    said = process.stderr.readline()
+    assert said.startswith("about 1")
+    assert "at the peak: bases of 16 probes of 990 steps" in said
+    time.sleep(1.0)
+    process.send_signal(kill)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    found = json.loads(out)
+    assert found["stopped"] == {"reason": "interrupted", "inputs": "1 of 1"}
+    assert 0 < found["products"] < 2 * 16 * 990
+    assert "interrupted" in err
+    assert f"stored as 'part' in {file}" in err
+    assert "Traceback" not in err
+    stored = open_store(file, "r")["part"]
+    assert stored.provenance["stopped"]["reason"] == "interrupted"
+    assert stored.n_probes == 16
 
 
 def test_an_unexpected_fault_is_one_line_and_a_way_to_learn_more(monkeypatch, capsys) -> None:

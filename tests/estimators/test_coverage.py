@@ -62,6 +62,34 @@ def test_the_interval_of_the_mean_square_covers(matrix: str, way: str) -> None:
     assert abs(np.mean(errors)) < 4 * np.std(errors, ddof=1) / np.sqrt(SEEDS)
 
 
+def chance_matrix() -> Tensor:
+    """20 x 20: blocks of 16 orthogonal probes nearly fill the space, so that they vary far less than they spread."""
+    return torch.randn(20, 20, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("probe", "probes"), [("rademacher", 16), ("orthogonal", 16), ("orthogonal", 37)])
+def test_the_interval_covers_for_every_kind_of_probe(probe: str, probes: int) -> None:
+    """37 orthogonal probes are two whole groups and a part of one."""
+    a = chance_matrix()
+    exact = float(a.square().sum()) / 20
+    covered, errors, stated = 0, [], []
+    for seed in range(SEEDS):
+        spectrum = lanczos(MatrixOperator(a), probes=probes, steps=1, probe=probe, seed=seed)
+        low, high = spectrum.mean_square_interval(0.95)
+        covered += low <= exact <= high
+        errors.append(spectrum.mean_square - exact)
+        stated.append(spectrum.mean_square_stderr)
+    assert 180 <= covered <= 198
+    assert abs(np.mean(errors)) < 4 * np.std(errors, ddof=1) / np.sqrt(SEEDS)
+    # The stated standard error is the real one: its mean square is unbiased, known to 1 / sqrt(2 * 200) = 5 % and
+    # the spread itself to as much.
+    assert np.sqrt(np.mean(np.square(stated))) == pytest.approx(np.std(errors), rel=0.25)
+    if probe == "orthogonal" and probes == 16:
+        # 1 - 16 / 20 of the variance of independent probes is left.
+        independent = lanczos(MatrixOperator(a), probes=4000, steps=1).moment_stderr(1) * np.sqrt(4000 / 16)
+        assert np.std(errors) == pytest.approx(independent * np.sqrt((20 - 16) / 19), rel=0.25)
+
+
 def test_one_dominating_value_needs_deflation() -> None:
     """99.98 % of ||J||^2 in one direction: a chi-square of one degree, for which 16 probes are too few for the t
     interval (it covers 86 % of the time; see the notes of `lanczos`). Deflated, what is left over is well behaved."""
