@@ -49,6 +49,25 @@ def test_every_activation_has_a_spectrum_whose_moments_agree_with_its_curve(name
     assert spectrum.quantile(0.999) <= spectrum.s_max * (1 + 1e-12)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("name", "depth", "arguments"), [
+    ("leaky_relu(0.2)", 64, {}),
+    ("hard_tanh", 3, {"q_star": 0.04}),
+    ("selu", 2, {"q_star": 0.05}),
+    ("erf", 3, {"sigma_w": 1.4, "sigma_b": 0.2, "q0": 8.6, "widths": (30, 10, 200, 10)}),
+    ("erf_scaled", 10_000, {"q_star": 3.0}),
+    ("tanh", 5, {"q_star": 1e-6}),
+    ("gelu", 4, {"sigma_w": 1.4, "q0": 5.0}),
+    ("sigmoid", 1000, {"sigma_w": 1.0, "sigma_b": 0.1}),
+    ("leaky_relu(0.01)", 3, {"widths": (5, 300, 7, 290)}),
+])  # fmt: skip
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+def test_no_floating_point_warning_reaches_the_user(
+    name: str, depth: int, arguments: dict, weights: str
+) -> None:
+    predict(name, depth, weights=weights, **arguments)
+
+
 @pytest.mark.parametrize("depth", [1, 30, 10_000])
 @pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
 def test_mean_and_variance_follow_the_published_formula(weights: str, depth: int) -> None:
