@@ -33,6 +33,7 @@ TABLE = np.concatenate([[-60.0, -50.0, -40.0, -30.0, -24.0, -20.0, -16.0], np.ar
 BOTTOM = 22.5
 # In the open half-plane there is only one solution, so steps may be long where Newton's method bears them.
 FIRST_STEP = 1.55
+# The axis is entered from no further than this.
 LAST_TURN = 0.1
 # Of a step that failed, the share that is tried next: next to an edge the rest of the way shrinks by fifths.
 SHORTER = 0.8
@@ -229,7 +230,7 @@ class TurningCurve:
             previous[moved], previous_angle[moved] = current[moved], angle[moved]
             current[moved], angle[moved] = found[good], target_angle[good]
             step[active] = np.where(good, np.minimum(2.0 * turn, FIRST_STEP), SHORTER * turn)
-            if np.any(step[active] < SMALLEST_STEP):
+            if np.any(step[active[~good]] < SMALLEST_STEP):
                 break
             # |1 + t| = e^-18 bounds the mass below: there the last bit of the way changes nothing that shows.
             below = (current[active, 0].real > 18.0) & (angle[active] <= CLOSE_ENOUGH_BELOW)
