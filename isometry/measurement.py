@@ -24,6 +24,7 @@ from isometry.jacobian.function import Output
 from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
 from isometry.progress import Progress, progress_bar, silent
 from isometry.provenance import record, recorded_ensemble
+from isometry.ranks import ALONE, SHARED_INPUTS, SHARED_PROBES, fingerprint, present_ranks, refuse_differences
 from isometry.sampling import Operators, Sampling, whole_inputs
 from isometry.spectrum import Spectrum
 from isometry.stopping import Goal, summary
@@ -54,6 +55,7 @@ def measure(
     seed: int = 0,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     on_interrupt: str = "return",
+    shared: bool = False,
     progress: Progress | Callable[[int, int], None] | bool | None = None,
     name: str = "",
     provenance: Mapping[str, Any] | None = None,
@@ -111,6 +113,10 @@ def measure(
         What Ctrl-C does: return what is known by then, with ``provenance["stopped"]["reason"]`` "interrupted" and a
         ConvergenceWarning, or raise KeyboardInterrupt. Where nothing is known yet, as of an exact measurement that
         is not through with a single input, it is raised in any case.
+    shared : bool
+        Share the work out among the processes of ``torch.distributed``, as under ``torchrun``: groups of a few probes,
+        and inputs. Every process calls this with the same model, input and options, and every one returns the
+        spectrum, the same bit for bit for any number of processes. Not with ``rtol`` or ``budget``.
     progress : callable or bool, optional
         Called with (done, total, text). By default a progress bar where standard error is a terminal; False for none.
     name : str
@@ -154,24 +160,35 @@ def measure(
     if on_interrupt not in ("return", "raise"):
         raise InputError(f'on_interrupt is "return" or "raise"; got {on_interrupt!r}')
     goal = Goal.of(rtol, quantity, budget)
+    if shared and goal is not None:
+        raise InputError(
+            "rtol and budget are judged on all rows, which shared processes have at the end only"
+        )
+    ranks = present_ranks() if shared else ALONE
     began = time.perf_counter()
     make = partial(
         JacobianOperator, model, batched=batched, source=source, target=target, output=output,
         dtype=dtype, device=device, memory_limit=memory_limit,
     )  # fmt: skip
     operators = Operators(make, x, make(x))
+    if ranks.size > 1:
+        refuse_differences(ranks, fingerprint(model, x, operators.whole))
     way = plan(
         method, operators.whole, probes=probes, steps=steps, memory_limit=memory_limit, goal=goal, kind=probe
     )
     _log.info(peak_text(way))
-    peak, spent, catch = way.peak_bytes, 0, on_interrupt == "return"
+    at_once = min(way.inputs_at_once, SHARED_INPUTS) if shared else way.inputs_at_once
+    # Interrupted processes have no time left to gather what each of them knows.
+    catch = on_interrupt == "return" and not shared
+    peak, spent = way.peak_bytes, 0
     spectrum, reason = None, None
-    with _listener(progress, name) as tell:
+    with _listener(progress if ranks.leads or callable(progress) else False, name) as tell:
         if way.method == "lanczos":
             sampling = Sampling(
-                operators, way.inputs_at_once, seed=seed, probe=probe, top=top or DEFAULT_TOP,
+                operators, at_once, seed=seed, probe=probe, top=top or DEFAULT_TOP,
                 memory_limit=memory_limit, keep=goal is not None and goal.quantity != "mean_square",
                 tell=lambda done, total: tell(done, total, f"{name or 'spectrum'} (lanczos)"),
+                ranks=ranks, most_together=SHARED_PROBES if shared else None,
             )  # fmt: skip
             reason = sampling.run(goal, way.limits, began=began, catch=catch)
             spectrum, spent = sampling.spectrum(), sampling.products
@@ -179,9 +196,9 @@ def measure(
                 way = plan("exact", operators.whole, probes=probes, steps=steps, memory_limit=memory_limit)
         if way.method != "lanczos":
             found, reason = whole_inputs(
-                operators, way.inputs_at_once, _estimator(way, rank=rank or top or DEFAULT_RANK, seed=seed),
+                operators, 1 if shared else at_once, _estimator(way, rank=rank or top or DEFAULT_RANK, seed=seed),
                 tell=lambda done, total: tell(done, total, f"{name or 'spectrum'} ({way.method})"),
-                catch=catch, otherwise=spectrum,
+                catch=catch, otherwise=spectrum, ranks=ranks,
             )  # fmt: skip
             spectrum = replace(found, products=found.products + spent) if found is not spectrum else found
     assert spectrum is not None, "one of the two has run"
@@ -201,6 +218,7 @@ def measure(
             **spectrum.provenance,
             **record(operators.whole, x, seed=seed, options=options),
             "predicted_peak_bytes": max(peak, way.peak_bytes),
+            **({"processes": ranks.size} if ranks.size > 1 else {}),
             **said,
         },
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from isometry.errors import FallbackWarning
 from isometry.estimators.rows import Rows, RowsInProgress, basis_bytes, merge, probe_groups, side_by_side
 from isometry.jacobian import JacobianOperator
+from isometry.ranks import ALONE, Ranks
 from isometry.spectrum import Spectrum
 from isometry.stopping import Goal, Limits, reach
 
@@ -65,6 +66,10 @@ class Sampling:
         Keep the bases, so that steps can be added.
     tell : callable
         Called with (steps done, steps aimed at) of all groups together.
+    ranks : Ranks
+        Processes among which the groups are shared out; each has all rows in the end. Not with ``keep``.
+    most_together : int, optional
+        Probes of a group at the most, however many fit.
     """
 
     def __init__(
@@ -78,8 +83,11 @@ class Sampling:
         memory_limit: int,
         keep: bool,
         tell: Callable[[int, int], Any],
+        ranks: Ranks = ALONE,
+        most_together: int | None = None,
     ) -> None:
         self._operators, self._tell = operators, tell
+        self._ranks, self._most_together = ranks, most_together
         self._groups = [
             range(first, min(first + at_once, operators.count))
             for first in range(0, operators.count, at_once)
@@ -140,10 +148,10 @@ class Sampling:
         whole = self._operators.whole
         of_one = len(self._groups[0]) * basis_bytes(whole.shape, steps, whole.dtype)
         pieces = self._pieces + probe_groups(
-            range(self.probes, probes), of_one, self._memory_limit, whole.device
+            range(self.probes, probes), of_one, self._memory_limit, whole.device, most=self._most_together
         )
         self._aim = min(steps, *whole.shape)
-        work = [(inputs, piece) for inputs in self._groups for piece in pieces]
+        work = self._ranks.share([(inputs, piece) for inputs in self._groups for piece in pieces])
         for number, (inputs, piece) in enumerate(work):
             cell = self._cells.get((inputs, piece))
             if isinstance(cell, Rows):
@@ -161,6 +169,8 @@ class Sampling:
             if self.fixed:
                 self._cells[inputs, piece] = cell.rows()
         self._tell(len(work) * self._aim, len(work) * self._aim)
+        if self._ranks.size > 1:
+            self._cells = dict(self._ranks.gather(list(self._cells.items())))
         self._pieces, self.probes, self.steps = pieces, probes, steps
 
     def run(self, goal: Goal | None, limits: Limits, *, began: float, catch: bool) -> str | None:
@@ -217,14 +227,17 @@ def whole_inputs(
     tell: Callable[[int, int], Any],
     catch: bool,
     otherwise: Spectrum | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Spectrum, str | None]:
     """By a method of which no part of an input is of use: the spectrum, and "interrupted" where it was.
 
-    With ``catch`` an interrupt leaves the inputs that are through, or ``otherwise`` what was known before.
+    Groups of inputs are shared out among ``ranks``; each has the whole in the end. With ``catch`` an interrupt leaves
+    the inputs that are through, or ``otherwise`` what was known before.
     """
     parts: list[Spectrum] = []
+    firsts = range(0, operators.count, at_once)
     try:
-        for first in range(0, operators.count, at_once):
+        for first in ranks.share(firsts):
             inputs = range(first, min(first + at_once, operators.count))
 
             def tick(done: int, total: int, inputs: range = inputs) -> None:
@@ -238,4 +251,5 @@ def whole_inputs(
             assert otherwise is not None, "just asked"
             return otherwise, "interrupted"
         return side_by_side(parts), "interrupted"
-    return side_by_side(parts), None
+    found = ranks.gather(list(zip(ranks.share(firsts), parts, strict=True)))
+    return side_by_side([part for _, part in sorted(found, key=lambda item: item[0])]), None

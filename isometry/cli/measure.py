@@ -132,11 +132,17 @@ def measure_command(
     """Parse, measure, store, print, leave with a code."""
     from isometry.convergence import interrupted
     from isometry.loading import load_input, load_model, load_weights, recorded_ensemble
+    from isometry.ranks import process_group, started_by_torchrun
 
     if overwrite and file is None:
         raise click.UsageError("--overwrite replaces a spectrum in a file: give -o FILE.h5 with it")
     if blocks is not None and not per_block:
         raise click.UsageError("--blocks says what a block is: give --per-block with it")
+    ranks = context.with_resource(process_group())
+    if started_by_torchrun():
+        options["shared"] = True
+        if per_block:
+            raise click.UsageError("--per-block is not shared out among processes: run it without torchrun")
     model = load_model(model_spec, seed=seed, evaluation=evaluation)
     name = name or model.name
     if per_block:
@@ -158,8 +164,10 @@ def measure_command(
     )
     spectrum = _measure(
         model.module, point.tensor, batched=point.batched, seed=seed, name=name,
-        provenance=provenance, **options,
+        provenance=provenance, quiet=not ranks.leads, **options,
     )  # fmt: skip
+    if not ranks.leads:
+        return
     failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
     if per_block and not interrupted(spectrum):
         profile = profile_of(model.module, point, spectrum, pattern=blocks, options=options)
@@ -178,6 +186,7 @@ def _measure(
     chosen: str | None,
     dtype: str | None,
     memory_limit: int | None,
+    quiet: bool,
     **options: Any,
 ) -> Spectrum:
     """`isometry.measure`, with what the model itself raises told apart from what the measurement does."""
@@ -194,7 +203,8 @@ def _measure(
         options["memory_limit"] = memory_limit
     try:
         # A model that prints while it runs must not print into the data.
-        with contextlib.redirect_stdout(sys.stderr), _said_by_the_library(), _killed_as_interrupted():
+        said = contextlib.nullcontext() if quiet else _said_by_the_library()
+        with contextlib.redirect_stdout(sys.stderr), said, _killed_as_interrupted():
             return measure(module, x, options.pop("method"), **options)
     except IsometryError:
         raise

@@ -159,9 +159,14 @@ def basis_bytes(shape: tuple[int, int], steps: int, dtype: torch.dtype) -> int:
 
 
 def probe_groups(
-    probes: range, bytes_of_one: int, memory_limit: int | None, device: torch.device
+    probes: range,
+    bytes_of_one: int,
+    memory_limit: int | None,
+    device: torch.device,
+    *,
+    most: int | None = None,
 ) -> list[range]:
-    """The ranges in which probes are measured, one after another: as many together as the limit holds.
+    """The ranges in which probes are measured, one after another: as many together as the limit holds, or ``most``.
 
     They follow from options alone, not from the number of processes or the memory that happens to be free, so that
     the same rows come out bit for bit.
@@ -171,7 +176,7 @@ def probe_groups(
     InputError
         Not even one probe fits.
     """
-    most = _TOGETHER.get(device.type, min(_TOGETHER.values()))
+    most = most or _TOGETHER.get(device.type, min(_TOGETHER.values()))
     if memory_limit is not None:
         if bytes_of_one > memory_limit:
             raise InputError(
