@@ -16,8 +16,9 @@ _RANDOMIZED_PROBES, _RANDOMIZED_STEPS = 8, 30
 _LARGEST_DENSE_SIDE = 6000
 # The matrix in float64, its copy and the work space of the decomposition.
 _DENSE_COPIES = 3
-# Vectors of a step besides the bases: those of the start, both products, and what re-orthogonalisation makes of them.
-_STEP_VECTORS = 6
+# Vectors of a step besides the bases: those of the start in float64, both products, what re-orthogonalisation makes of
+# them; measured.
+_STEP_VECTORS = 12
 _MOST_INPUTS_AT_ONCE = 64
 
 

@@ -99,7 +99,9 @@ def measure(
         ``rtol`` all of it is spent. How far seconds reach depends on the machine: such a result does not repeat.
     probe : {"gaussian", "rademacher", "orthogonal"}
         Kind of probes: uniform on the sphere, as normalised Gaussian vectors are; random signs; uniform, and orthogonal
-        to one another in fixed groups of 16.
+        to one another in fixed groups of 16. Random signs vary less where singular vectors keep to few inputs (0.28 to
+        1.05 of the variance, benchmarks/probes.py), orthogonal ones where n is small; the law behind the certified
+        band is that of the sphere, hence the default.
     batched, source, target, output, dtype, device :
         As for :class:`isometry.JacobianOperator`.
     seed : int

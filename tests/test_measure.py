@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 import time
 import warnings
 from datetime import datetime
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -717,6 +721,62 @@ def test_a_batch_of_nothing(x: Tensor) -> None:
         measure(nn.Linear(4, 4), x, batched=True)
 
 
+# ---- memory ------------------------------------------------------------------------------------------------
+
+PEAK = """
+import json, resource, sys
+import torch
+from torch import nn
+from isometry.measurement import measure
+
+method, size, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+torch.manual_seed(0)
+model = nn.Tanh() if method == "lanczos" else nn.Linear(size, size, bias=False)
+x = torch.randn(size)
+kilo = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+# What is loaded at the first use is no part of the prediction.
+measure(nn.Linear(60, 60), torch.ones(60), method, progress=False, probes=2, steps=2)
+before = kilo()
+spectrum = measure(model, x, method, progress=False, **options)
+print(json.dumps([spectrum.provenance["predicted_peak_bytes"], kilo() - before]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "size", "options"),
+    [
+        ("lanczos", 200_000, {"probes": 16, "steps": 30}),
+        ("lanczos", 200_000, {"probes": 16, "steps": 30, "memory_limit": 300_000_000}),
+        ("exact", 2500, {}),
+    ],
+    ids=["all probes", "probes in groups", "the matrix"],
+)
+def test_the_predicted_peak_is_the_measured_one(method: str, size: int, options: dict) -> None:
+    """To a factor of two either way, in a process of its own; tracemalloc does not see what torch allocates."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, method, str(size), json.dumps(options)],
+        capture_output=True, text=True, timeout=250, check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    predicted, measured = json.loads(done.stdout)
+    print(f"predicted {predicted / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    assert measured / 2 <= predicted <= 2 * measured
+
+
+def test_the_peak_is_said_before_the_work(caplog: pytest.LogCaptureFixture) -> None:
+    network, x = linear_network(40, 40), torch.ones(40).double()
+    with caplog.at_level("INFO", logger="isometry"):
+        spectrum = measure(network, x, "lanczos", probes=3, steps=5)
+    # 3 probes of 5 steps of 80 numbers; 12 further vectors of each; chunks of products.
+    assert "at the peak: bases of 3 probes of 5 steps 9.6 kB, vectors 23 kB" in caplog.messages[0]
+    assert spectrum.provenance["predicted_peak_bytes"] > 3 * (5 + 12) * 80 * 8
+    with pytest.raises(
+        InputError, match=r"bases of a single probe take .* take fewer steps or inputs, or raise"
+    ):
+        measure(network, x, "lanczos", steps=5, memory_limit=5 * 80 * 8 - 1)
+
+
 # ---- on a GPU ----------------------------------------------------------------------------------------------
 
 
@@ -737,3 +797,18 @@ def test_a_gpu_measures_the_same(method: str) -> None:
     assert there.mean_square == pytest.approx(here.mean_square, rel=1e-5)
     assert there.s_max == pytest.approx(here.s_max, rel=1e-5)
     assert np.array_equal(there.distribution.nodes, again.distribution.nodes)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device: bases in host memory are not tested here"
+)
+def test_bases_in_host_memory_are_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that says it is full: the bases go to pinned memory, in panels; numbers change by rounding alone."""
+    network, x = linear_network(60, 60), torch.ones(60).double()
+    here = measure(network, x, "lanczos", probes=4, steps=40, device="cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (1000, 1000))
+    there = measure(network, x, "lanczos", probes=4, steps=40, device="cuda")
+    assert there.mean_square == pytest.approx(here.mean_square, rel=1e-12)
+    assert there.extremes.top == pytest.approx(here.extremes.top, rel=1e-9)
+    assert there.quantile([0.1, 0.5, 0.9]) == pytest.approx(here.quantile([0.1, 0.5, 0.9]), rel=1e-6)

@@ -25,7 +25,7 @@ def test_json_holds_the_numbers_of_a_known_matrix(isometry, models) -> None:
     assert found["mean_square"] == pytest.approx(9.0, abs=1e-12)
     assert set(found["quantiles"]) == {"0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99"}
     assert found["isometry"] == {
-        "low": 0.5, "high": 2.0, "fraction": 0.0, "fraction_at_most": 0.0, "stderr": 0.0
+        "low": 0.5, "high": 2.0, "fraction": 0.0, "fraction_at_most": 0.0, "stderr": 0.0, "limits95": [0.0, 0.0],
     }  # fmt: skip
     assert (found["name"], found["seed"], found["dtype"], found["device"]) == ("scaled", 0, "float64", "cpu")
     # What the model's file prints is not data.
