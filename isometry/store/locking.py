@@ -27,6 +27,8 @@ except (
 ):  # Windows: no flock. One writer at a time is then up to the user, as the documentation says.
     fcntl = None  # type: ignore[assignment]
 
+# Seconds between two tries. Short: a writer finds its gap between readers that are always there by trying often.
+_LONGEST_PAUSE = 0.02
 _NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -69,7 +71,7 @@ def locked(path: Path, *, exclusive: bool, timeout: float) -> Iterator[BinaryIO]
             )
         # Random and growing, so that many waiting writers do not try in step.
         time.sleep(pause * random.uniform(0.5, 1.5))
-        pause = min(2 * pause, 0.1)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _try_lock(file: BinaryIO, *, exclusive: bool) -> bool:

@@ -43,23 +43,28 @@ def work_off(
     """
     waiting, suspects = deque(points), deque[Point]()
     flying: dict[Future[Outcome], Point] = {}
-    while waiting or suspects or flying:
-        alone = not waiting and not flying
-        if alone:
-            waiting.append(suspects.popleft())
-        _launch(waiting, flying, engine, folder)
-        ended, _ = wait(flying, return_when=FIRST_COMPLETED)
-        lost, broken = _collect(ended, flying, take)
-        if broken:
-            # A pool that breaks ends all that is under way, each with a result or with the same error.
-            lost += _collect(wait(flying).done, flying, take)[0]
-        if not lost:
-            continue
-        engine.renew()
-        if alone:
-            take(lost[0], Outcome(failure=Failure("WorkerDied", _DIED)))
-        else:
-            suspects.extend(lost)
+    try:
+        while waiting or suspects or flying:
+            alone = not waiting and not flying
+            if alone:
+                waiting.append(suspects.popleft())
+            _launch(waiting, flying, engine, folder)
+            ended, _ = wait(flying, return_when=FIRST_COMPLETED)
+            lost, broken = _collect(ended, flying, take)
+            if broken:
+                # A pool that breaks ends all that is under way, each with a result or with the same error.
+                lost += _collect(wait(flying).done, flying, take)[0]
+            if not lost:
+                continue
+            engine.renew()
+            if alone:
+                take(lost[0], Outcome(failure=Failure("WorkerDied", _DIED)))
+            else:
+                suspects.extend(lost)
+    finally:
+        # Nothing goes on behind the back of whoever stopped it; what a lent executor has begun, it ends.
+        for future in flying:
+            future.cancel()
 
 
 def worker_died(error: BaseException) -> bool:

@@ -1,0 +1,71 @@
+"""A sweep on a Dask cluster of this machine: the same file, and workers that are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from sweep_samples import GRID, contents, models, of_models
+
+import isometry
+from isometry.cli.entry import run
+from isometry.sweeps.rows import failures_of, rows_of
+
+distributed = pytest.importorskip("distributed", reason="the extra 'distributed' is not installed")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def client():
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+def test_dask_gives_the_same_file_as_one_process(client, tmp_path):
+    isometry.sweep(GRID, tmp_path / "one.h5", workers=1, progress=False)
+    with client.get_executor(pure=False) as executor:
+        result = isometry.sweep(GRID, tmp_path / "dask.h5", executor=executor, progress=False)
+    assert result.finished == 4
+    assert contents(tmp_path / "dask.h5") == contents(tmp_path / "one.h5")
+
+
+def test_the_command_takes_an_address(client, tmp_path, capsys):
+    (tmp_path / "grid.toml").write_text('kind = "predict"\n[axes]\ndepth = [1, 2]\n')
+    address = client.scheduler.address
+    assert run(["sweep", str(tmp_path / "grid.toml"), "-o", str(tmp_path / "a.h5"), "--dask", address]) == 0
+    assert "2 points finished" in capsys.readouterr().out
+
+
+def test_a_worker_killed_in_the_middle_loses_nothing(client, tmp_path):
+    killed = []
+
+    def kill_one(done: float, total: float, text: str = "") -> None:
+        if done in (3, 20):
+            worker = next(iter(client.run(os.getpid).values()))
+            os.kill(worker, signal.SIGKILL)
+            killed.append(worker)
+
+    with client.get_executor(pure=False) as executor:
+        result = isometry.sweep(
+            {**GRID, "seeds": 20}, tmp_path / "a.h5", executor=executor, progress=kill_one
+        )
+    assert len(set(killed)) == 2
+    assert (result.finished, result.failures) == (40, {})
+
+
+def test_a_point_that_kills_its_worker_fails_alone(client, tmp_path):
+    path: Path = tmp_path / "a.h5"
+    with client.get_executor(pure=False) as executor:
+        result = isometry.sweep(
+            of_models(models(tmp_path), "fine", "dies", seeds=3), path, executor=executor, progress=False
+        )
+    assert (result.finished, len(result.failures)) == (3, 3)
+    assert all(":fine" in row.get("model") for row in rows_of(isometry.open_store(path)))
+    assert {row.get("error_type") for row in failures_of(isometry.open_store(path))} == {"WorkerDied"}
