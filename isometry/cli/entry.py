@@ -36,6 +36,7 @@ COMMANDS = {
     "train": "isometry.cli.train:train_command",
     "sweep": "isometry.cli.sweep:sweep_command",
     "table": "isometry.cli.table:table_command",
+    "plot": "isometry.cli.plot:plot_command",
 }
 
 

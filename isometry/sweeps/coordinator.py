@@ -8,8 +8,9 @@ done it, and fails; the others were bystanders, and get their results.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError, Future
+from queue import SimpleQueue
 
 from isometry.errors import SweepError
 from isometry.sweeps.configuration import Point
@@ -43,19 +44,21 @@ def work_off(
     """
     waiting, suspects = deque(points), deque[Point]()
     flying: dict[Future[Outcome], Point] = {}
+    ended: SimpleQueue[Future[Outcome]] = SimpleQueue()
     try:
         while waiting or suspects or flying:
             alone = not waiting and not flying
             if alone:
                 waiting.append(suspects.popleft())
-            _launch(waiting, flying, engine, folder)
-            ended, _ = wait(flying, return_when=FIRST_COMPLETED)
-            lost, broken = _collect(ended, flying, take)
-            if broken:
-                # A pool that breaks ends all that is under way, each with a result or with the same error.
-                lost += _collect(wait(flying).done, flying, take)[0]
-            if not lost:
+            _launch(waiting, flying, ended, engine, folder)
+            error, point = _collected(ended, flying, take)
+            if error is None:
                 continue
+            lost = [point]
+            # A pool that breaks ends all that is under way, each with a result or with the same error.
+            while flying and isinstance(error, BrokenExecutor):
+                another, point = _collected(ended, flying, take)
+                lost += [] if another is None else [point]
             engine.renew()
             if alone:
                 take(lost[0], Outcome(failure=Failure("WorkerDied", _DIED)))
@@ -73,8 +76,14 @@ def worker_died(error: BaseException) -> bool:
     return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"
 
 
-def _launch(waiting: deque[Point], flying: dict[Future[Outcome], Point], engine: Engine, folder: str) -> None:
-    """Begin as many points as the engine takes, at least one."""
+def _launch(
+    waiting: deque[Point],
+    flying: dict[Future[Outcome], Point],
+    ended: SimpleQueue[Future[Outcome]],
+    engine: Engine,
+    folder: str,
+) -> None:
+    """Begin as many points as the engine takes, at least one; each says through the queue when it has ended."""
     while waiting and (engine.window is None or len(flying) < engine.window):
         try:
             future = engine.submit(run_point, waiting[0], folder)
@@ -88,30 +97,28 @@ def _launch(waiting: deque[Point], flying: dict[Future[Outcome], Point], engine:
                 f"the executor takes no more work ({error}); what was finished is kept. Run again to go on"
             ) from error
         flying[future] = waiting.popleft()
+        future.add_done_callback(ended.put)
 
 
-def _collect(
-    ended: Iterable[Future[Outcome]],
+def _collected(
+    ended: SimpleQueue[Future[Outcome]],
     flying: dict[Future[Outcome], Point],
     take: Callable[[Point, Outcome], None],
-) -> tuple[list[Point], bool]:
-    """Take the outcomes of futures that have ended: the points whose worker died instead, and whether all have."""
-    lost, broken = [], False
-    for future in ended:
-        point = flying.pop(future)
-        try:
-            outcome = future.result()
-        except CancelledError as error:
-            raise SweepError(
-                "the executor gave up its work (its scheduler was closed, or is gone); what was finished is kept. Run "
-                "again to go on"
-            ) from error
-        except Exception as error:
-            if worker_died(error):
-                lost.append(point)
-                broken = broken or isinstance(error, BrokenExecutor)
-                continue
-            # It could not be sent, or its result not be brought back.
-            outcome = Outcome(failure=failure_of(error))
-        take(point, outcome)
-    return lost, broken
+) -> tuple[Exception | None, Point]:
+    """Wait for the next point to end and take its outcome; with the error instead, where its worker has died."""
+    future = ended.get()
+    point = flying.pop(future)
+    try:
+        outcome = future.result()
+    except CancelledError as error:
+        raise SweepError(
+            "the executor gave up its work (it was closed, or its scheduler is gone); what was finished is kept. Run "
+            "again to go on"
+        ) from error
+    except Exception as error:
+        if worker_died(error):
+            return error, point
+        # It could not be sent, or its result not be brought back.
+        outcome = Outcome(failure=failure_of(error))
+    take(point, outcome)
+    return None, point

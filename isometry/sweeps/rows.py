@@ -50,6 +50,8 @@ class Row:
         What came out; None for what is unknown or leaves the range of floats.
     ensemble : mapping, optional
         The ensemble that its network is a draw from, where one is recorded.
+    law : str
+        Name of the law in the file that it was compared with.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Row:
     settings: dict[str, Any]
     numbers: dict[str, Any]
     ensemble: Mapping[str, Any] | None = field(default=None, repr=False)
+    law: str = ""
 
     def get(self, column: str) -> Any:
         """The value in a column; None where the row has none."""
@@ -85,7 +88,7 @@ def rows_of(store: Store) -> list[Row]:
         rows.append(
             Row(
                 name, str(sweep.get("kind", spectrum.kind)), _settings(spectrum.provenance), numbers_of(spectrum),
-                ensemble if isinstance(ensemble, Mapping) else None,
+                ensemble if isinstance(ensemble, Mapping) else None, str(spectrum.provenance.get("theory", "")),
             )
         )  # fmt: skip
     curves = set(store.series_names())

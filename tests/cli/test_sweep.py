@@ -138,3 +138,29 @@ def test_any_file_of_spectra_is_a_table(isometry, tmp_path):
     done = isometry("table", tmp_path / "a.h5")
     assert [line.split()[0] for line in done.out.splitlines()] == ["name", "one", "two"]
     isometry("table", tmp_path / "absent.h5")
+
+
+def test_a_picture_and_its_numbers(isometry, swept, tmp_path):
+    out = tmp_path / "a.png"
+    done = isometry("plot", swept, "--x", "depth", "--y", "s_max", "--hue", "init", "-o", out, "--json")
+    assert done.code == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    # Predictions are lines.
+    assert [curve["law_x"] for curve in done.json["curves"]] == [[2, 4], [2, 4]]
+    assert [curve["x"] for curve in done.json["curves"]] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--x", "depth", "--y", "smax"], 2, "did you mean s_max"),
+        (["--x", "depth", "--y", "s_max"], 2, "--hue init"),
+        (["--x", "depth", "--y", "s_max", "--where", "depth>99"], 1, "no points to draw"),
+        (["--x", "depth", "--y", "s_max", "--hue", "init", "--out", "a.bmp"], 1, ".png, .svg or .pdf"),
+    ],
+)
+def test_a_picture_that_can_not_be_drawn_is_explained(isometry, swept, tmp_path, options, code, words):
+    done = isometry("plot", swept, "-o", tmp_path / "a.png", *options)
+    assert done.code == code
+    assert words in done.err
+    assert not (tmp_path / "a.png").exists()

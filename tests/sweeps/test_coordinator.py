@@ -39,25 +39,29 @@ class Dies:
         self.pending: list[tuple[Future[Outcome], Point]] = []
         self.broken = False
         self.renewed = 0
-        self.runs: list[int] = []
+        self.lock = threading.Lock()
 
     def submit(self, function, point, folder):
         if self.broken:
             raise BrokenProcessPool("broken before")
         future: Future[Outcome] = Future()
-        self.pending.append((future, point))
+        with self.lock:
+            self.pending.append((future, point))
         threading.Timer(0.002, self.run).start()
         return future
 
     def run(self) -> None:
-        pending, self.pending = self.pending, []
+        with self.lock:
+            pending, self.pending = self.pending, []
+            self.end(pending)
+
+    def end(self, pending) -> None:
         victims = 0
         for future, point in pending:
             seed = point.values["seed"]
             if self.broken:
                 future.set_exception(BrokenProcessPool("gone"))
                 continue
-            self.runs.append(seed)
             if seed in self.killers:
                 self.broken = self.as_pool
                 victims = 0 if self.as_pool else 2
@@ -116,5 +120,5 @@ def test_a_scheduler_that_is_gone_ends_the_sweep():
             for future, _ in self.pending:
                 future.cancel()
 
-    with pytest.raises(SweepError, match="its scheduler was closed"):
+    with pytest.raises(SweepError, match="its scheduler is gone"):
         work_off(POINTS[:2], Gone(set(), None, True), lambda *_: None, folder=".")

@@ -94,7 +94,7 @@ def the_rest(path: Path) -> None:
 
 def test_ten_coordinators_killed_at_random_lose_nothing(tmp_path):
     stored, begun = kill_at_random(tmp_path / "a.h5", 10, seed=0)
-    # Some must have been stored for this to mean anything; each kill takes what is computed and what waits to be stored.
+    # Some must have been stored for this to mean anything; a kill takes one that is computed and one that is stored.
     assert stored > 5
     assert begun <= stored + 2 * 10
     the_rest(tmp_path / "a.h5")
