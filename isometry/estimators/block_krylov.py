@@ -84,7 +84,7 @@ class BlockKrylov:
         self._outside = outside
         self._free = side.short - (0 if outside is None else outside.shape[1])
         self.capacity = min(capacity, self._free)
-        self._seed, self._first_input, self._drawn = seed, first_input, 0
+        self._seed, self._first_input, self._blocks = seed, first_input, 0
         first = min(self.capacity, _FIRST_ROOM)
         self._right, self._left = (
             torch.empty(side.batch, first, length, dtype=side.dtype, device=side.device)
@@ -204,14 +204,13 @@ class BlockKrylov:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.side.device, self.side.dtype)
 
     def _draw(self, count: int, length: int) -> Tensor:
-        """(B, count, length) random rows; every call draws others."""
-        self._drawn += 1
+        """(B, count, length) random rows, others for every block."""
         block = random_block(
             count,
             self.side,
             self._seed,
             first_input=self._first_input,
-            stream=1000 + self._drawn,
+            stream=1000 + self._blocks,
             length=length,
         )
         return block.transpose(0, 1)
@@ -224,6 +223,7 @@ class BlockKrylov:
         block = along @ basis + remainder @ result, rows everywhere; what lies outside is dropped. Directions that are
         rounding (of the largest ``product`` seen) are replaced by random ones with a coefficient of zero.
         """
+        self._blocks += 1
         # The size of a deep product may be 1e-30: its square must not underflow.
         scale = block.abs().amax(dim=(1, 2), keepdim=True)
         block = block / torch.where(scale > 0, scale, 1.0)

@@ -1,106 +1,127 @@
-"""Randomized SVD: the leading singular triplets with residuals, and the distribution of the rest.
+"""The leading singular triplets taken out exactly, and the distribution of the rest from random probes.
 
-Halko, Martinsson & Tropp 2011 (SIAM Review 53, 217; arXiv 0909.4061), algorithms 4.4 (power) and the block
-Krylov variant of Musco & Musco 2015 (arXiv 1504.05477). What the leading space leaves over is measured by
-Golub-Kahan on the deflated operator, so that the result is a distribution of all singular values.
+||A||_F^2 = ||A V||_F^2 + ||A P||_F^2 for any orthonormal V with complement P, so that the noise of the probes is that
+of the rest alone: the variance-reduced trace estimator of Meyer, Musco, Musco & Woodruff 2021 (Hutch++, arXiv
+2010.09649), with V from a block Krylov space instead of a sketch (Chen & Hallman 2023, arXiv 2205.01736). The space
+gives A V, the triplets and their residuals without further products (:mod:`.block_krylov`; Musco & Musco 2015, arXiv
+1504.05477); Golub-Kahan on A P makes it a distribution of all singular values.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from isometry.distribution import Quadrature
 from isometry.errors import InputError
 from isometry.spectrum import Extremes, Spectrum
 
+from .block_krylov import BlockKrylov, RitzTriplets
 from .blocks import Operator, ShortSide, random_block
 from .exact import Progress
 from .golub_kahan import Bidiagonals, golub_kahan, unseen_below
 from .quadrature import GaussRules, gauss_rules
+from .rows import basis_bytes, joined_probes, probe_groups
+
+_BLOCK = 4
+_PROBE, _LEADING = 1, 2
+# Products for each leading triplet wanted, and for ten beyond.
+_PRODUCTS_EACH, _BEYOND = 6, 10
 
 
 def randomized(
     operator: Operator,
     *,
     rank: int = 20,
-    oversample: int = 10,
-    iterations: int = 2,
-    krylov: bool = False,
+    tol: float = 1e-2,
+    products: int | None = None,
     probes: int = 8,
     steps: int = 30,
     seed: int = 0,
     first_input: int = 0,
+    memory_limit: int | None = None,
     progress: Progress | None = None,
 ) -> Spectrum:
-    """The leading ``rank`` singular values with residuals, and the rest as a quadrature.
+    """The leading singular values with residuals, taken out exactly, and the rest as a quadrature.
 
     Parameters
     ----------
     operator : Operator
         Anything with ``shape``, ``matmat`` and ``rmatmat``; with a batch, each sample has its own matrix.
     rank : int
-        Leading triplets wanted.
-    oversample : int
-        Further vectors in the sketch.
-    iterations : int
-        Power iterations, each one A and one A^T on the whole sketch. More when the spectrum decays slowly.
-    krylov : bool
-        Keep the sketches of all iterations (block Krylov): more accurate for as many products, more memory.
+        Leading triplets wanted: these are taken out in any case, and with them every further one that has converged.
+    tol : float
+        Residual, relative to its value, at which a triplet counts as converged.
+    products : int, optional
+        Products of each input at most. What ``probes`` and ``steps`` leave of them goes into leading triplets, as many
+        as that gives; by default 6 products for each of ``rank`` + 10. The number depends on the options alone, so
+        that each of a batch is measured as if alone.
     probes, steps : int
         For the distribution of what is left after deflation.
+    memory_limit : int, optional
+        Bytes for the Krylov bases. The search for the leading triplets restarts where its own do not fit; probes that
+        do not fit together go in groups.
     seed, first_input, progress :
         As for :func:`isometry.estimators.lanczos`.
 
     Returns
     -------
     Spectrum
-        ``extremes.top`` holds ``rank`` values; A v = s u is exact for each and its residual is
-        ||A^T u - s v||, computed, not estimated. Where Golub-Kahan finds a larger value in the rest, that one stands
-        first (the leading triplets are then far from converged, as their residuals say). The standard error of the
+        ``extremes.top`` holds ``rank`` values; A v = s u is exact for each and its residual is ||A^T u - s v||. Where
+        Golub-Kahan finds a larger value in the rest, that one stands first (the leading triplets are then far from
+        converged, as their residuals say). ``provenance["rank"]`` triplets are taken out. The standard error of the
         mean square comes from the deflated part alone, so it is small where few singular values dominate.
         ``cdf_bounds`` take the leading values for exact: they hold to within the residuals.
+
+    Raises
+    ------
+    InputError
+        A budget or a memory that holds nothing beside the probes; the message says how much it takes.
+
+    Notes
+    -----
+    Which leading values are certain not to miss one: :func:`isometry.estimators.leading_triplets`.
     """
-    if rank < 1 or oversample < 0 or iterations < 0:
-        raise InputError(
-            f"rank is at least 1, oversample and iterations at least 0; got {rank}, {oversample}, {iterations}"
-        )
+    if rank < 1 or not tol > 0:
+        raise InputError(f"rank is at least 1 and tol positive; got {rank}, {tol}")
     if probes < 1 or steps < 1:
         raise InputError(f"probes and steps are at least 1; got {probes}, {steps}")
     began = time.perf_counter()
     side = ShortSide(operator)
-    width = min(rank + oversample, side.short)
-    stages = iterations + 2 + min(steps, side.short)
-    done = 0
+    rank, width = min(rank, side.short), min(_BLOCK, side.short)
+    budget = _budget(side, rank, width, products, probes, steps)
+    capacity = _capacity(side, rank, width, budget, memory_limit)
+    searches = math.ceil(min(budget, 2 * side.short) / (2 * width))
+    done, stages = 0, searches + min(steps, side.short) * probes
 
-    def tick() -> None:
+    def tick(count: int = 1) -> None:
         nonlocal done
-        done += 1
+        done = min(done + count, stages)
         if progress is not None:
             progress(done, stages)
 
-    basis = _leading_space(side, width, iterations, krylov, seed, first_input, tick)
-    rank = min(rank, basis.shape[0])
-    images = side.apply(basis)
-    # A V = U S W^T: rotated by W, the basis gives triplets that satisfy A v = s u exactly.
-    left, values, right = torch.linalg.svd(_columns(images).double(), full_matrices=False)
-    values, left, right = values[:, :rank], left[:, :, :rank], right[:, :rank]
-    vectors = _columns(basis).double() @ right.transpose(1, 2)
-    back = _columns(side.adjoint(_block(left).to(side.dtype))).double()
-    residuals = torch.linalg.vector_norm(back - vectors * values[:, None, :], dim=1)
-    tick()
-    s, error = values.cpu().numpy(), residuals.cpu().numpy()
-    noise = side.noise_floor(s[:, 0])
-    if rank == side.short:
-        if progress is not None:
-            progress(stages, stages)
-        return _complete(side, s, error, noise, began, seed)
-
-    frame = vectors.to(side.dtype)
+    start = random_block(width, side, seed, first_input=first_input, stream=_LEADING)
+    space = BlockKrylov(side, start, capacity, seed=seed, first_input=first_input)
+    triplets = _leading(space, rank, budget, tick)
+    noise = side.noise_floor(triplets.values[:, 0])
+    if space.complete:
+        tick(stages)
+        return _complete(side, triplets.values, noise, began, seed)
+    kept = _kept(triplets, rank, tol)
+    most = int(kept.max())
+    taken_out = np.arange(most) < kept[:, None]
+    s, error = (np.where(taken_out, x[:, :most], np.nan) for x in (triplets.values, triplets.residuals))
+    # (B, short, most): zero columns where an input has fewer.
+    present = torch.from_numpy(taken_out[:, None]).to(side.device)
+    frame = space.vectors(triplets, most)[1].transpose(1, 2) * present
+    del space
 
     def outside(block: Tensor) -> Tensor:
         """The part of a (k, B, short) block orthogonal to the leading right singular vectors."""
@@ -109,27 +130,40 @@ def randomized(
             block = block - torch.einsum("bdr,kbr->kbd", frame, overlap)
         return block
 
-    start = outside(random_block(probes, side, seed, first_input=first_input, stream=1))
-    start = start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)
-    rest = golub_kahan(
-        side, start, steps, within=outside, dimension=side.short - rank, on_step=lambda _: tick()
-    )
-    if progress is not None:
-        progress(stages, stages)
-    rules = gauss_rules(rest)
-    share = rank / side.short
-    leading = np.broadcast_to(s[:, None, :], (side.batch, probes, rank))
+    tick(searches - done)
+    free = side.short - int(kept.min())
+    of_one = side.batch * basis_bytes(side.shape, min(steps, free), side.dtype)
+    room = None if memory_limit is None else memory_limit - frame.numel() * frame.element_size()
+    rests, ends = [], []
+    for group in probe_groups(range(probes), of_one, room, side.device):
+        start = outside(
+            random_block(
+                len(group), side, seed, first_input=first_input, first_probe=group.start, stream=_PROBE
+            )
+        )
+        start = start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)
+        rest = golub_kahan(
+            side, start, steps, within=outside, dimension=free, on_step=partial(_tick_for, tick, len(group))
+        )
+        rests.append((gauss_rules(rest), rest.steps, rest.finished, rest.closing))
+        ends.append(_ends(rest, rests[-1][0]))
+        del rest
+    rules = joined_probes([rest[0] for rest in rests])
+    taken, finished, closing = (np.concatenate([rest[i] for rest in rests]) for i in (1, 2, 3))
+    tick(stages)
+    rows = (side.batch, probes, most)
+    leading = np.broadcast_to(np.nan_to_num(s)[:, None], rows)
+    masses = np.broadcast_to(taken_out[:, None] / side.short, rows)
     nodes = np.concatenate([leading, rules.nodes], axis=-1)
-    weights = np.concatenate([np.full(leading.shape, 1.0 / side.short), (1 - share) * rules.weights], axis=-1)
-    certain = np.concatenate([np.ones(leading.shape, bool), rules.certain], axis=-1)
-    floor = np.maximum(noise, unseen_below(rest.closing.T))
-    if not rest.finished.all():
-        rest_max = rules.nodes.max(axis=(1, 2))
-        floor = np.maximum(floor, np.where(rest.finished.all(axis=0), 0.0, rest_max / rest.alpha.shape[-1]))
-    # Where the spectrum decays slowly the rest may hold a larger value than a few power iterations found.
-    (found, found_error), (bottom, bottom_error) = _ends_of_the_rest(side, rest, rules)
+    weights = np.concatenate([masses, (1 - kept / side.short)[:, None, None] * rules.weights], axis=-1)
+    certain = np.concatenate([np.ones(rows, bool), rules.certain], axis=-1)
+    floor = np.maximum(noise, unseen_below(closing.T))
+    # Rows that could go on resolve s down to about s_max / steps.
+    floor = np.maximum(floor, rules.nodes.max(axis=(1, 2)) / np.where(finished, np.inf, taken).min(axis=0))
+    # Where the spectrum decays slowly the rest may hold a larger value than the search found.
+    (found, found_error), (bottom, bottom_error) = _as_triplets(side, ends)
     larger = found > s[:, 0]
-    top, top_error = s.copy(), error.copy()
+    top, top_error = s[:, :rank].copy(), error[:, :rank].copy()
     top[larger, 0], top_error[larger, 0] = found[larger], found_error[larger]
     # A v of length t for a unit v: some singular value lies in [0, t], whatever A^T u says.
     top_error += side.rounding_error(top, s[:, :1])
@@ -144,69 +178,96 @@ def randomized(
         ),
         products=side.products,
         seconds=time.perf_counter() - began,
-        provenance=_provenance(side, seed) | {"rank": rank, "probes": probes, "steps": int(rest.steps.max())},
+        provenance=_provenance(side, seed) | {"rank": most, "probes": probes, "steps": int(taken.max())},
     )  # fmt: skip
 
 
-def _leading_space(
-    side: ShortSide,
-    width: int,
-    iterations: int,
-    krylov: bool,
-    seed: int,
-    first_input: int,
-    tick: Callable[[], None],
-) -> Tensor:
-    """An orthonormal basis (width or more, B, short) near the leading right singular vectors."""
-    sketch = random_block(width, side, seed, first_input=first_input, stream=2)
-    kept = []
-    for _ in range(iterations + 1):
-        sketch = _orthonormal(side.adjoint(_orthonormal(side.apply(sketch))))
-        kept.append(sketch)
+def _tick_for(tick: Callable[[int], None], count: int, _: int) -> None:
+    tick(count)
+
+
+def _budget(side: ShortSide, rank: int, width: int, products: int | None, probes: int, steps: int) -> int:
+    """Products of each input for the leading triplets."""
+    least = 2 * max(rank, width)
+    if products is None:
+        return max(least, _PRODUCTS_EACH * (rank + _BEYOND))
+    # Two products for each of the two ends of the rest.
+    budget = products - 2 * probes * min(steps, side.short) - 4
+    if budget < least:
+        raise InputError(
+            f"products={products} leaves {max(budget, 0)} for the leading triplets beside {probes} probes of {steps} "
+            f"steps; {rank} of them take {least} at least: take fewer probes or steps"
+        )
+    return budget
+
+
+def _capacity(side: ShortSide, rank: int, width: int, budget: int, memory_limit: int | None) -> int:
+    """Vectors of the leading space: all that the budget gives, as far as they fit."""
+    capacity = width * math.ceil(max(budget // 2, rank) / width)
+    if memory_limit is not None:
+        of_one = side.batch * basis_bytes(side.shape, 1, side.dtype)
+        least = min(side.short, capacity, rank + 2 * width)
+        if least * of_one > memory_limit:
+            raise InputError(
+                f"a space for {rank} leading triplets takes {least * of_one / 1e9:.3g} GB, more than memory_limit "
+                f"({memory_limit / 1e9:.3g} GB): take a smaller rank or fewer inputs, or raise memory_limit"
+            )
+        capacity = min(capacity, memory_limit // of_one)
+    return capacity
+
+
+def _leading(space: BlockKrylov, rank: int, budget: int, tick: Callable[[], None]) -> RitzTriplets:
+    """The triplets of a space grown by as many blocks as the budget has, whatever they find."""
+    for _ in range(max(budget // (2 * space.width), math.ceil(rank / space.width))):
+        if space.size + space.width > space.capacity:
+            keep = min(rank + (space.capacity - rank) // 2, space.capacity - space.width)
+            space.restart(space.ritz(), keep)
+        space.expand()
         tick()
-    if not krylov:
-        return sketch
-    return _orthonormal(torch.cat(kept)[-side.short :])
+        if space.complete:
+            break
+    return space.ritz()
 
 
-def _columns(block: Tensor) -> Tensor:
-    """(k, B, d) -> (B, d, k)."""
-    return block.permute(1, 2, 0)
+def _kept(triplets: RitzTriplets, rank: int, tol: float) -> NDArray[np.int64]:
+    """(B,) how many to take out: the wanted ones, and every further one down to the first that has not converged."""
+    converged = triplets.residuals <= tol * triplets.values
+    return np.maximum(np.logical_and.accumulate(converged, axis=1).sum(axis=1), rank)
 
 
-def _block(columns: Tensor) -> Tensor:
-    """(B, d, k) -> (k, B, d)."""
-    return columns.permute(2, 0, 1)
+def _ends(rest: Bidiagonals, rules: GaussRules) -> tuple[np.ndarray, Tensor]:
+    """Largest and smallest node over the probes of each input, (2, B), and their right vectors, (2, B, short)."""
+    real = np.isfinite(rules.residuals)
+    places = (
+        np.where(real, rules.nodes, -np.inf).max(axis=2),
+        np.where(real, rules.nodes, np.inf).min(axis=2),
+    )
+    which = (places[0].argmax(axis=1), places[1].argmin(axis=1))
+    batch = rules.nodes.shape[0]
+    values = np.stack([place[np.arange(batch), probe] for place, probe in zip(places, which, strict=True)])
+    vectors = rest.right.new_zeros(2, batch, rest.right.shape[-1], dtype=torch.float64)
+    for index in range(batch):
+        for end in range(2):
+            probe = which[end][index]
+            count = int(rest.steps[probe, index])
+            right = np.linalg.svd(rest.matrices()[probe, index, :count, :count])[2][-end]
+            basis = rest.right[probe, index, :count].double()
+            vectors[end, index] = torch.from_numpy(right).to(basis.device) @ basis
+    return values, vectors
 
 
-def _orthonormal(block: Tensor) -> Tensor:
-    """An orthonormal basis of the span of each sample's block, by QR in float64."""
-    columns = _columns(block).double()
-    scale = columns.abs().amax(dim=(1, 2), keepdim=True)
-    q = torch.linalg.qr(columns / torch.where(scale > 0, scale, torch.ones_like(scale)))[0]
-    return _block(q).to(block.dtype)
-
-
-def _ends_of_the_rest(
-    side: ShortSide, rest: Bidiagonals, rules: GaussRules
+def _as_triplets(
+    side: ShortSide, ends: list[tuple[np.ndarray, Tensor]]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The largest and the smallest triplet of the rest over the probes of each input: (s, residual), (B,) each.
+    """The largest and the smallest triplet over groups of probes as triplets of A: (s, residual), (B,) each.
 
-    The residuals are those in A itself, with two more products. Those of the deflated operator would leave out
+    The residuals are those in A itself, with two more products each. Those of the deflated operator would leave out
     what A^T u has along the leading vectors, which is large where they are not converged.
     """
-    real = np.isfinite(rules.residuals)
-    largest = np.where(real, rules.nodes, -np.inf).max(axis=2).argmax(axis=1)
-    smallest = np.where(real, rules.nodes, np.inf).min(axis=2).argmin(axis=1)
-    vectors = np.zeros((2, side.batch, rest.right.shape[2]))
-    basis = torch.zeros(2, side.batch, *rest.right.shape[2:], dtype=torch.float64, device=side.device)
-    for index in range(side.batch):
-        for end, probe in enumerate((largest[index], smallest[index])):
-            count = int(rest.steps[probe, index])
-            right = np.linalg.svd(rest.matrices()[probe, index, :count, :count])[2]
-            vectors[end, index, :count] = right[-end]
-            basis[end, index] = rest.right[probe, index]
-    v = torch.einsum("ebj,ebjd->ebd", torch.from_numpy(vectors).to(side.device), basis)
+    values = np.stack([end[0] for end in ends])
+    best = np.stack([values[:, 0].argmax(axis=0), values[:, 1].argmin(axis=0)])
+    vectors = torch.stack([end[1] for end in ends])
+    v = torch.stack([vectors[best[end], end, np.arange(side.batch)] for end in range(2)])
     image = side.apply(v.to(side.dtype)).double()
     s = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
     back = side.adjoint((image / torch.where(s > 0, s, 1.0)).to(side.dtype)).double()
@@ -218,12 +279,10 @@ def _provenance(side: ShortSide, seed: int) -> dict[str, object]:
     return {"dtype": str(side.dtype).removeprefix("torch."), "device": str(side.device), "seed": seed}
 
 
-def _complete(
-    side: ShortSide, s: np.ndarray, error: np.ndarray, noise: np.ndarray, began: float, seed: int
-) -> Spectrum:
-    """The sketch spans the whole short side: every singular value is there and nothing is left over."""
+def _complete(side: ShortSide, s: np.ndarray, noise: np.ndarray, began: float, seed: int) -> Spectrum:
+    """The space is the whole short side: every singular value is there and nothing is left over."""
     nodes = s[:, None, :]
-    error = error + side.rounding_error(s, s[:, :1])
+    error = side.rounding_error(s, s[:, :1])
     return Spectrum(
         Quadrature(nodes, np.full(nodes.shape, 1.0 / side.short), noise, np.ones(nodes.shape, bool)),
         method="randomized",

@@ -218,7 +218,7 @@ def _refuse_gaps(ranges: list[range], what: str) -> None:
 
 def _of_the_same_inputs(parts: list[Rows], top: int) -> Spectrum:
     first = parts[0]
-    rules = _joined_probes([part.rules for part in parts])
+    rules = joined_probes([part.rules for part in parts])
     steps, finished, closing = (
         np.concatenate([getattr(part, name) for part in parts], axis=1)
         for name in ("steps", "finished", "closing")
@@ -242,7 +242,8 @@ def _of_the_same_inputs(parts: list[Rows], top: int) -> Spectrum:
     )  # fmt: skip
 
 
-def _joined_probes(rules: list[GaussRules]) -> GaussRules:
+def joined_probes(rules: list[GaussRules]) -> GaussRules:
+    """The rules of groups of probes as one, probes in order."""
     size = max(part.nodes.shape[-1] for part in rules)
 
     def joined(name: str, fill: float | bool) -> np.ndarray:

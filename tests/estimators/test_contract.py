@@ -25,8 +25,8 @@ ESTIMATORS = {
     "lanczos to the end": partial(lanczos, probes=3, steps=1000),
     "one probe, one step": partial(lanczos, probes=1, steps=1),
     "randomized": partial(randomized, rank=5, probes=4, steps=10),
-    "randomized, block Krylov": partial(randomized, rank=5, krylov=True, probes=4, steps=10),
-    "randomized, a bare sketch": partial(randomized, rank=5, oversample=0, iterations=0, probes=2, steps=4),
+    "randomized, with a budget": partial(randomized, rank=5, products=130, probes=4, steps=10),
+    "randomized, a bare sketch": partial(randomized, rank=5, products=30, probes=2, steps=4),
     "randomized, full rank": partial(randomized, rank=1000),
 }
 

@@ -42,7 +42,7 @@ MATRICES = {"a matrix": spread_matrix, "a convolutional network": convolutional_
 WAYS = {
     "lanczos": partial(lanczos, probes=16, steps=2),
     "lanczos, three probes": partial(lanczos, probes=3, steps=1),
-    "randomized": partial(randomized, rank=4, oversample=2, iterations=1, probes=8, steps=2),
+    "randomized": partial(randomized, rank=4, products=60, probes=8, steps=2),
 }
 
 
