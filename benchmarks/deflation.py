@@ -73,13 +73,15 @@ def row(spectra: list[Spectrum], truth: Spectrum) -> dict[str, float]:
         "coverage": float(np.mean(inside)),
         "error of the cdf": float(np.sqrt(np.mean(cdf**2))),
         "products": float(np.mean([s.products for s in spectra])),
-        "taken out": float(np.mean([s.provenance.get("rank", 0) for s in spectra])),
+        "taken out": float(
+            np.mean([s.provenance.get("taken_out", s.provenance.get("rank", 0)) for s in spectra])
+        ),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "deflation.json")
     options = parser.parse_args()
     torch.set_num_threads(1)

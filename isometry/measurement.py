@@ -19,6 +19,7 @@ from isometry.convergence import DEFAULT_TOP, warn_of_underflow, warn_stopped, w
 from isometry.errors import InputError
 from isometry.estimators import exact, randomized
 from isometry.estimators.blocks import PROBES
+from isometry.estimators.randomized import DEFAULT_TOL
 from isometry.jacobian import JacobianOperator
 from isometry.jacobian.function import Output
 from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
@@ -198,7 +199,8 @@ def measure(
                 way = plan("exact", operators.whole, probes=probes, steps=steps, memory_limit=memory_limit)
         if way.method != "lanczos":
             found, reason = whole_inputs(
-                operators, 1 if shared else at_once, _estimator(way, rank=rank or top or DEFAULT_RANK, seed=seed),
+                operators, 1 if shared else at_once,
+                _estimator(way, rank=rank or top or DEFAULT_RANK, tol=tol, seed=seed, memory_limit=memory_limit),
                 tell=lambda done, total: tell(done, total, f"{name or 'spectrum'} ({way.method})"),
                 catch=catch, otherwise=spectrum, ranks=ranks,
             )  # fmt: skip
@@ -236,10 +238,13 @@ def measure(
     return spectrum
 
 
-def _estimator(way: Plan, *, rank: int, seed: int) -> Callable[..., Spectrum]:
+def _estimator(
+    way: Plan, *, rank: int, tol: float | None, seed: int, memory_limit: int
+) -> Callable[..., Spectrum]:
     """The method of whole inputs, with its options."""
     if way.method == "randomized":
-        return partial(randomized, seed=seed, rank=rank, probes=way.probes, steps=way.steps)
+        sampled = partial(randomized, rank=rank, tol=tol or DEFAULT_TOL, probes=way.probes, steps=way.steps)
+        return partial(sampled, seed=seed, memory_limit=memory_limit)
 
     def dense(operator: JacobianOperator, *, first_input: int, progress: Any) -> Spectrum:
         return exact(operator, block=max(operator.chunk, 1), progress=progress)

@@ -30,6 +30,7 @@ from .golub_kahan import Bidiagonals, golub_kahan, unseen_below
 from .quadrature import GaussRules, gauss_rules
 from .rows import basis_bytes, joined_probes, probe_groups
 
+DEFAULT_TOL = 1e-2
 _BLOCK = 4
 _PROBE, _LEADING = 1, 2
 # Products for each leading triplet wanted, and for ten beyond.
@@ -40,7 +41,7 @@ def randomized(
     operator: Operator,
     *,
     rank: int = 20,
-    tol: float = 1e-2,
+    tol: float = DEFAULT_TOL,
     products: int | None = None,
     probes: int = 8,
     steps: int = 30,
@@ -74,9 +75,9 @@ def randomized(
     Returns
     -------
     Spectrum
-        ``extremes.top`` holds ``rank`` values; A v = s u is exact for each and its residual is ||A^T u - s v||. Where
-        Golub-Kahan finds a larger value in the rest, that one stands first (the leading triplets are then far from
-        converged, as their residuals say). ``provenance["rank"]`` triplets are taken out. The standard error of the
+        ``extremes.top`` holds all that were taken out, ``rank`` or more; A v = s u is exact for each and its residual
+        is ||A^T u - s v||. Where Golub-Kahan finds a larger value in the rest, that one stands first (the leading
+        triplets are then far from converged, as their residuals say). The standard error of the
         mean square comes from the deflated part alone, so it is small where few singular values dominate.
         ``cdf_bounds`` take the leading values for exact: they hold to within the residuals.
 
@@ -163,7 +164,7 @@ def randomized(
     # Where the spectrum decays slowly the rest may hold a larger value than the search found.
     (found, found_error), (bottom, bottom_error) = _as_triplets(side, ends)
     larger = found > s[:, 0]
-    top, top_error = s[:, :rank].copy(), error[:, :rank].copy()
+    top, top_error = s.copy(), error.copy()
     top[larger, 0], top_error[larger, 0] = found[larger], found_error[larger]
     # A v of length t for a unit v: some singular value lies in [0, t], whatever A^T u says.
     top_error += side.rounding_error(top, s[:, :1])
@@ -178,7 +179,9 @@ def randomized(
         ),
         products=side.products,
         seconds=time.perf_counter() - began,
-        provenance=_provenance(side, seed) | {"rank": most, "probes": probes, "steps": int(taken.max())},
+        provenance=_provenance(side, seed) | {
+            "rank": rank, "taken_out": most, "probes": probes, "steps": int(taken.max()),
+        },
     )  # fmt: skip
 
 
