@@ -110,8 +110,9 @@ def measure(
         on how inputs are split, and repeats bit for bit on one device with the same number of threads.
     memory_limit : int
         Bytes for the intermediates of the products, for the dense matrix of "exact" and for the Krylov bases of
-        "lanczos", whose probes go in groups where they do not fit together. The peak is predicted before the work,
-        logged at level INFO, and recorded as ``predicted_peak_bytes``.
+        "lanczos" and "randomized", whose probes go in groups where they do not fit together, and whose search for the
+        leading triplets restarts. The peak is predicted before the work, logged at level INFO, and recorded as
+        ``predicted_peak_bytes``.
     on_interrupt : {"return", "raise"}
         What Ctrl-C does: return what is known by then, with ``provenance["stopped"]["reason"]`` "interrupted" and a
         ConvergenceWarning, or raise KeyboardInterrupt. Where nothing is known yet, as of an exact measurement that
