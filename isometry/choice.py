@@ -33,7 +33,7 @@ class Plan:
         Of "lanczos" and "randomized"; with a goal, the most of each.
     inputs_at_once : int
     exact_products : float
-        What the exact method would cost, inf where it is out of the question.
+        What going over to the exact method would cost, inf where it is out of the question.
     peak_bytes : int
         Predicted: what the work adds to the memory that the process has with model and operator made.
     peak_reason : str
@@ -117,7 +117,9 @@ def plan(
     of_input = dense if method == "exact" else group * basis_bytes(operator.shape, first, operator.dtype)
     at_once = max(1, min(count, memory_limit // max(of_input, 1), _MOST_INPUTS_AT_ONCE))
     peak, reason = _peak(method, operator, probes, first, at_once, memory_limit, goal)
-    return Plan(method, probes, steps, at_once, count * short if possible else float("inf"), peak, reason)
+    # How long a decomposition takes is not known, so within a time nothing goes over to it.
+    switch = possible and (goal is None or goal.seconds is None)
+    return Plan(method, probes, steps, at_once, count * short if switch else float("inf"), peak, reason)
 
 
 def _least_products(goal: Goal | None, probes: int | None, steps: int | None, short: int) -> int:

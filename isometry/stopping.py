@@ -116,22 +116,18 @@ def _mean_square_error(spectrum: Spectrum) -> Error:
     """Half the width of the 95 % interval, relative. Steps do not matter: each probe has its mean square exactly."""
     d, probes, inputs = spectrum.distribution, spectrum.n_probes, spectrum.n_inputs
     assert isinstance(d, Quadrature), "a measurement"
-    mean = spectrum.mean_square
-    if mean == 0:
+    # Relative to the largest node: the squares themselves may leave the range of floats.
+    squares, fourths = d.row_moments(2)[1], d.row_moments(4)[1].mean(1)
+    mean, of_the_spread = float(squares.mean()), spectrum.standard_error(squares)
+    if mean == 0 or spectrum.method == "exact":
         return Error(0.0, "probes")
-    if probes == 1 and spectrum.mean_square_stderr != 0:
-        return Error(math.inf, "probes")
-    scale = d.row_moments(2)[0]
-    first = d.row_moments(2)[1].mean(1)
-    second = d.row_moments(4)[1].mean(1)
+    if probes == 1:
+        return Error(math.inf if of_the_spread != 0 else 0.0, "probes")
     # Of random signs and of orthogonal groups this is an upper bound, but for a factor 1 + 2 / n.
-    spread = np.maximum(second - first**2, 0.0) * 2 / (min(spectrum.shape or (1, 1)) + 2)
-    exact = spectrum.method == "exact"
-    of_the_sphere = 0.0 if exact else math.sqrt(float(spread.sum()) / probes) / inputs * math.exp(scale)
-    error = max(spectrum.mean_square_stderr, of_the_sphere)
-    if error == 0:
-        return Error(0.0, "probes")
-    return Error(student_quantile(0.5 + CONFIDENCE / 2, inputs * (probes - 1)) * error / mean, "probes")
+    variance = np.maximum(fourths - squares.mean(1) ** 2, 0.0) * 2 / (min(spectrum.shape or (1, 1)) + 2)
+    of_the_sphere = math.sqrt(float(variance.sum()) / probes) / inputs
+    quantile = student_quantile(0.5 + CONFIDENCE / 2, inputs * (probes - 1))
+    return Error(quantile * max(of_the_spread, of_the_sphere) / mean, "probes")
 
 
 def _cdf_error(spectrum: Spectrum) -> Error:
@@ -140,12 +136,13 @@ def _cdf_error(spectrum: Spectrum) -> Error:
     assert isinstance(d, Quadrature), "a measurement"
     nodes = np.unique(d.nodes[(d.weights > 0) & (d.nodes > spectrum.floor)])
     if nodes.size == 0:
-        return Error(math.inf, "steps")
+        # Everything is zero to rounding; above the floor that is known as well as anything.
+        nodes = np.array([2 * spectrum.floor or 1.0])
     # cdf and band are constant between neighbouring nodes.
     edges = np.concatenate([[max(spectrum.floor, nodes[0] / 2)], nodes, [2 * nodes[-1]]])
     # Nodes that are one value to rounding: what is between them is neither below nor above it.
     apart = np.diff(edges) > _SAME * float(np.finfo(str(spectrum.provenance["dtype"])).eps) * nodes[-1]
-    places = np.sqrt(edges[1:] * edges[:-1])[apart]
+    places = (np.sqrt(edges[1:]) * np.sqrt(edges[:-1]))[apart]
     places = places[np.unique(np.linspace(0, places.size - 1, _PLACES).astype(int))]
     cdf = spectrum.cdf(places)
     sizes = []

@@ -96,6 +96,34 @@ def test_the_error_of_the_mean_square_is_the_larger_of_two() -> None:
     assert Goal("mean_square").error_of(rows_of([1.0], [[1.0]], certain=False)).size == math.inf
 
 
+@pytest.mark.parametrize("quantity", ["mean_square", "cdf"])
+def test_squares_that_underflow_are_not_taken_for_known(quantity: str) -> None:
+    """s of 1e-200: s^2 is no float, and its relative error is what it is for s of 1."""
+    x = torch.ones(50).double()
+    tiny, one = (
+        measure(layer_with(scale * SPREAD), x, "lanczos", rtol=0.15, quantity=quantity, progress=False)
+        for scale in (1e-200, 1.0)
+    )
+    assert tiny.mean_square == 0 < one.mean_square
+    assert tiny.provenance["stopped"]["error"] == pytest.approx(one.provenance["stopped"]["error"], rel=1e-3)
+    assert tiny.n_probes == one.n_probes
+
+
+@pytest.mark.filterwarnings("ignore:s_max is 0")
+@pytest.mark.parametrize("quantity", ["mean_square", "cdf", "top", "s_max"])
+def test_a_zero_jacobian_is_known(quantity: str) -> None:
+    found = measure(
+        lambda z: torch.relu(-z),
+        torch.ones(60).double(),
+        "lanczos",
+        rtol=0.15,
+        quantity=quantity,
+        progress=False,
+    )
+    assert found.provenance["stopped"]["reason"] == "rtol"
+    assert found.products <= 100
+
+
 @pytest.mark.parametrize(
     ("budget", "products", "seconds"),
     [(20000, 20000, None), ("60s", None, 60.0), ("1.5 min", None, 90.0), ("2h", None, 7200.0)],
