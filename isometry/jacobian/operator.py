@@ -28,7 +28,7 @@ from .checks import refuse_coupled_samples, refuse_nonfinite_output, refuse_rand
 from .function import Output, failed_call, first_line, is_out_of_memory, point_function
 from .numerics import strict_numerics
 from .products import Product, Ways, forward_ways, reverse_ways
-from .replay import Disagreement, NoRule, checked_replay
+from .replay import Disagreement, NoRule, checked_replay, first_nonfinite
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -124,6 +124,8 @@ class JacobianOperator:
     ) -> None:
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk is at least 1; got {chunk}")
+        if memory_limit < 1:
+            raise InputError(f"memory_limit is a positive number of bytes; got {memory_limit}")
         refuse_training_mode(model if isinstance(model, nn.Module) else None)
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
         # Whatever the model draws while it is tried out, the caller's random state stays as it is.
@@ -135,6 +137,9 @@ class JacobianOperator:
             self.point = part.point
             self.description = part.description
             self._recurrent = part.recurrent
+            self._forward: Product
+            self._reverse: Product
+            self._module = part.module
             if batched and self.point.dim() < 1:
                 raise InputError("batched=True needs a leading batch axis; the input is a scalar")
             if batched and source is not None and self.point.shape[0] != x.shape[0]:
@@ -143,8 +148,7 @@ class JacobianOperator:
                     f"not the batch of {x.shape[0]}; choose another source="
                 )
             self.batch: int | None = self.point.shape[0] if batched else None
-            value, largest = self._evaluate()
-            self.bytes_per_probe = _LIVE_TENSORS * largest
+            value = self._evaluate()
             if batched and (value.dim() < 1 or value.shape[0] != self.batch):
                 raise InputError(
                     f"batched=True: {self.batch} inputs gave an output of shape {tuple(value.shape)}, whose first axis "
@@ -156,17 +160,23 @@ class JacobianOperator:
             if 0 in self.shape:
                 raise InputError(f"J is empty: {self.shape[0]} x {self.shape[1]}")
             self.dtype, self.device = self.point.dtype, self.point.device
-            self.chunk = chunk or self._chunk_within(memory_limit)
+            self.chunk = chunk or 1
             self.products = 0
             self.rounding = _UNITS_OF_ROUNDING * torch.finfo(self.dtype).eps
             with self._numerics():
                 refuse_nonfinite_output(value, part.module, lambda: self._function(self.point))
                 if check:
-                    refuse_random(value, self._evaluate()[0])
+                    refuse_random(value, self._evaluate())
             self._value = value.detach()
-            self._reverse, self._forward, self.way = self._replayed(memory_limit if chunk is None else None)
+            pair = self._choose_way(memory_limit if chunk is None else None)
             if check:
-                self.adjoint_test()
+                if pair:
+                    v, jv, u, jtu = pair
+                    self._refuse_nonfinite(jv, v[None], self._forward)
+                    self._refuse_nonfinite(jtu, u[None], self._reverse)
+                    self._refuse_other_adjoint(*pair)
+                else:
+                    self.adjoint_test()
                 self.rounding = max(self.rounding, 2 * self.linearity_test())
                 if batched:
                     refuse_coupled_samples(lambda v: self._apply(self._forward, v), self.point)
@@ -194,23 +204,7 @@ class JacobianOperator:
         generator = torch.Generator().manual_seed(seed)
         v = torch.randn(self.point.shape, generator=generator, dtype=torch.float64).to(self.point)
         u = torch.randn(self._value.shape, generator=generator, dtype=torch.float64).to(self.point)
-        jv, jtu = self.matmat(v[None])[0].double(), self.rmatmat(u[None])[0].double()
-        v, u = v.double(), u.double()
-        # Each factor is scaled first: a deep network's products may be 1e-30 or 1e30.
-        scale_jv, scale_jtu = float(jv.abs().max()) or 1.0, float(jtu.abs().max()) or 1.0
-        scale = max(scale_jv, scale_jtu)
-        left, right = float((jv / scale * u).sum()), float((jtu / scale * v).sum())
-        size = float((jv / scale).norm() * u.norm() + (jtu / scale).norm() * v.norm())
-        error = abs(left - right) / size if size > 0 else 0.0
-        bound = 200 * torch.finfo(self.dtype).eps
-        if not error <= bound:
-            raise AdjointError(
-                f"<J v, u> and <v, J^T u> differ by {error:.1e} of their size (allowed {bound:.1e} in {self.dtype}): "
-                "the forward and the reverse product are not of one matrix. Likely causes: the model draws random "
-                "numbers (call model.eval()), it runs partly under torch.no_grad, a custom derivative is wrong, or the "
-                "network amplifies rounding (try dtype=torch.float64)"
-            )
-        return error
+        return self._refuse_other_adjoint(v, self.matmat(v[None])[0], u, self.rmatmat(u[None])[0])
 
     def linearity_test(self, seed: int = 0) -> float:
         """||J v + J w - J (v + w)|| over the length of the three: the rounding that a product collects on its way."""
@@ -255,45 +249,54 @@ class JacobianOperator:
     def _numerics(self) -> Any:
         return strict_numerics(self.point.device, recurrent=self._recurrent)
 
-    def _evaluate(self) -> tuple[Tensor, int]:
-        """f(x) and the bytes of the largest tensor made on the way (per batch, not per probe)."""
+    def _evaluate(self) -> Tensor:
         try:
-            with torch.no_grad(), self._numerics(), _LargestTensor() as watch:
-                value = self._function(self.point)
+            with torch.no_grad(), self._numerics():
+                return self._function(self.point)
         except Exception as error:
             raise failed_call(error, self.point) from error
-        return value, max(watch.largest, self.point.nbytes, value.nbytes)
 
-    def _chunk_within(self, memory_limit: int) -> int:
-        if memory_limit < 1:
-            raise InputError(f"memory_limit is a positive number of bytes; got {memory_limit}")
-        return self._most_within(memory_limit, self.bytes_per_probe)
+    def _largest_tensor(self) -> int:
+        """Bytes of the largest tensor made on the way to f(x), per batch, not per probe."""
+        with torch.no_grad(), self._numerics(), _LargestTensor() as watch:
+            self._function(self.point)
+        return max(watch.largest, self.point.nbytes, self._value.nbytes)
 
     def _most_within(self, memory_limit: int, bytes_per_probe: int) -> int:
         fitting = memory_limit // max(bytes_per_probe, 1)
         return int(max(1, min(fitting, _MOST_AT_ONCE.get(self.point.device.type, 64))))
 
-    def _replayed(self, memory_limit: int | None) -> tuple[Product, Product, str]:
-        """J^T u and J v from a recording that has been held against torch.func; from torch.func where that fails."""
+    def _choose_way(self, memory_limit: int | None) -> tuple[Tensor, ...]:
+        """Products from a recording that has been held against torch.func, or from torch.func.
+
+        Gives the vectors v, J v, u, J^T u of that comparison. With a memory limit the chunk follows from what either
+        way keeps for each probe.
+        """
         try:
             with torch.no_grad(), self._numerics(), _torch_silent():
                 replay = checked_replay(self._function, self.point, self._value)
-                if memory_limit is not None:
-                    self.bytes_per_probe = replay.bytes_per_probe(self.point[None], self._value[None])
-                    self.chunk = self._most_within(memory_limit, self.bytes_per_probe)
-            return replay.pull, replay.push, "replay"
         except NoRule as missing:
             reason = f"no linear map for {missing}"
         except Disagreement as wrong:
             reason = f"the recorded map is wrong: {wrong}"
             warnings.warn(f"{reason}. Products come from torch.func instead", FallbackWarning, stacklevel=3)
-        except Exception as error:
+        except RuntimeError as error:
             if is_out_of_memory(error):
                 raise _too_large() from error
             raise
-        reverse = self._choose(reverse_ways(self._function, self.point), self._value)
-        forward = self._choose(forward_ways(self._function, self.point, self._value), self.point)
-        return reverse, forward, f"torch.func ({reason})"
+        else:
+            self.way, self._reverse, self._forward = "replay", replay.pull, replay.push
+            self.bytes_per_probe = replay.bytes_per_probe
+            if memory_limit is not None:
+                self.chunk = self._most_within(memory_limit, self.bytes_per_probe)
+            return replay.pair
+        self.way = f"torch.func ({reason})"
+        self._reverse = self._choose(reverse_ways(self._function, self.point), self._value)
+        self._forward = self._choose(forward_ways(self._function, self.point, self._value), self.point)
+        self.bytes_per_probe = _LIVE_TENSORS * self._largest_tensor()
+        if memory_limit is not None:
+            self.chunk = self._most_within(memory_limit, self.bytes_per_probe)
+        return ()
 
     def _choose(self, ways: Ways, like: Tensor) -> Product:
         """The first way that works on one vector; the way taken is said where it is not the usual one."""
@@ -334,16 +337,26 @@ class JacobianOperator:
                         raise
                     self._halve(piece.shape[0], error)
                     continue
-                if not bool(torch.isfinite(part).all()):
-                    raise NonFiniteError(
-                        f"a Jacobian product holds NaN or inf although the output is finite: an intermediate left the "
-                        f"range of {self.dtype}, or a derivative is infinite at this input. Try "
-                        "dtype=torch.float64, or another input"
-                    )
+                self._refuse_nonfinite(part, piece, product)
                 parts.append(part)
                 start += piece.shape[0]
         self.products += count * (self.batch or 1)
         return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def _refuse_nonfinite(self, out: Tensor, block: Tensor, product: Product) -> None:
+        """Raise where a product holds NaN or inf, naming the module and operation that made the first."""
+        if bool(torch.isfinite(out).all()):
+            return
+        first = ""
+        if self.way == "replay" and bool(torch.isfinite(block).all()):
+            with torch.no_grad(), self._numerics(), _torch_silent():
+                reverse = product == self._reverse
+                found = first_nonfinite(self._function, self.point, self._module, block, transposed=reverse)
+            first = f"; the first that makes one is {found}" if found else ""
+        raise NonFiniteError(
+            f"a Jacobian product holds NaN or inf although the output is finite{first}: an intermediate left the range "
+            f"of {self.dtype}, or a derivative is infinite at this input. Try dtype=torch.float64, or another input"
+        )
 
     def _halve(self, tried: int, error: Exception) -> None:
         """Half of what was tried, which may be less than a chunk."""
@@ -365,6 +378,25 @@ class JacobianOperator:
                 f"{what} blocks of shape (k, {expected}), probes first; got {tuple(vectors.shape)}"
             )
         return vectors.to(device=self.device, dtype=self.dtype)
+
+    def _refuse_other_adjoint(self, v: Tensor, jv: Tensor, u: Tensor, jtu: Tensor) -> float:
+        """The error of <J v, u> = <v, J^T u>; raises where it is large."""
+        v, jv, u, jtu = v.double(), jv.double(), u.double(), jtu.double()
+        # Each factor is scaled first: a deep network's products may be 1e-30 or 1e30.
+        scale_jv, scale_jtu = float(jv.abs().max()) or 1.0, float(jtu.abs().max()) or 1.0
+        scale = max(scale_jv, scale_jtu)
+        left, right = float((jv / scale * u).sum()), float((jtu / scale * v).sum())
+        size = float((jv / scale).norm() * u.norm() + (jtu / scale).norm() * v.norm())
+        error = abs(left - right) / size if size > 0 else 0.0
+        bound = 200 * torch.finfo(self.dtype).eps
+        if not error <= bound:
+            raise AdjointError(
+                f"<J v, u> and <v, J^T u> differ by {error:.1e} of their size (allowed {bound:.1e} in {self.dtype}): "
+                "the forward and the reverse product are not of one matrix. Likely causes: the model draws random "
+                "numbers (call model.eval()), it runs partly under torch.no_grad, a custom derivative is wrong, or the "
+                "network amplifies rounding (try dtype=torch.float64)"
+            )
+        return error
 
     def _warn_of_a_batch(self) -> None:
         """Say so where what was passed as one input looks like a batch of independent ones."""
@@ -389,6 +421,11 @@ class _LargestTensor(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.largest = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; PyTorch's guard against it costs several microseconds for each operation."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -231,6 +231,32 @@ def test_inf_in_a_product_although_the_output_is_finite() -> None:
         JacobianOperator(lambda z: z.sqrt(), torch.zeros(3))
 
 
+class Root(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return (z - z).abs().sqrt()
+
+
+def test_a_product_that_is_not_finite_names_the_first_module_and_operation() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Tanh(), Root()), nn.Linear(3, 3))
+    with pytest.raises(
+        NonFiniteError, match=r"the first that makes one is module '1\.1' \(Root\), operation sqrt"
+    ):
+        JacobianOperator(model, torch.ones(3))
+    # Overflow on the way, for one long vector of a later block: forwards in the second factor, backwards in the first.
+    scaled = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    with torch.no_grad():
+        for layer in (scaled[0], scaled[2]):
+            layer.weight.copy_(1e25 * torch.eye(3))
+            layer.bias.zero_()
+    operator = JacobianOperator(scaled, torch.zeros(3), check=False)
+    vectors = torch.full((2, 3), 1e-20)
+    vectors[1] = 1e10
+    with pytest.raises(NonFiniteError, match=r"module '2' \(Linear\), operation addmm"):
+        operator.matmat(vectors)
+    with pytest.raises(NonFiniteError, match=r"module '0' \(Linear\), operation addmm"):
+        operator.rmatmat(vectors)
+
+
 def test_inf_in_a_later_product() -> None:
     """Found in whatever block it appears, not in the first alone: s = 1e30 overflows for one long vector."""
     operator = JacobianOperator(lambda z: 1e30 * z, torch.ones(3))

@@ -395,6 +395,63 @@ def test_operations_on_images(name: str) -> None:
     assert_dense(IMAGES[name], point(*IMAGE))
 
 
+SIZES = [(8, 9), (5, 4), (1, 2)]
+KERNELS = [
+    ((3, 3), 1, 1),
+    ((3, 3), 2, 1),
+    ((3, 2), (2, 3), (0, 1)),
+    ((1, 1), 2, 0),
+    ((2, 2), 2, 0),
+    ((4, 4), 3, 2),
+    ((1, 3), (1, 2), (0, 1)),
+]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("channels", [(3, 2, 1), (20, 3, 1), (4, 6, 2)], ids=str)
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+def test_float32_convolutions_in_the_layouts_of_the_processor(
+    kernel: tuple, channels: tuple[int, int, int], size: tuple[int, int]
+) -> None:
+    """Channels last on large maps, phases for strides on small ones and for few channels; against float64."""
+    (taps, stride, padding), (inputs, outputs, groups) = kernel, channels
+    if any(
+        n + 2 * (padding if isinstance(padding, int) else padding[i]) < taps[i] for i, n in enumerate(size)
+    ):
+        pytest.skip("the kernel does not fit on the map")
+    weight = point(outputs, inputs // groups, *taps)
+
+    def convolve(z: Tensor) -> Tensor:
+        return F.conv2d(z, weight.to(z.dtype), stride=stride, padding=padding, groups=groups)
+
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn((1, inputs, *size), generator=generator, dtype=D)
+    v = torch.randn((3, *z.shape), generator=generator, dtype=D)
+    y = convolve(z)
+    u = torch.randn((3, *y.shape), generator=generator, dtype=D)
+    replay = linearise(convolve, z.float())
+    pull = torch.func.vjp(convolve, z)[1]
+    expected = torch.stack([convolve(one) for one in v]), torch.stack([pull(one)[0] for one in u])
+    # Sums of at most 180 products.
+    for found, right in zip((replay.push(v.float()), replay.pull(u.float())), expected, strict=True):
+        assert torch.allclose(found.double(), right, rtol=0, atol=2e-5)
+
+
+def test_a_circular_float32_network_goes_channels_last_all_the_way() -> None:
+    """Wrapped by rows of channels, multiplied in that layout, and back at the ends; a batch of two and a skip."""
+    weights = [0.2 * point(4, 4, 3, 3), 0.2 * point(6, 4, 3, 3)]
+
+    def network(z: Tensor) -> Tensor:
+        y = torch.tanh(F.conv2d(circular(z), weights[0].to(z.dtype)))
+        return torch.tanh(F.conv2d(circular(y + z), weights[1].to(z.dtype)))
+
+    z = point(2, 4, 8, 9)
+    wide, replay = linearise(network, z), linearise(network, z.float())
+    v, u = point(3, 2, 4, 8, 9), point(3, 2, 6, 8, 9)
+    assert torch.allclose(replay.push(v.float()).double(), wide.push(v), rtol=0, atol=1e-5)
+    assert torch.allclose(replay.pull(u.float()).double(), wide.pull(u), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for name in IMAGES if "one tap" in name])
 def test_one_tap_as_a_whole_kernel(name: str) -> None:
     assert_dense(IMAGES[name], point(*IMAGE), one_tap=False)

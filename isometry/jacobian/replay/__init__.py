@@ -2,11 +2,12 @@
 
 :mod:`.recording` writes down one run, :mod:`.rules` says what each operation is as linear maps (:mod:`.maps`,
 :mod:`.convolution`, :mod:`.dense`), :mod:`.graph` joins them, :mod:`.program` runs them on blocks, :mod:`.check` holds
-the products against torch.func.
+the products against torch.func, :mod:`.diagnosis` finds what makes a product infinite.
 """
 
 from .check import Disagreement
+from .diagnosis import first_nonfinite
 from .linearise import Replay, checked_replay, linearise
 from .recording import NoRule
 
-__all__ = ["Disagreement", "NoRule", "Replay", "checked_replay", "linearise"]
+__all__ = ["Disagreement", "NoRule", "Replay", "checked_replay", "first_nonfinite", "linearise"]

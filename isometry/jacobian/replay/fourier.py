@@ -19,7 +19,7 @@ from torch import Tensor
 from .maps import LinearMap, Plain
 
 # Fewer vectors than this do not pay for reading a matrix for each frequency instead of one for each tap.
-_FEWEST = 4
+FEWEST_BY_FREQUENCY = 4
 
 
 class FourierConvolution(Plain):
@@ -76,13 +76,13 @@ class FourierConvolution(Plain):
 
     def push(self, v: Tensor, owned: bool) -> Tensor:
         """K * x: (k, c_in, *size) -> (k, c_out, *size)."""
-        if self._direct is not None and self._vectors(v, self._forward) < _FEWEST:
+        if self._direct is not None and self._vectors(v, self._forward) < FEWEST_BY_FREQUENCY:
             return self._direct.push(v, owned)
         return self._act(v, self._forward)
 
     def pull(self, u: Tensor, owned: bool) -> Tensor:
         """Its transpose: (k, c_out, *size) -> (k, c_in, *size)."""
-        if self._direct is not None and self._vectors(u, self._reverse) < _FEWEST:
+        if self._direct is not None and self._vectors(u, self._reverse) < FEWEST_BY_FREQUENCY:
             return self._direct.pull(u, owned)
         return self._act(u, self._reverse)
 

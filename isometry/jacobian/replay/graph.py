@@ -7,13 +7,14 @@ graph backwards.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from .convolution import Convolution
 from .maps import Diagonal, Gather, Identity, LinearMap, gather
-from .recording import NoRule, Tape
-from .rules import links
+from .recording import NoRule, Operation, Tape
+from .rules import Link, links
 
 
 @dataclass(eq=False)
@@ -60,11 +61,12 @@ def build(tape: Tape, *, join: bool = True, one_tap: bool = True, fourier: bool 
     needed = _needed(tape)
     edges: list[Edge] = []
     values = tape.values
+    known: dict[Any, tuple[list[Link], Operation]] = {}
     for number, operation in enumerate(tape.operations):
         operation.used = [p for p, value in operation.results.items() if value in needed]
         if not operation.used:
             continue
-        for link in links(operation):
+        for link in links(operation, known):
             value = operation.sources[link.source]
             result = operation.results[link.result]
             if result not in needed:
@@ -120,6 +122,8 @@ class _Joining:
         self._into: dict[int, list[Edge]] = {}
         self._out_of: dict[int, list[Edge]] = {}
         self._gone: set[int] = set()
+        # Products of gathers, with these themselves, so that the identities in the key stay theirs.
+        self._known: dict[tuple[int, int], tuple[LinearMap | None, LinearMap, LinearMap]] = {}
         for edge in graph.edges:
             self._into.setdefault(edge.result, []).append(edge)
             self._out_of.setdefault(edge.source, []).append(edge)
@@ -151,7 +155,7 @@ class _Joining:
         both_move = isinstance(first.map, Gather) and isinstance(edge.map, Gather)
         if len(self._out_of[node]) != 1 and not both_move:
             return False
-        joined = _product(first.map, edge.map)
+        joined = self._moved(first.map, edge.map) if both_move else _product(first.map, edge.map)
         if joined is None:
             return False
         if joined is first.map:
@@ -162,6 +166,12 @@ class _Joining:
         if not self._out_of[node]:
             self._drop(first)
         return True
+
+    def _moved(self, first: LinearMap, second: LinearMap) -> LinearMap | None:
+        key = (id(first), id(second))
+        if key not in self._known:
+            self._known[key] = (_product(first, second), first, second)
+        return self._known[key][0]
 
     def _with_those_beside(self, edge: Edge, seen: set[int]) -> None:
         for other in list(self._into[edge.result]):

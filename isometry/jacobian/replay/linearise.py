@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,8 +15,9 @@ from torch import Tensor
 from isometry.errors import ModelError
 
 from .check import compare, compare_adjoint, reference_pull, reference_push, rounding_of
+from .fourier import FEWEST_BY_FREQUENCY
 from .graph import build
-from .program import Program, bytes_per_probe
+from .program import Program
 from .recording import NoRule, Tape, flat_tensors, record
 
 Function = Callable[[Tensor], Tensor]
@@ -29,11 +33,17 @@ class Replay:
         (k, \\*input) -> (k, \\*output) and back.
     parameters : list
         Tensors of the model that the maps hold, with the version that they hold.
+    bytes_per_probe : int
+        Most memory that values take at once for each probe, in either direction, with room to work; 0 if not measured.
+    pair : tuple of Tensor
+        (v, J v, u, J^T u) of the random vectors it was checked with; empty if it was not.
     """
 
     forward: Program
     reverse: Program
     parameters: list[tuple[weakref.ref[Tensor], int]]
+    bytes_per_probe: int = 0
+    pair: tuple[Tensor, ...] = ()
 
     def push(self, v: Tensor) -> Tensor:
         """J v."""
@@ -44,10 +54,6 @@ class Replay:
         """J^T u."""
         self._refuse_changes()
         return self.reverse(u)
-
-    def bytes_per_probe(self, v: Tensor, u: Tensor) -> int:
-        """Most memory of values at once for each probe, in either direction; ``v``, ``u`` are any blocks."""
-        return max(bytes_per_probe(self.forward, v), bytes_per_probe(self.reverse, u))
 
     def _refuse_changes(self) -> None:
         for reference, version in self.parameters:
@@ -111,20 +117,51 @@ def checked_replay(function: Function, point: Tensor, value: Tensor, *, seed: in
     )
     pulled = reference_pull(function, point, u)
     try:
-        replay = linearise(function, point)
-        jtu, jv = replay.reverse(u[None])[0], replay.forward(v[None])[0]
+        with _no_collection():
+            replay = linearise(function, point)
+        (jtu,), reverse_bytes = replay.reverse.measured(u[None])
+        (jv,), forward_bytes = replay.forward.measured(v[None])
+        # Small blocks and large ones may go different ways: frequency by frequency, or by the taps.
+        several = [
+            (
+                f"{what} among others",
+                program(torch.stack([vector] * FEWEST_BY_FREQUENCY))[-1],
+                alone,
+                program,
+                vector,
+            )
+            for what, program, vector, alone in (
+                ("J^T u", replay.reverse, u, jtu),
+                ("J v", replay.forward, v, jv),
+            )
+            if program.depends_on_the_block
+        ]
     except NoRule:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         text = str(error).split("\n", 1)[0][:120]
         raise NoRule(f"a rule that fails ({type(error).__name__}: {text})") from error
-    compare("J^T u", jtu, pulled, lambda: rounding_of(replay.reverse, u, seed))
+    for what, found, alone, program, vector in several:
+        compare(what, found, alone, partial(rounding_of, program, vector, seed))
+    compare("J^T u", jtu, pulled, partial(rounding_of, replay.reverse, u, seed))
     pushed = reference_push(function, point, v)
     if pushed is None:
         compare_adjoint(v, jv, u, jtu)
     else:
-        compare("J v", jv, pushed, lambda: rounding_of(replay.forward, v, seed))
-    return replay
+        compare("J v", jv, pushed, partial(rounding_of, replay.forward, v, seed))
+    return replace(replay, bytes_per_probe=max(reverse_bytes, forward_bytes), pair=(v, jv, u, jtu))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without Python's search for cycles, which would go through the ever longer record again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _parameters(tape: Tape) -> list[tuple[weakref.ref[Tensor], int]]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -108,6 +109,9 @@ class Diagonal(Plain):
     def push(self, v: Tensor, owned: bool) -> Tensor:
         """See :class:`LinearMap`."""
         v = v.reshape(self._work)
+        if self.diagonal.stride() != v.stride()[1:] and self.diagonal.shape == v.shape[1:]:
+            # In the layout in which vectors come (channels last after a convolution): a product of two layouts is slow.
+            self.diagonal = torch.empty_like(v[0]).copy_(self.diagonal)
         return v.mul_(self.diagonal) if owned else v * self.diagonal
 
     pull = push
@@ -175,9 +179,8 @@ class Gather(Plain):
 
     def __init__(self, index: Tensor, size: int) -> None:
         self.index, self.size = index.reshape(-1), size
-        self._forward = _Selection(self.index)
-        self._reverse: _Selection | None = None
-        self._columns = 1
+        # What padding it is of which maps, as convolutions find out.
+        self.recognised: dict[tuple[int, ...], Any] = {}
 
     @property
     def is_identity(self) -> bool:
@@ -192,10 +195,21 @@ class Gather(Plain):
 
     def pull(self, u: Tensor, owned: bool) -> Tensor:
         """See :class:`LinearMap`."""
-        if self._reverse is None:
-            self._reverse, self._columns = _transposed(self.index, self.size)
-        out = self._reverse(u.reshape(-1, self.index.numel()))
-        return out if self._columns == 1 else out.view(-1, self._columns, self.size).sum(1)
+        return self._reverse(u.reshape(-1, self.index.numel()))
+
+    @cached_property
+    def _forward(self) -> _Selection:
+        return _Selection(self.index)
+
+    @cached_property
+    def _reverse(self) -> _Selection | _Addition:
+        taken = torch.nonzero(self.index >= 0).reshape(-1)
+        if taken.numel() == self.size:
+            inverse = self.index.new_full((self.size,), -1)
+            inverse[self.index[taken]] = taken
+            if not bool((inverse < 0).any()):
+                return _Selection(inverse)
+        return _Addition(self.index, taken, self.size)
 
     def then(self, after: LinearMap) -> LinearMap | None:
         """See :class:`LinearMap`."""
@@ -210,27 +224,38 @@ class _Selection:
 
     def __init__(self, index: Tensor) -> None:
         self._index = index.clamp(min=0).to(torch.int32)
-        empty = index < 0
-        self._empty = torch.nonzero(empty).reshape(-1) if bool(empty.any()) else None
+        taken = index >= 0
+        self._mask = None if bool(taken.all()) else taken
 
     def __call__(self, v: Tensor) -> Tensor:
         out = v.index_select(1, self._index)
-        return out if self._empty is None else out.index_fill_(1, self._empty, 0)
+        return out if self._mask is None else out.mul_(self._mask)
 
 
-def _transposed(index: Tensor, size: int) -> tuple[_Selection, int]:
-    """The sum of columns that a gather becomes when transposed: a selection of (r, n) and r, its columns.
+class _Addition:
+    """Columns of a (k, m) block added up where the index says; columns with index -1 are left out.
 
-    Row j of the table says which entry of the result took the source's entry i for the j-th time.
+    On a GPU, columns that go to the same place are added one after another, so that sums repeat bit for bit.
     """
-    taken = torch.nonzero(index >= 0).reshape(-1)
-    source, order = index[taken].sort(stable=True)
-    first = torch.searchsorted(source, source, side="left")
-    rank = torch.arange(source.numel(), device=index.device) - first
-    columns = int(rank.max()) + 1 if rank.numel() else 1
-    table = index.new_full((columns, size), -1)
-    table[rank, source] = taken[order]
-    return _Selection(table.reshape(-1)), columns
+
+    def __init__(self, index: Tensor, taken: Tensor, size: int) -> None:
+        self._size = size
+        places = index[taken]
+        if index.device.type == "cpu":
+            turns = [taken]
+        else:
+            sorted_places, order = places.sort(stable=True)
+            first = torch.searchsorted(sorted_places, sorted_places)
+            rank = torch.arange(places.numel(), device=index.device) - first
+            turns = [taken[order[rank == r]] for r in range(int(rank.max()) + 1 if rank.numel() else 0)]
+        self._turns = [(turn if turn.numel() < index.numel() else None, index[turn]) for turn in turns]
+
+    def __call__(self, u: Tensor) -> Tensor:
+        out = u.new_zeros((u.shape[0], self._size))
+        for columns, places in self._turns:
+            part = u if columns is None else u.index_select(1, columns)
+            out.scatter_add_(1, places.expand(u.shape[0], -1), part)
+        return out
 
 
 def broadcast(shape: Sequence[int], to: Sequence[int]) -> LinearMap:

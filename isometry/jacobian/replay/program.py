@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from .fourier import FourierConvolution
 from .graph import Edge, Graph
 from .maps import Identity
 
@@ -51,9 +51,32 @@ class Program:
         out = self._run(block, None)
         return out.reshape(block.shape[0], *self._shape)
 
+    @property
+    def depends_on_the_block(self) -> bool:
+        """Whether large blocks are multiplied in another way than small ones."""
+        return any(isinstance(step.edge.map, FourierConvolution) for step in self.steps)
+
     def watch(self, block: Tensor, look: Callable[[Step, Tensor], None]) -> Tensor:
         """The same, calling ``look`` with each step and what it made."""
         return self._run(block, look).reshape(block.shape[0], *self._shape)
+
+    def measured(self, block: Tensor) -> tuple[Tensor, int]:
+        """The products, and the most bytes that values took at once for each vector, with room to work."""
+        live: dict[int, int] = {0: block.nbytes}
+        total = most = block.nbytes
+
+        def look(step: Step, made: Tensor) -> None:
+            nonlocal total, most
+            size = made.nbytes
+            # A convolution pads, and may lay out its input and its output anew.
+            work = 0 if isinstance(step.edge.map, Identity) else 2 * max(size, live.get(step.source, 0))
+            most = max(most, total + size + work)
+            if step.last_use:
+                total -= live.pop(step.source, 0)
+            total += size - live.get(step.result, 0)
+            live[step.result] = size
+
+        return self.watch(block, look), most // block.shape[0]
 
     def _run(self, block: Tensor, look: Callable[[Step, Tensor], None] | None) -> Tensor:
         values: list[Tensor | None] = [None] * self._slots
@@ -114,23 +137,3 @@ def _schedule(graph: Graph, start: int, end: int, transposed: bool) -> tuple[int
         )
         own[result] = True if onto is not None else not edge.map.aliases
     return len(numbers), steps, not own.get(end, False)
-
-
-def bytes_per_probe(program: Program, block: Tensor) -> int:
-    """Most memory that the values of a program take at once, for each vector of the block, with room to work."""
-    live: dict[int, int] = {0: block.nbytes}
-    most = 0
-
-    def look(step: Step, made: Tensor) -> None:
-        nonlocal most
-        size = made.nbytes
-        # A convolution pads, and may lay out its input and its output anew.
-        work = 0 if isinstance(step.edge.map, Identity) else 2 * max(size, live.get(step.source, 0))
-        most = max(most, sum(live.values()) + size + work)
-        if step.last_use:
-            live.pop(step.source, None)
-        live[step.result] = size
-
-    with torch.no_grad():
-        program.watch(block, look)
-    return most // block.shape[0]

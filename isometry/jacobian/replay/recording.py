@@ -11,8 +11,10 @@ operations were recorded with are copied before the memory that holds them is ov
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,10 +69,7 @@ class Operation:
     @property
     def name(self) -> str:
         """Name of the operation, without its overload and the underscore of writing in place."""
-        if self.function is None:
-            return "memory"
-        name = self.function._schema.name.split("::", 1)[1]
-        return name.rstrip("_") if self.writes else name
+        return "memory" if self.function is None else operation_name(self.function)
 
     @property
     def writes(self) -> bool:
@@ -116,6 +115,14 @@ class Tape:
     values: int
     result: int | None
     output: Tensor
+
+
+@cache
+def operation_name(function: Any) -> str:
+    """Name of an aten operation without its overload; in-place operations have the name of the others."""
+    schema = function._schema
+    name = schema.name.split("::", 1)[1]
+    return name.rstrip("_") if schema.is_mutable else name
 
 
 def flat_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
@@ -176,14 +183,21 @@ class _Recorder(TorchDispatchMode):
         self._module_now = module_now
         self._seen: dict[int, _Seen] = {}
         self._origin: dict[int, _Seen] = {}
+        self._looked_at = 0
         self._memory: dict[int, _Memory] = {}
-        self._holders: dict[int, list[Operation]] = {}
+        # Operations by the storages they hold; made when something is first written to, for most networks never do it.
+        self._holders: dict[int, list[Operation]] | None = None
         self._follow(point)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; PyTorch's guard against it costs several microseconds for each operation."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         written = _written(func)
-        if func._schema.name in _SHAPE_ONLY and not written:
+        if written is None:
             return func(*args, **kwargs)
         tensors = list(flat_tensors(args, kwargs))
         sources = {}
@@ -233,8 +247,12 @@ class _Recorder(TorchDispatchMode):
         if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors):
             raise NoRule(f"{operation.function} (on a subclass of torch.Tensor)")
         self.operations.append(operation)
-        for tensor in (*tensors, *flat_tensors((operation.output,), {})):
-            self._holders.setdefault(_storage(tensor), []).append(operation)
+        if self._holders is not None:
+            self._hold(self._holders, operation)
+
+    def _hold(self, holders: dict[int, list[Operation]], operation: Operation) -> None:
+        for tensor in flat_tensors((*operation.args, operation.output), operation.kwargs):
+            holders.setdefault(_storage(tensor), []).append(operation)
 
     def _new_value(self) -> int:
         self.values += 1
@@ -242,10 +260,8 @@ class _Recorder(TorchDispatchMode):
 
     def _follow(self, tensor: Tensor, value: int | None = None) -> int:
         value = self._new_value() if value is None else value
-        memory = self._memory.get(_storage(tensor))
-        seen = _Seen(tensor, value, memory.version if memory else 0)
-        self._seen[id(tensor)] = seen
-        self._origin.setdefault(_storage(tensor), seen)
+        memory = self._memory.get(_storage(tensor)) if self._memory else None
+        self._seen[id(tensor)] = _Seen(tensor, value, memory.version if memory else 0)
         return value
 
     # ---- memory ------------------------------------------------------------------------------------
@@ -288,6 +304,10 @@ class _Recorder(TorchDispatchMode):
     def _copy_for_holders(self, target: Tensor) -> None:
         """Operations that were recorded with this memory as it is keep a copy of it."""
         storage = _storage(target)
+        if self._holders is None:
+            self._holders = {}
+            for operation in self.operations:
+                self._hold(self._holders, operation)
         for operation in self._holders.pop(storage, []):
             copies: dict[int, Tensor] = {}
 
@@ -322,7 +342,9 @@ class _Recorder(TorchDispatchMode):
 
     def _first_memory(self, target: Tensor) -> _Memory:
         size = target.untyped_storage().nbytes() // target.element_size()
-        origin = self._origin.get(_storage(target))
+        # The first tensor that was followed in a storage is the one it was made for; later ones are views.
+        storage = _storage(target)
+        origin = self._origins().get(storage)
         if origin is None:
             return _Memory(None, size, 0, target)
         if origin.tensor.dtype != target.dtype:
@@ -336,6 +358,13 @@ class _Recorder(TorchDispatchMode):
         assert origin.value is not None
         self._gather(origin.value, now, index, places.numel())
         return _Memory(now, size, 0, target)
+
+    def _origins(self) -> dict[int, _Seen]:
+        """The first tensor followed in each storage; looked through from where the last look ended."""
+        for seen in itertools.islice(self._seen.values(), self._looked_at, None):
+            self._origin.setdefault(_storage(seen.tensor), seen)
+        self._looked_at = len(self._seen)
+        return self._origin
 
     def _read(self, memory: _Memory, tensor: Tensor) -> int | None:
         if memory.value is None or not tensor.is_floating_point():
@@ -366,20 +395,19 @@ def _places(tensor: Tensor, size: int) -> Tensor:
         )
 
 
-_WRITTEN: dict[Any, tuple[str | int, ...]] = {}
+@cache
+def _written(func: Any) -> tuple[str | int, ...] | None:
+    """Which arguments an operation writes to: positions, or names of those passed by keyword only.
 
-
-def _written(func: Any) -> tuple[str | int, ...]:
-    """Which arguments an operation writes to: positions, or names of those passed by keyword only."""
-    known = _WRITTEN.get(func)
-    if known is None:
-        known = tuple(
-            argument.name if argument.kwarg_only else position
-            for position, argument in enumerate(func._schema.arguments)
-            if argument.alias_info is not None and argument.alias_info.is_write
-        )
-        _WRITTEN[func] = known
-    return known
+    None where it reads nothing but shape and type.
+    """
+    schema = func._schema
+    written = tuple(
+        argument.name if argument.kwarg_only else position
+        for position, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+    return None if schema.name in _SHAPE_ONLY and not written else written
 
 
 def _present(which: str | int, args: Any, kwargs: Any) -> bool:

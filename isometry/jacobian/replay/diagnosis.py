@@ -1,0 +1,83 @@
+"""Where in a network a product stops being finite: a second recording, with the names of the modules, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .graph import build
+from .program import Program, Step
+from .recording import NoRule, record
+
+
+def first_nonfinite(
+    function: Callable[[Tensor], Tensor],
+    point: Tensor,
+    module: nn.Module | None,
+    block: Tensor,
+    *,
+    transposed: bool,
+) -> str | None:
+    """What makes the first NaN or inf in a product, as "module 'layer.3' (ReLU), operation sqrt"; None if not found.
+
+    Parameters
+    ----------
+    function, point :
+        As recorded.
+    module : nn.Module or None
+        The module behind the function.
+    block : Tensor
+        Finite vectors whose products are not.
+    transposed : bool
+        Whether the products are J^T u; "first" is then counted from the output.
+    """
+    first: list[str] = []
+
+    def look(step: Step, made: Tensor) -> None:
+        if not first and not bool(torch.isfinite(made).all()):
+            edge = step.edge
+            kind = type(module.get_submodule(edge.module)).__name__ if module is not None else ""
+            where = (
+                f"module {edge.module!r} ({kind}), "
+                if edge.module
+                else (f"the {kind} itself, " if kind else "")
+            )
+            first.append(f"{where}operation {edge.operation}")
+
+    try:
+        with _names(module) as now:
+            tape = record(function, point, module_now=now)
+        shape = point.shape if transposed else tape.output.shape
+        program = Program(build(tape, join=False), shape, transposed=transposed)
+        for vector in block:
+            program.watch(vector[None], look)
+            if first:
+                return first[0]
+    except NoRule:
+        return None
+    return None
+
+
+@contextmanager
+def _names(module: nn.Module | None) -> Iterator[Callable[[], str]]:
+    """A function that says which module is running, innermost."""
+    running: list[str] = []
+    handles = []
+    for name, part in module.named_modules() if module is not None else ():
+
+        def enter(_: nn.Module, __: object, name: str = name) -> None:
+            running.append(name)
+
+        def leave(_: nn.Module, __: object, ___: object) -> None:
+            running.pop()
+
+        handles.append(part.register_forward_pre_hook(enter))
+        handles.append(part.register_forward_hook(leave))
+    try:
+        yield lambda: running[-1] if running else ""
+    finally:
+        for handle in handles:
+            handle.remove()
