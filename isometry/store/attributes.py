@@ -15,10 +15,11 @@ import h5py
 import numpy as np
 
 from isometry.errors import StoreError
+from isometry.store.digest import DIGEST
 
 NESTED = "nested"
-# Names that HDF5's dimension scales, netCDF and xarray give a meaning of their own.
-_TAKEN = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "DIMENSION_LABELS"}
+# Names that HDF5's dimension scales, netCDF, xarray and the layout itself give a meaning of their own.
+_TAKEN = {DIGEST, "CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "DIMENSION_LABELS"}
 
 
 def plain(values: Mapping[str, Any], *, what: str = "provenance") -> dict[str, Any]:

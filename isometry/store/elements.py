@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from isometry.errors import NewerSchemaError, StoreError
 from isometry.store.attributes import write_attributes
+from isometry.store.digest import DIGEST, digest_of
 from isometry.store.layout import DIMENSIONS, Field
 
 Reader = TypeVar("Reader")
@@ -143,6 +144,7 @@ def write_element(parent: h5py.Group, name: str, element: Element, *, reserved: 
         for axis, dimension in enumerate(element.fields[key].dimensions):
             if key != dimension:
                 group[key].dims[axis].attach_scale(group[dimension])
+    group.attrs[DIGEST] = digest_of(group)
     parent.move(hidden, name)
 
 

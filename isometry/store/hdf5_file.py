@@ -17,6 +17,8 @@ from pathlib import Path
 import h5py
 
 from isometry.errors import IsometryError, NewerSchemaError, StoreError
+from isometry.store.digest import PROMISE
+from isometry.store.guard import GuardedFile
 from isometry.store.journal import commit, journal_path, recover, sync_folder
 from isometry.store.layout import FORMAT, SCHEMA_VERSION, SERIES, SPECTRA
 from isometry.store.locking import locked
@@ -33,11 +35,11 @@ def reading(path: Path, *, timeout: float) -> Iterator[h5py.File]:
     """The file, open for reading; writers wait until the block ends."""
     with _explained(path, "read"):
         while True:
-            with locked(path, exclusive=False, timeout=timeout):
+            with locked(path, exclusive=False, timeout=timeout) as raw:
                 # Under our shared lock no writer is alive, so a journal is what a killed one left.
                 if not journal_path(path).exists():
                     _check_signature(path)
-                    with h5py.File(path, "r", locking="best-effort") as file:
+                    with h5py.File(GuardedFile(raw), "r") as file:
                         _check_format(path, file)
                         yield file
                     return
@@ -99,12 +101,12 @@ def create(path: Path, *, replace: bool, timeout: float) -> None:
 
 
 def written_by() -> str:
-    """Versions of what writes a file."""
+    """Versions of what writes a file, and that its elements have digests."""
     try:
         own = version("isometry")
     except PackageNotFoundError:  # run from a source tree that is on the path but not installed
         own = "unknown"
-    return f"isometry {own}, h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}"
+    return f"isometry {own}, h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}, {PROMISE}"
 
 
 def _place(path: Path, put: Callable[[Path, Path], None]) -> None:

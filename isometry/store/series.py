@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from isometry.errors import StoreError
 from isometry.store.attributes import plain, read_attributes
+from isometry.store.digest import digest_problems
 from isometry.store.elements import Element, checksum, chosen, damaged, examine_array
 from isometry.store.layout import DIMENSIONS, SERIES_ENCODING, Field, checked_name
 
@@ -182,7 +183,7 @@ def _read(group: h5py.Group) -> tuple[dict[str, NDArray[Any]], list[str]]:
             arrays[column] = values
     if not arrays and not problems:
         problems.append("it has no columns")
-    return arrays, problems
+    return arrays, problems + digest_problems(group)
 
 
 def _columns(group: h5py.Group) -> list[str]:

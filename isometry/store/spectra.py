@@ -19,6 +19,7 @@ from isometry.distribution import Curve, Quadrature
 from isometry.errors import InputError, StoreError
 from isometry.spectrum import Extremes, Spectrum
 from isometry.store.attributes import plain, read_attributes
+from isometry.store.digest import digest_problems
 from isometry.store.elements import Element, chosen, damaged, encoding_of, examine_array
 from isometry.store.layout import (
     BAND_CONFIDENCE,
@@ -101,6 +102,7 @@ def decode(group: h5py.Group, name: str) -> Spectrum:
         When something in it is missing, damaged or contradicts itself.
     """
     arrays, problems = _read(group, derived_too=False)
+    problems += digest_problems(group)
     if problems:
         raise StoreError(damaged(group, problems))
     try:
@@ -115,7 +117,7 @@ def problems_of(group: h5py.Group, name: str) -> list[str]:
     problems += _value_problems(arrays)
     problems += [f"{key}: the attribute is missing" for key in sorted(HEADER - {"shape"} - set(group.attrs))]
     if problems:
-        return problems
+        return problems + digest_problems(group)
     try:
         spectrum = _build(group, name, arrays)
     except (InputError, ValueError, TypeError) as error:
@@ -128,7 +130,7 @@ def problems_of(group: h5py.Group, name: str) -> list[str]:
         for key, absolute in (("moment", 0.0), ("log10_moment", 1e-8))
         if not np.allclose(arrays[key], expected[key], rtol=1e-8, atol=absolute, equal_nan=True)
     ]
-    return problems + _band_problems(spectrum, arrays)
+    return problems + _band_problems(spectrum, arrays) + digest_problems(group)
 
 
 def describe(group: h5py.Group, name: str) -> dict[str, Any]:

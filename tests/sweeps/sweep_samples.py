@@ -54,7 +54,8 @@ def of_models(path: Path, *names: str, seeds: int = 1) -> dict[str, Any]:
     return {"seeds": seeds, "fixed": {"input": "4"}, "axes": {"model": [f"{path}:{name}" for name in names]}}
 
 
-_OF_THE_RUN = {"created", "seconds", "written_by", "traceback"}
+# The digest of the attributes holds the times among them.
+_OF_THE_RUN = {"created", "seconds", "written_by", "traceback", "attributes_sha256"}
 
 
 def contents(path: Path) -> dict[str, Any]:
