@@ -368,7 +368,7 @@ class Spectrum:
     def atoms(self) -> list[tuple[float, float]]:
         """Point masses proper as (s, mass); for a measurement, at most the mass below the floor, at 0."""
         places, masses = self.distribution.point_masses
-        return [(float(np.exp(place)), float(mass)) for place, mass in zip(places, masses, strict=True)]
+        return [(_exp(float(place)), float(mass)) for place, mass in zip(places, masses, strict=True)]
 
     @property
     def zero_mass(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -311,3 +312,11 @@ def test_where_there_is_no_answer_an_error_says_which(
 def test_an_ensemble_brings_its_own_depth() -> None:
     with pytest.raises(InputError, match="takes no depth"):
         predict(Ensemble("relu", 3), 4)
+
+
+def test_a_point_mass_beyond_the_floats_is_infinite_and_silent() -> None:
+    spectrum = predict("linear", 10_000, weights="orthogonal", sigma_w=1.2, sigma_b=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert spectrum.atoms == [(math.inf, 1.0)]
+    assert float(spectrum.log10_quantile(0.5)) == pytest.approx(10_000 * math.log10(1.2), rel=1e-12)
