@@ -2,7 +2,7 @@
 
 Claim measured here: where a few singular values carry the mean square (deep Gaussian networks), 16 probes of 50
 steps leave ten percent; the same 1,600 products, most of them spent on taking the leading triplets out exactly, leave
-far less than one. So does a quarter of them. Where nothing dominates, deflation costs nothing. The truth is the exact
+rounding. So does nearly a quarter of them. Where nothing dominates, deflation is not worse than sampling. The truth is the exact
 spectrum in float64; errors are root mean squares over the seeds, and the coverage is that of the 95 % interval that
 each measurement states.
 """
