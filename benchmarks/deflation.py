@@ -2,9 +2,9 @@
 
 Claim measured here: where a few singular values carry the mean square (deep Gaussian networks), 16 probes of 50
 steps leave ten percent; the same 1,600 products, most of them spent on taking the leading triplets out exactly, leave
-rounding. So does nearly a quarter of them. Where nothing dominates, deflation is not worse than sampling. The truth is the exact
-spectrum in float64; errors are root mean squares over the seeds, and the coverage is that of the 95 % interval that
-each measurement states.
+rounding. So does nearly a quarter of them. Where nothing dominates, deflation is not worse than sampling. The truth is
+the exact spectrum in float64; errors are root mean squares over the seeds, and the coverage is that of the 95 %
+interval that each measurement states.
 """
 
 from __future__ import annotations
