@@ -1,9 +1,32 @@
-"""Sweeps: a grid of points, any executor, one file that a kill does not harm. See docs/sweeps.md."""
+"""Sweeps: a grid of points, any executor, one file that a kill does not harm. See docs/sweeps.md.
+
+Names are loaded when they are first used: a new worker sets its threads before NumPy and torch are loaded.
+"""
 
 from __future__ import annotations
 
-from isometry.sweeps.configuration import Point, point_of
-from isometry.sweeps.grid import points_of
-from isometry.sweeps.run import SweepResult, sweep
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isometry.sweeps.configuration import Point, point_of
+    from isometry.sweeps.grid import points_of
+    from isometry.sweeps.run import SweepResult, sweep
+
+_HOMES = {
+    "Point": "isometry.sweeps.configuration",
+    "SweepResult": "isometry.sweeps.run",
+    "point_of": "isometry.sweeps.configuration",
+    "points_of": "isometry.sweeps.grid",
+    "sweep": "isometry.sweeps.run",
+}
 
 __all__ = ["Point", "SweepResult", "point_of", "points_of", "sweep"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'isometry.sweeps' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

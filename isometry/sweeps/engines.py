@@ -12,7 +12,6 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
-from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -97,6 +96,16 @@ class Processes:
         )
         # Kept until the workers, which start with the first calls, have taken it over.
         self._watched = watched
+        try:
+            # A worker that can not even start would else be taken for one that its point has killed.
+            pool.submit(os.getpid).result()
+        except BrokenExecutor as error:
+            pool.shutdown()
+            raise SweepError(
+                "no worker process can be started; what it says stands above. A worker is a new interpreter that "
+                'imports the main script: is sweep called below `if __name__ == "__main__":` there, and is the script '
+                "a file?"
+            ) from error
         return pool, alive
 
 
@@ -118,15 +127,15 @@ class Lent:
         return self._executor.submit(function, *arguments)
 
     def renew(self) -> None:
-        # Dask starts workers itself; a pool of processes that has lost one takes no more work.
-        with suppress(BrokenExecutor, RuntimeError):
-            self._executor.submit(int).result(timeout=60)
-            return
-        raise SweepError(
-            f"a worker died and took the executor with it ({type(self._executor).__name__}). What was finished is "
-            "kept; run again to go on, without executor= or with a new one. With processes of its own a sweep goes on "
-            "by itself"
-        )
+        # Dask starts workers itself; a pool of processes that has lost one takes no more work, and says so at once.
+        try:
+            self._executor.submit(int).cancel()
+        except (BrokenExecutor, RuntimeError) as error:
+            raise SweepError(
+                f"a worker died and took the executor with it ({type(self._executor).__name__}). What was finished is "
+                "kept; run again to go on, without executor= or with a new one. With processes of its own a sweep goes "
+                "on by itself"
+            ) from error
 
     def stop(self) -> None:
         pass

@@ -134,6 +134,7 @@ class Ledger:
             {"attempt": [attempts + 1], "seconds": [outcome.seconds]},
             {
                 "sweep": point.record(),
+                "worker": outcome.worker,
                 "error": failure.message,
                 "error_type": failure.kind,
                 "traceback": failure.trace,

@@ -130,7 +130,7 @@ def _curve(
         value = _number(row.get(y))
         assert value is not None, "rows without it were left out"
         at = place[str(row.get(x))] if categories else float(row.get(x))
-        if row.kind in ("predict", "predicted"):
+        if _is_law(row):
             laws.setdefault(at, []).append(value)
             continue
         if not setting:
@@ -187,8 +187,8 @@ class _Laws:
 
 def _refuse_mixtures(rows: Sequence[Row], told: set[str | None]) -> None:
     """Raise where rows that differ in more than their seeds would fall on one place of the picture."""
-    sampled = [row for row in rows if row.kind not in ("predict", "predicted")]
-    for some in (sampled, [row for row in rows if row not in sampled]):
+    for lines in (False, True):
+        some = [row for row in rows if _is_law(row) == lines]
         mixed = [key for key in varying(some) if key not in told]
         if not mixed:
             continue
@@ -202,6 +202,11 @@ def _refuse_mixtures(rows: Sequence[Row], told: set[str | None]) -> None:
                     f"these points differ in {', '.join(mixed)} too, and would fall on one place: choose with --where "
                     f"{mixed[0]}=..., or take --hue {mixed[0]}"
                 )
+
+
+def _is_law(row: Row) -> bool:
+    """Whether a row is a prediction, which is drawn as a line."""
+    return row.kind in ("predict", "predicted")
 
 
 def _categories(rows: Sequence[Row], x: str) -> tuple[str, ...]:

@@ -36,8 +36,8 @@ class SweepResult:
         Of these, how many were finished before.
     finished : int
         How many were finished now.
-    failures : mapping of Point to Failure
-        Those that failed, with their errors. They are tried again by the next sweep.
+    failures : dict of str to Failure
+        Names of the points that failed, with their errors. They are tried again by the next sweep.
     seconds : float
         Wall time.
     """
@@ -163,7 +163,7 @@ def sweep(
                 failures[point.name] = outcome.failure
                 if on_failure is not None:
                     on_failure(point, outcome.failure)
-            tell(done, len(open_points), _text(len(failures)))
+            tell(done, len(open_points), _text(done, len(open_points), len(failures)))
 
         if open_points:
             with _telling(progress) as tell, _engine(executor, workers, len(open_points)) as engine:
@@ -205,5 +205,5 @@ def _telling(progress: Progress | bool | None) -> Iterator[Progress]:
         yield silent if progress is False else progress
 
 
-def _text(failed: int) -> str:
-    return f"sweep, {failed} failed" if failed else "sweep"
+def _text(done: int, total: int, failed: int) -> str:
+    return f"{done} of {total} points, {failed} failed" if failed else f"{done} of {total} points"

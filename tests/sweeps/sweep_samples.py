@@ -55,7 +55,7 @@ def of_models(path: Path, *names: str, seeds: int = 1) -> dict[str, Any]:
 
 
 # The digest of the attributes holds the times among them.
-_OF_THE_RUN = {"created", "seconds", "written_by", "traceback", "attributes_sha256"}
+_OF_THE_RUN = {"created", "seconds", "written_by", "traceback", "worker", "attributes_sha256"}
 
 
 def contents(path: Path) -> dict[str, Any]:

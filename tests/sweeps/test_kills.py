@@ -133,6 +133,11 @@ def test_the_workers_of_a_killed_coordinator_leave(tmp_path):
         stored = [coordinator.stdout.readline().split(" ", 1)[1].strip() for _ in range(3)]
         workers = children_of(coordinator.pid)
         assert len(workers) >= 2
+        with (
+            ThreadPoolExecutor(1) as threads,
+            pytest.raises(SweepError, match=f"process {coordinator.pid} on"),
+        ):
+            isometry.sweep(GRID, path, executor=threads, progress=False)
         coordinator.kill()
     until = time.monotonic() + 20
     while any(is_alive(worker) for worker in workers) and time.monotonic() < until:
@@ -284,3 +289,13 @@ def test_an_interrupt_keeps_what_is_done_and_leaves_nobody(tmp_path):
     assert isometry.open_store(path).validate() == []
     assert len(rows_of(isometry.open_store(path))) >= 2
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.h5", "grid.toml"]
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_is_told_what_is_missing(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"import isometry\nisometry.sweep({GRID!r}, {str(tmp_path / 'a.h5')!r}, workers=1)\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert 'below `if __name__ == "__main__":`' in done.stderr
+    assert rows_of(isometry.open_store(tmp_path / "a.h5")) == []
