@@ -20,8 +20,8 @@ from isometry.sweeps.grid import Grid, points_of
 # A Jacobian product costs so many forward passes; a step of training three (forward, and backward twice as much).
 _FORWARDS_OF_A_PRODUCT = 1.25
 _FORWARDS_OF_A_STEP = 3.0
-# Operations of the SVD of a d x d matrix with both sides' vectors, and what one thread does of them in a second.
-_SVD_OPERATIONS, _SVD_SPEED = 20.0, 5e9
+# Operations (times d^3) of the SVD of a d x d matrix, and what one thread does of them in a second.
+_SVD_OPERATIONS, _SVD_SPEED = 4.0, 5e9
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _operations(point: Point) -> float:
     """A number that grows as the work of the point does."""
     values = point.values
     if point.kind == "predict" or "depth" not in values:
-        return 1.0
+        return float(values.get("depth", 1))
     forward = float(values["depth"]) * _side(point) * _fan(point)
     return forward * (
         values["steps"] * values["batch"] + 1 if point.kind == "train" else _products(point, _side(point))
@@ -172,6 +172,7 @@ def _tried(point: Point) -> float:
 def _tried_measurement(point: Point) -> float:
     import torch
 
+    from isometry.comparison import compare
     from isometry.loading import load_input
     from isometry.sweeps.work import model_of
     from isometry.theory.ensemble import Ensemble
@@ -202,7 +203,8 @@ def _tried_measurement(point: Point) -> float:
     ensemble = getattr(model.module, "ensemble", None)
     if point.kind == "compare" and isinstance(ensemble, Ensemble):
         began = time.perf_counter()
-        predict(ensemble)
+        law = predict(ensemble)
+        compare(law, law)
         seconds += time.perf_counter() - began
     return seconds
 
@@ -211,6 +213,7 @@ def _tried_training(point: Point) -> float:
     from isometry.nn.classifier import classifier
     from isometry.nn.data import load_dataset
     from isometry.sweeps.keys import network_keys
+    from isometry.sweeps.work import TRAINING_MEASUREMENT
 
     values = point.values
     began = time.perf_counter()
@@ -222,7 +225,14 @@ def _tried_training(point: Point) -> float:
     step = _FORWARDS_OF_A_STEP * _forward(model, batch)
     images = len(dataset.test_images) + min(values.get("train_images") or math.inf, len(dataset.train_images))
     looks = values["steps"] // values["evaluate_every"] + 1
-    return made + step * (values["steps"] + looks * images / len(batch) / _FORWARDS_OF_A_STEP)
+    spectra = values["steps"] // values.get("spectrum_every", max(values["steps"], 1)) + 1
+    probes, length = TRAINING_MEASUREMENT["probes"], TRAINING_MEASUREMENT["steps"]
+    product = _FORWARDS_OF_A_PRODUCT * _forward(model, dataset.test_images[:probes])
+    return (
+        made
+        + step * (values["steps"] + looks * images / len(batch) / _FORWARDS_OF_A_STEP)
+        + spectra * 2 * length * product
+    )
 
 
 def _forward(module: Any, x: Any) -> float:

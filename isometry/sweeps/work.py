@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # executor of threads the points take turns.
 _ONE_AT_A_TIME = threading.Lock()
 # As `isometry train --spectrum-every`.
-_TRAINING_MEASUREMENT: Mapping[str, Any] = {"probes": 8, "steps": 30}
+TRAINING_MEASUREMENT: Mapping[str, Any] = {"probes": 8, "steps": 30}
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def _train(point: Point, folder: Path) -> tuple[tuple[Spectrum, ...], TrainingRe
     # Measured on the way, or once at the end.
     recorder = IsometryCallback(
         dataset.test_images[0], every=every or max(values["steps"], 1), part=trunk_part, name=point.name,
-        **_TRAINING_MEASUREMENT,
+        **TRAINING_MEASUREMENT,
     )  # fmt: skip
     record = train(
         model, dataset, options=TrainingOptions(**values, learning_rate=rate), callbacks=[recorder], progress=False,
