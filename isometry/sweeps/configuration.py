@@ -21,8 +21,8 @@ from isometry.loading.builtin import BUILT_IN, given_settings
 from isometry.sweeps.keys import (
     COMPARISON_KEYS,
     KINDS,
-    MEASUREMENT_KEYS,
     Reader,
+    measurement_keys,
     network_keys,
     prediction_keys,
     read_value,
@@ -164,7 +164,7 @@ def _readers(kind: str, model: str) -> dict[str, Reader]:
         return {**network_keys(model, sampled=False), **prediction_keys()}
     network = network_keys(model) if model in BUILT_IN else {}
     comparison = COMPARISON_KEYS if kind == "compare" else {}
-    return {**network, **MEASUREMENT_KEYS, **comparison}
+    return {**network, **measurement_keys(), **comparison}
 
 
 def _defaults(kind: str, model: str | None) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _defaults(kind: str, model: str | None) -> dict[str, Any]:
 
 def _stray(key: str, readers: Mapping[str, Reader], kind: str, model: str | None, where: str) -> SpecError:
     """The error for a key that this kind of point, or this model, does not take."""
-    if kind == "predict" and key in {*network_keys(str(model)), *MEASUREMENT_KEYS, "seeds"}:
+    if kind == "predict" and key in {*network_keys(str(model)), *measurement_keys(), "seeds"}:
         return SpecError(
             f"{where}: {key} does not change a prediction, which is that of infinite width and draws nothing; leave "
             'it out, or take kind = "compare"'

@@ -149,6 +149,8 @@ def _products(point: Point, side: int) -> int:
     from isometry.choice import DEFAULT_PROBES, DEFAULT_RANK, DEFAULT_STEPS
 
     values = point.values
+    if "budget" in values:
+        return int(values["budget"])
     sampled = 2 * values.get("probes", DEFAULT_PROBES) * min(values.get("steps", DEFAULT_STEPS), side)
     if values["method"] == "randomized":
         sampled += 4 * values.get("rank", DEFAULT_RANK)

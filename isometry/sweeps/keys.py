@@ -138,27 +138,40 @@ def network_keys(model: str, *, sampled: bool = True) -> dict[str, Reader]:
     return {key: _network_reader(model, key) for key in BUILT_IN[model].keys if key not in left_out}
 
 
-MEASUREMENT_KEYS: Mapping[str, Reader] = {
-    "input": input_spec,
-    "inputs": whole(),
-    "batch_axis": truth,
-    "weights": text,
-    "eval": truth,
-    "method": choice("auto", "exact", "lanczos", "randomized"),
-    "probes": whole(),
-    "steps": whole(),
-    "top": whole(),
-    "rank": whole(),
-    "tol": number(0, above=True),
-    "dtype": choice("float32", "float64"),
-    "device": text,
-    "memory_limit": whole(),
-    "source": text,
-    "target": text,
-    "output": name_or_index,
-    "seed": whole(0),
-}
 COMPARISON_KEYS: Mapping[str, Reader] = {"theory": choice("ensemble", "layers")}
+
+
+def measurement_keys() -> dict[str, Reader]:
+    """The options of a measurement."""
+    from isometry.choice import METHODS
+    from isometry.estimators.blocks import PROBES
+    from isometry.stopping import QUANTITIES
+
+    return {
+        "input": input_spec,
+        "inputs": whole(),
+        "batch_axis": truth,
+        "weights": text,
+        "eval": truth,
+        "method": choice(*METHODS),
+        "probes": whole(),
+        "steps": whole(),
+        "top": whole(),
+        "rank": whole(),
+        "tol": number(0, above=True),
+        "rtol": number(0, above=True),
+        "quantity": choice(*QUANTITIES),
+        # In products alone: a budget in seconds gives another result on another machine.
+        "budget": whole(),
+        "probe": choice(*PROBES),
+        "dtype": choice("float32", "float64"),
+        "device": text,
+        "memory_limit": whole(),
+        "source": text,
+        "target": text,
+        "output": name_or_index,
+        "seed": whole(0),
+    }
 
 
 def prediction_keys() -> dict[str, Reader]:

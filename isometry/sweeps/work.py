@@ -154,7 +154,8 @@ def _measure(point: Point, folder: Path) -> tuple[Spectrum, ...]:
     options: dict[str, Any] = {
         key: values[key]
         for key in (
-            "method", "probes", "steps", "top", "rank", "tol", "memory_limit", "source", "target", "output", "seed",
+            "method", "probes", "steps", "top", "rank", "tol", "rtol", "quantity", "budget", "probe", "memory_limit",
+            "source", "target", "output", "seed",
         )
         if key in values
     }  # fmt: skip

@@ -83,7 +83,7 @@ def kill_at_random(path: Path, rounds: int, seed: int) -> tuple[int, int]:
 def the_rest(path: Path) -> None:
     """Take the sweep up after the kills, and compare with one that nobody disturbed."""
     done = len(rows_of(isometry.open_store(path)))
-    some = {**LONG, "seeds": max(3, done // 4)}
+    some = {**LONG, "seeds": max(2, done // 8)}
     with ThreadPoolExecutor(1) as threads:
         result = isometry.sweep(some, path, executor=threads, progress=False)
         isometry.sweep(some, path.with_name("undisturbed.h5"), executor=threads, progress=False)
@@ -92,11 +92,11 @@ def the_rest(path: Path) -> None:
     assert wanted.items() <= found.items()
 
 
-def test_ten_coordinators_killed_at_random_lose_nothing(tmp_path):
-    stored, begun = kill_at_random(tmp_path / "a.h5", 10, seed=0)
+def test_five_coordinators_killed_at_random_lose_nothing(tmp_path):
+    stored, begun = kill_at_random(tmp_path / "a.h5", 5, seed=0)
     # Some must have been stored for this to mean anything; a kill takes one that is computed and one that is stored.
-    assert stored > 5
-    assert begun <= stored + 2 * 10
+    assert stored > 2
+    assert begun <= stored + 2 * 5
     the_rest(tmp_path / "a.h5")
 
 

@@ -302,3 +302,13 @@ def test_an_executor_that_was_closed_ends_the_sweep_and_keeps_what_is_done(tmp_p
     with pytest.raises(SweepError, match="takes no more work"):
         isometry.sweep(GRID, tmp_path / "a.h5", executor=Closes(), progress=False)
     assert isometry.sweep(GRID, tmp_path / "a.h5", executor=AtOnce(), progress=False).total == 4
+
+
+def test_a_measurement_to_a_tolerance_is_a_point_like_others(tmp_path):
+    fixed = {"model": "mlp", "width": 64, "depth": 2, "method": "lanczos", "probe": "rademacher", "steps": 8}
+    grid = {"fixed": fixed, "axes": {"rtol": [0.2, 0.05]}}
+    isometry.sweep(grid, tmp_path / "a.h5", executor=AtOnce(), progress=False)
+    coarse, fine = (isometry.open_store(tmp_path / "a.h5")[point.name] for point in points_of(grid))
+    assert coarse.n_probes < fine.n_probes
+    with pytest.raises(SpecError, match="budget is a whole number"):
+        points_of({"fixed": {**fixed, "budget": "60s"}})
