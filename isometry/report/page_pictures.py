@@ -62,6 +62,9 @@ def small_figure() -> tuple[Figure, Axes]:
     """A figure of the page's size with one axes, in the style of the house."""
     figure, (ax,) = new_figure(height=SIZE[1])
     figure.set_size_inches(*SIZE)
+    # Fixed margins: to lay the axes out by their texts takes as long as all the drawing.
+    figure.set_layout_engine("none")
+    ax.set_position((0.165, 0.165, 0.82, 0.805))
     return figure, ax
 
 
@@ -102,7 +105,16 @@ def _panel(kind: str, shown: Sequence[tuple[Spectrum, str]], *, log: bool, name:
                 shift = index / max(len(shown), 8)
                 draw_density(ax, spectrum, limits, log=log, label=label, bins=60, color=color, shift=shift)
             else:
-                draw_cdf(ax, spectrum, limits, log=log, label=label, color=color, points=300)
+                draw_cdf(
+                    ax,
+                    spectrum,
+                    limits,
+                    log=log,
+                    label=label,
+                    color=color,
+                    points=300,
+                    explain=len(shown) <= 2,
+                )
         zero = kind == "density" and any(spectrum.zero_mass > 0 for spectrum in spectra)
         finish_axis(ax, log=log, low=limits[0], high=limits[1], zero=zero)
         if kind == "density":

@@ -116,12 +116,13 @@ def test_the_page_shows_depth_and_training() -> None:
     assert "is at fault" in text
 
 
-@pytest.mark.parametrize("gains", [(1.0,), (1.0, 0.0, 1.0), (1e-20,) * 60, (1.0,) * 2000])
+@pytest.mark.parametrize("gains", [(1.0,), (1.0, 0.0, 1.0), (1e-20,) * 2000])
 def test_odd_profiles_have_a_page_and_a_table(gains: tuple[float, ...]) -> None:
     one = profile(gains)
     text = render_html([Spectrum.from_singular_values([1.0], name="net")], profiles=[one])
     assert len(text.encode()) < 300_000
     assert "nan" not in printed(100, one)
+    assert "nan" not in text[text.index("Block by block") :].split("<svg")[0]
 
 
 def test_what_a_picture_of_many_blocks_shows_holds_every_extreme() -> None:

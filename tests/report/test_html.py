@@ -196,7 +196,7 @@ def several() -> str:
     return render_html([sampled(), spectrum("b")])
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(NASTY, NASTY, NASTY, NASTY)
 def test_no_text_of_a_file_becomes_markup(
     ordinary: Reader, name: str, key: str, value: str, title: str
