@@ -12,10 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
-def strict_numerics(device: torch.device, *, recurrent: bool = False) -> Iterator[None]:
+def strict_numerics(device: torch.device, *, recurrent: bool = False, tf32: bool = False) -> Iterator[None]:
     """Full float32 precision, deterministic kernels, and only operations that can be differentiated.
 
-    - TF32 and bfloat16 products are off: their 1e-3 error would be read as singular values.
+    - TF32 and bfloat16 products are off: their 1e-3 error would be read as singular values. TF32 is on only where it
+      is asked for.
     - Attention goes through its mathematical formula: the fused kernels have no forward-mode derivative
       (pytorch issue 128971), and neither has the fused encoder layer.
     - Recurrent layers leave their fused kernels (oneDNN, cuDNN), which have no forward-mode derivative and no
@@ -28,6 +29,8 @@ def strict_numerics(device: torch.device, *, recurrent: bool = False) -> Iterato
         Where the model is evaluated.
     recurrent : bool
         Whether the model holds a fused recurrent layer.
+    tf32 : bool
+        Whether convolutions and matrix products on a GPU may round their factors to 10 bits.
     """
     backends: Any = torch.backends
     with warnings.catch_warnings(), ExitStack() as stack:
@@ -38,7 +41,8 @@ def strict_numerics(device: torch.device, *, recurrent: bool = False) -> Iterato
             backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn,
             backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn,
         ):  # fmt: skip
-            _set(stack, backend, "fp32_precision", "ieee")
+            on_gpu = backend not in (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn)
+            _set(stack, backend, "fp32_precision", "tf32" if tf32 and on_gpu else "ieee")
         stack.callback(backends.mha.set_fastpath_enabled, backends.mha.get_fastpath_enabled())
         backends.mha.set_fastpath_enabled(False)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

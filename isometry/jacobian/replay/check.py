@@ -50,7 +50,7 @@ def reference_push(function: Callable[[Tensor], Tensor], point: Tensor, v: Tenso
         return None
 
 
-def compare(what: str, found: Tensor, expected: Tensor, noise: Callable[[], float]) -> None:
+def compare(what: str, found: Tensor, expected: Tensor, unit: float, noise: Callable[[], float]) -> None:
     """Raise Disagreement where two products differ by more than rounding, or are not finite at different places.
 
     Parameters
@@ -58,6 +58,8 @@ def compare(what: str, found: Tensor, expected: Tensor, noise: Callable[[], floa
     what : str
         For the message.
     found, expected : Tensor
+    unit : float
+        Of rounding, relative.
     noise : callable
         Length of the rounding in ``found``; asked for only where the two differ by more than 1000 units, as they may
         where what is large cancels in J (layer norm along its own input).
@@ -67,7 +69,7 @@ def compare(what: str, found: Tensor, expected: Tensor, noise: Callable[[], floa
         raise Disagreement(f"{what} is not finite where that of torch.func is, or the other way round")
     difference = float((found - expected)[finite].double().norm())
     size = float(expected[finite].double().norm())
-    if difference <= _UNITS * torch.finfo(expected.dtype).eps * size or difference <= _TIMES_NOISE * noise():
+    if difference <= _UNITS * unit * size or difference <= _TIMES_NOISE * noise():
         return
     raise Disagreement(
         f"{what} differs from that of torch.func by {difference / size if size else float('inf'):.1e} of its length"
@@ -83,9 +85,9 @@ def rounding_of(product: Callable[[Tensor], Tensor], vector: Tensor, seed: int) 
     return float((out[0] + out[1] - out[2]).norm())
 
 
-def compare_adjoint(v: Tensor, jv: Tensor, u: Tensor, jtu: Tensor) -> None:
+def compare_adjoint(v: Tensor, jv: Tensor, u: Tensor, jtu: Tensor, unit: float) -> None:
     """Raise Disagreement where <J v, u> is not <v, J^T u>."""
     left, right = (float((a.double() * b.double()).sum()) for a, b in ((jv, u), (v, jtu)))
     size = float(jv.double().norm() * u.double().norm() + jtu.double().norm() * v.double().norm())
-    if not abs(left - right) <= _UNITS * torch.finfo(v.dtype).eps * size:
+    if not abs(left - right) <= _UNITS * unit * size:
         raise Disagreement(f"<J v, u> and <v, J^T u> differ by {abs(left - right) / size:.1e} of their size")

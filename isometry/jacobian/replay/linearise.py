@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,7 +40,7 @@ class Replay:
 
     forward: Program
     reverse: Program
-    parameters: list[tuple[weakref.ref[Tensor], int]]
+    parameters: list[tuple[Tensor, int]]
     bytes_per_probe: int = 0
     pair: tuple[Tensor, ...] = ()
 
@@ -56,9 +55,8 @@ class Replay:
         return self.reverse(u)
 
     def _refuse_changes(self) -> None:
-        for reference, version in self.parameters:
-            tensor = reference()
-            if tensor is not None and tensor._version != version:
+        for tensor, version in self.parameters:
+            if tensor._version != version:
                 raise ModelError(
                     "a parameter of the model has changed since its Jacobian was linearised: make a new operator"
                 )
@@ -91,7 +89,9 @@ def linearise(function: Function, point: Tensor, *, one_tap: bool = True, fourie
     )
 
 
-def checked_replay(function: Function, point: Tensor, value: Tensor, *, seed: int = 5381) -> Replay:
+def checked_replay(
+    function: Function, point: Tensor, value: Tensor, *, unit: float | None = None, seed: int = 5381
+) -> Replay:
     """A replay whose products of random vectors are those of torch.func, within 1000 units of rounding.
 
     J^T u is held against ``vjp`` (plain autograd where that fails), J v against ``jvp``, or, where an operation has no
@@ -103,6 +103,8 @@ def checked_replay(function: Function, point: Tensor, value: Tensor, *, seed: in
     point : Tensor
     value : Tensor
         function(point).
+    unit : float, optional
+        Of rounding; that of the type if not given.
 
     Raises
     ------
@@ -111,6 +113,7 @@ def checked_replay(function: Function, point: Tensor, value: Tensor, *, seed: in
     Disagreement
         Where the recorded map is not the Jacobian.
     """
+    unit = torch.finfo(value.dtype).eps if unit is None else unit
     generator = torch.Generator().manual_seed(seed)
     v, u = (
         torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like) for like in (point, value)
@@ -142,13 +145,13 @@ def checked_replay(function: Function, point: Tensor, value: Tensor, *, seed: in
         text = str(error).split("\n", 1)[0][:120]
         raise NoRule(f"a rule that fails ({type(error).__name__}: {text})") from error
     for what, found, alone, program, vector in several:
-        compare(what, found, alone, partial(rounding_of, program, vector, seed))
-    compare("J^T u", jtu, pulled, partial(rounding_of, replay.reverse, u, seed))
+        compare(what, found, alone, unit, partial(rounding_of, program, vector, seed))
+    compare("J^T u", jtu, pulled, unit, partial(rounding_of, replay.reverse, u, seed))
     pushed = reference_push(function, point, v)
     if pushed is None:
-        compare_adjoint(v, jv, u, jtu)
+        compare_adjoint(v, jv, u, jtu, unit)
     else:
-        compare("J v", jv, pushed, partial(rounding_of, replay.forward, v, seed))
+        compare("J v", jv, pushed, unit, partial(rounding_of, replay.forward, v, seed))
     return replace(replay, bytes_per_probe=max(reverse_bytes, forward_bytes), pair=(v, jv, u, jtu))
 
 
@@ -164,11 +167,11 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _parameters(tape: Tape) -> list[tuple[weakref.ref[Tensor], int]]:
-    """What the tape holds that does not depend on the input and outlives it."""
+def _parameters(tape: Tape) -> list[tuple[Tensor, int]]:
+    """What the tape holds that does not depend on the input: parameters, views of them, masks."""
     found: dict[int, Tensor] = {}
     for operation in tape.operations:
         for position, tensor in enumerate(flat_tensors(operation.args, operation.kwargs)):
             if position not in operation.sources and not tensor.is_inference():
                 found[id(tensor)] = tensor
-    return [(weakref.ref(tensor), tensor._version) for tensor in found.values()]
+    return [(tensor, tensor._version) for tensor in found.values()]
