@@ -2,9 +2,9 @@
 
 Claims measured here: (1) J v and J^T u by replay cost at most one forward pass on blocks of 16 and 64 probes and 1.5
 on a single one, for circular and zero-padded CNNs and for a ResNet-18; (2) the set-up is linear in depth. Beside it,
-and not counted for the claims, what torch.func costs, and what is gained where operations can be left out exactly: kernels of
-one tap (delta-orthogonal), circular convolutions frequency by frequency. Process time, interleaved within one run,
-medians of the ratios with their range. On CUDA also the share of the convolutions alone.
+and not counted for the claims, what torch.func costs, and what is gained where operations can be left out: kernels of
+one tap (delta-orthogonal), circular convolutions by frequency. Process time, interleaved within one run, medians of
+the ratios with their range. On CUDA also the share of the convolutions alone.
 """
 
 from __future__ import annotations
@@ -158,12 +158,12 @@ def convolution_share(model: nn.Module, batch: Tensor, product: list[float]) -> 
 
 
 def set_up(depths: list[int]) -> list[dict[str, float]]:
-    """Seconds to make an operator of a CNN of 16 channels on 8 x 8, over those of one forward pass of it."""
+    """Seconds to make an operator of a critical delta-orthogonal CNN of 16 channels on 8 x 8, over those of one forward pass of it."""
     rows = []
     x = torch.randn(16, 8, 8)
-    isometry.JacobianOperator(VanillaCNN(depth=2, channels=16, sigma_w=1.02, init="gaussian"), x)
+    isometry.JacobianOperator(VanillaCNN(depth=2, channels=16), x)
     for depth in depths:
-        model = VanillaCNN(depth=depth, channels=16, sigma_w=1.02, init="gaussian", seed=0)
+        model = VanillaCNN(depth=depth, channels=16, seed=0)
         with torch.no_grad():
             model(x)
             forward = statistics.median(interleaved({"f": lambda m=model: m(x)}, 5, "cpu")["f"])

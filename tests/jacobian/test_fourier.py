@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import conv1d, conv2d, pad
 
+from isometry.jacobian.replay import linearise
 from isometry.jacobian.replay.fourier import FourierConvolution, _basis, fourier_pays
-from isometry.jacobian.replay.linearise import linearise
 from isometry.nn import VanillaCNN
 
 

@@ -7,7 +7,7 @@ the products against torch.func, :mod:`.diagnosis` finds what makes a product in
 
 from .check import Disagreement
 from .diagnosis import first_nonfinite
-from .linearise import Replay, checked_replay, linearise
 from .recording import NoRule
+from .replayed import Replay, checked_replay, linearise
 
 __all__ = ["Disagreement", "NoRule", "Replay", "checked_replay", "first_nonfinite", "linearise"]
