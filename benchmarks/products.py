@@ -158,7 +158,7 @@ def convolution_share(model: nn.Module, batch: Tensor, product: list[float]) -> 
 
 
 def set_up(depths: list[int]) -> list[dict[str, float]]:
-    """Seconds to make an operator of a critical delta-orthogonal CNN of 16 channels on 8 x 8, over those of one forward pass of it."""
+    """Seconds to make an operator of a delta-orthogonal CNN, 16 channels on 8 x 8, over those of one forward pass."""
     rows = []
     x = torch.randn(16, 8, 8)
     isometry.JacobianOperator(VanillaCNN(depth=2, channels=16), x)

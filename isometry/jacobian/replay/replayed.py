@@ -118,10 +118,14 @@ def checked_replay(
     v, u = (
         torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like) for like in (point, value)
     )
+    with _no_collection():
+        return _checked(function, point, u, v, unit, seed)
+
+
+def _checked(function: Function, point: Tensor, u: Tensor, v: Tensor, unit: float, seed: int) -> Replay:
     pulled = reference_pull(function, point, u)
     try:
-        with _no_collection():
-            replay = linearise(function, point)
+        replay = linearise(function, point)
         (jtu,), reverse_bytes = replay.reverse.measured(u[None])
         (jv,), forward_bytes = replay.forward.measured(v[None])
         # Small blocks and large ones may go different ways: frequency by frequency, or by the taps.
