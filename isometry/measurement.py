@@ -55,6 +55,7 @@ def measure(
     device: torch.device | str | None = None,
     seed: int = 0,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    tf32: bool = False,
     on_interrupt: str = "return",
     shared: bool = False,
     progress: Progress | Callable[[int, int], None] | bool | None = None,
@@ -103,7 +104,7 @@ def measure(
         to one another in fixed groups of 16. Random signs vary less where singular vectors keep to few inputs (0.28 to
         1.05 of the variance, benchmarks/probes.py), orthogonal ones where n is small; the law behind the certified
         band is that of the sphere, hence the default.
-    batched, source, target, output, dtype, device :
+    batched, source, target, output, dtype, device, tf32 :
         As for :class:`isometry.JacobianOperator`.
     seed : int
         Every probe has its own stream, from (seed, input, probe): the answer depends neither on chunking nor
@@ -172,7 +173,7 @@ def measure(
     began = time.perf_counter()
     make = partial(
         JacobianOperator, model, batched=batched, source=source, target=target, output=output,
-        dtype=dtype, device=device, memory_limit=memory_limit,
+        dtype=dtype, device=device, memory_limit=memory_limit, tf32=tf32,
     )  # fmt: skip
     operators = Operators(make, x, make(x))
     if ranks.size > 1:
@@ -210,6 +211,7 @@ def measure(
     options = {
         "batched": batched, "source": source, "target": target, "output": output, "top": top, "rank": rank,
         "tol": tol, "rtol": rtol, "quantity": quantity, "budget": budget, "memory_limit": memory_limit,
+        "tf32": tf32 or None,
     }  # fmt: skip
     said = dict(provenance or {})
     if "ensemble" not in said:
