@@ -20,7 +20,9 @@ init = ["gaussian", "orthogonal"]
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory) -> Path:
-    """A file of four predictions and one failure, made by one process."""
+    """A file of four predictions and one failure."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from isometry.sweeps import points_of, sweep
     from isometry.sweeps.ledger import Ledger
     from isometry.sweeps.work import Failure, Outcome
@@ -28,7 +30,8 @@ def swept(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("swept")
     (folder / "grid.toml").write_text(GRID)
     path = folder / "a.h5"
-    sweep(folder / "grid.toml", path, workers=1, progress=False)
+    with ThreadPoolExecutor(1) as threads:
+        sweep(folder / "grid.toml", path, executor=threads, progress=False)
     (point,) = points_of([{"kind": "predict", "depth": 9}])
     Ledger(path).save(point, Outcome(failure=Failure("TheoryError", "no such\npoint"), seconds=1.0))
     return path

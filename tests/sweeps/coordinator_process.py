@@ -45,19 +45,19 @@ def announce_stored() -> None:
     ledger.Ledger.save = saying_save  # type: ignore[method-assign]
 
 
-def forker(path: str, _: str) -> None:
+def forker(path: str, kind: str) -> None:
     """For every line on standard input, a process that sweeps until it is killed; quicker than an interpreter."""
     announce_begun()
     announce_stored()
     # Everything is imported before the first fork.
     with ThreadPoolExecutor(1) as threads:
-        isometry.sweep({**GRID, "seeds": 1}, f"{path}.warm", executor=threads, progress=False)
+        isometry.sweep({**GRID, "kind": kind, "seeds": 1}, f"{path}.warm", executor=threads, progress=False)
     say("ready")
     for _line in sys.stdin:
         child = os.fork()
         if child == 0:
             with ThreadPoolExecutor(1) as threads:
-                isometry.sweep(LONG, path, executor=threads, progress=False)
+                isometry.sweep({**LONG, "kind": kind}, path, executor=threads, progress=False)
             os._exit(0)
         say(f"process {child}")
         os.waitpid(child, 0)

@@ -16,6 +16,9 @@ GRID: dict[str, Any] = {
     "axes": {"depth": [1, 3]},
 }
 
+# The same without laws and comparisons, which take longest.
+MEASURED = {**GRID, "kind": "measure"}
+
 MODELS = '''
 import os, signal, time
 import torch

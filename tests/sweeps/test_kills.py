@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import pytest
 from coordinator_process import LONG
-from sweep_samples import GRID, contents, models, of_models
+from sweep_samples import GRID, MEASURED, contents, models, of_models
 
 import isometry
 from isometry.errors import StoreError, SweepError
@@ -37,12 +37,12 @@ def start(path: Path, task: str, argument: object) -> subprocess.Popen[str]:
     )
 
 
-def kill_at_random(path: Path, rounds: int, seed: int) -> tuple[int, int]:
+def kill_at_random(path: Path, rounds: int, seed: int, kind: str) -> tuple[int, int]:
     """Kill ``rounds`` coordinators in turn; how many points they had stored, and how many were begun."""
     moments = random.Random(seed)
     stored: set[str] = set()
     begun = 0
-    with start(path, "forker", "") as forker:
+    with start(path, "forker", kind) as forker:
         assert forker.stdin is not None
         assert forker.stdout is not None
         while forker.stdout.readline().strip() != "ready":
@@ -55,7 +55,7 @@ def kill_at_random(path: Path, rounds: int, seed: int) -> tuple[int, int]:
                 lines.append(forker.stdout.readline().strip())
             process = int(lines[-1].split()[1])
             # So many lines late, and then somewhere within the next step: moments that suit any machine.
-            lines += [forker.stdout.readline().strip() for _ in range(moments.randrange(9))]
+            lines += [forker.stdout.readline().strip() for _ in range(moments.randrange(16))]
             time.sleep(moments.uniform(0.0, 0.1))
             os.kill(process, signal.SIGKILL)
             while lines[-1] != "dead":
@@ -80,10 +80,10 @@ def kill_at_random(path: Path, rounds: int, seed: int) -> tuple[int, int]:
     return len(stored), begun
 
 
-def the_rest(path: Path) -> None:
+def the_rest(path: Path, kind: str) -> None:
     """Take the sweep up after the kills, and compare with one that nobody disturbed."""
     done = len(rows_of(isometry.open_store(path)))
-    some = {**LONG, "seeds": max(2, done // 8)}
+    some = {**LONG, "kind": kind, "seeds": max(2, done // 8)}
     with ThreadPoolExecutor(1) as threads:
         result = isometry.sweep(some, path, executor=threads, progress=False)
         isometry.sweep(some, path.with_name("undisturbed.h5"), executor=threads, progress=False)
@@ -93,20 +93,20 @@ def the_rest(path: Path) -> None:
 
 
 def test_five_coordinators_killed_at_random_lose_nothing(tmp_path):
-    stored, begun = kill_at_random(tmp_path / "a.h5", 5, seed=0)
-    # Some must have been stored for this to mean anything; a kill takes one that is computed and one that is stored.
+    stored, begun = kill_at_random(tmp_path / "a.h5", 5, seed=0, kind="measure")
+    # Some must have been stored for this to mean anything. What was computed and not stored is begun again.
     assert stored > 2
-    assert begun <= stored + 2 * 5
-    the_rest(tmp_path / "a.h5")
+    assert begun >= stored
+    the_rest(tmp_path / "a.h5", "measure")
 
 
 @pytest.mark.slow
 def test_fifty_coordinators_killed_at_random_lose_nothing(tmp_path):
-    stored, begun = kill_at_random(tmp_path / "a.h5", 50, seed=1)
+    stored, begun = kill_at_random(tmp_path / "a.h5", 50, seed=1, kind="compare")
     print(f"50 kills: {stored} points acknowledged, {begun} begun")
     assert stored > 50
-    assert begun <= stored + 2 * 50
-    the_rest(tmp_path / "a.h5")
+    assert begun >= stored
+    the_rest(tmp_path / "a.h5", "compare")
 
 
 def children_of(process: int) -> list[int]:
@@ -196,6 +196,7 @@ def test_a_lent_pool_that_breaks_ends_the_sweep_and_keeps_what_is_done(tmp_path)
     assert len(rows_of(isometry.open_store(tmp_path / "a.h5"))) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_sweep_and_keeps_what_is_done(tmp_path):
     path = tmp_path / "a.h5"
     with start(path, "limited", 400_000) as process:
@@ -242,7 +243,7 @@ def test_readers_see_whole_results_while_a_sweep_writes(tmp_path):
                 seen.append(len(names))
                 for name in names[-3:]:
                     assert store[name].mean_square > 0
-                time.sleep(0.02)  # a lock that is always shared would keep the writer waiting
+                time.sleep(0.05)  # a lock that is always shared would keep the writer waiting
             except Exception as error:
                 troubles.append(error)
 
@@ -251,13 +252,13 @@ def test_readers_see_whole_results_while_a_sweep_writes(tmp_path):
         reader.start()
     try:
         with ThreadPoolExecutor(1) as threads:
-            result = isometry.sweep({**GRID, "seeds": 4}, path, executor=threads, progress=False)
+            result = isometry.sweep({**MEASURED, "seeds": 8}, path, executor=threads, progress=False)
     finally:
         ended.set()
         for reader in readers:
             reader.join()
     assert troubles == []
-    assert result.finished == 8
+    assert result.finished == 16
     assert seen == sorted(seen)
     assert len(set(seen)) > 3
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sweep_samples import GRID, contents, models, of_models
+from sweep_samples import GRID, MEASURED, contents, models, of_models
 
 import isometry
 from isometry.errors import InputError, SpecError, StoreError, SweepError
@@ -111,12 +111,12 @@ def test_the_contents_test_can_fail(one_process, tmp_path):
 def test_the_second_time_nothing_is_computed_and_a_larger_grid_adds_to_it(tmp_path):
     path = tmp_path / "a.h5"
     first, second, third = AtOnce(), AtOnce(), AtOnce()
-    isometry.sweep(GRID, path, executor=first, progress=False)
+    isometry.sweep(MEASURED, path, executor=first, progress=False)
     before = path.read_bytes()
-    result = isometry.sweep(GRID, path, executor=second, progress=False)
+    result = isometry.sweep(MEASURED, path, executor=second, progress=False)
     assert (result.finished, result.skipped, second.calls) == (0, 4, [])
     assert path.read_bytes() == before
-    larger = {**GRID, "seeds": 3}
+    larger = {**MEASURED, "seeds": 3}
     result = isometry.sweep(larger, path, executor=third, progress=False)
     assert (result.finished, result.skipped) == (2, 4)
     assert not set(third.calls) & set(first.calls)
@@ -231,13 +231,13 @@ def test_warnings_of_a_measurement_are_kept_with_it(tmp_path):
 def test_progress_counts_what_is_to_do(tmp_path):
     told = []
     path = tmp_path / "a.h5"
-    isometry.sweep(GRID, path, executor=AtOnce(), progress=lambda *entry: told.append(entry[:2]))
+    isometry.sweep(MEASURED, path, executor=AtOnce(), progress=lambda *entry: told.append(entry[:2]))
     assert told == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_a_second_sweep_is_told_and_changes_nothing(tmp_path):
     path = tmp_path / "a.h5"
-    isometry.sweep(GRID, path, executor=AtOnce(), progress=False)
+    isometry.sweep(MEASURED, path, executor=AtOnce(), progress=False)
     before = path.read_bytes()
     began, end = threading.Event(), threading.Event()
 
@@ -251,27 +251,27 @@ def test_a_second_sweep_is_told_and_changes_nothing(tmp_path):
     began.wait(60)
     try:
         with pytest.raises(SweepError, match=r"another sweep is writing to .*process \d+ on"):
-            isometry.sweep({**GRID, "seeds": 3}, path, executor=AtOnce(), progress=False)
+            isometry.sweep({**MEASURED, "seeds": 3}, path, executor=AtOnce(), progress=False)
         # Others may still store and read.
         isometry.open_store(path, "a").add(isometry.Spectrum.from_singular_values([1.0]), name="by hand")
     finally:
         end.set()
         holder.join()
     assert path.read_bytes()[: len(before)] != b""
-    assert isometry.sweep({**GRID, "seeds": 3}, path, executor=AtOnce(), progress=False).finished == 2
+    assert isometry.sweep({**MEASURED, "seeds": 3}, path, executor=AtOnce(), progress=False).finished == 2
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.h5"]
 
 
 def test_what_can_not_begin_says_why(tmp_path):
     with pytest.raises(StoreError, match="there is no folder"):
-        isometry.sweep(GRID, tmp_path / "absent" / "a.h5", executor=AtOnce())
+        isometry.sweep(MEASURED, tmp_path / "absent" / "a.h5", executor=AtOnce())
     (tmp_path / "other.h5").write_text("not HDF5")
     with pytest.raises(StoreError, match="not an HDF5 file"):
-        isometry.sweep(GRID, tmp_path / "other.h5", executor=AtOnce())
+        isometry.sweep(MEASURED, tmp_path / "other.h5", executor=AtOnce())
     with pytest.raises(InputError, match="workers is a whole number"):
-        isometry.sweep(GRID, tmp_path / "a.h5", workers=0)
+        isometry.sweep(MEASURED, tmp_path / "a.h5", workers=0)
     with pytest.raises(InputError, match="an executor has its own"):
-        isometry.sweep(GRID, tmp_path / "a.h5", workers=2, executor=AtOnce())
+        isometry.sweep(MEASURED, tmp_path / "a.h5", workers=2, executor=AtOnce())
     with pytest.raises(SpecError):
         isometry.sweep({"fixed": {"model": "mlp", "width": "wide"}}, tmp_path / "a.h5")
     assert not (tmp_path / "a.h5").exists()
@@ -286,7 +286,7 @@ def test_a_result_that_can_not_be_sent_is_a_failure_of_its_point(tmp_path):
                 future.set_exception(TypeError("cannot pickle that"))
             return future
 
-    result = isometry.sweep(GRID, tmp_path / "a.h5", executor=Loses(), progress=False)
+    result = isometry.sweep(MEASURED, tmp_path / "a.h5", executor=Loses(), progress=False)
     assert (result.finished, len(result.failures)) == (3, 1)
     (failure,) = result.failures.values()
     assert failure.line == "TypeError: cannot pickle that"
@@ -300,8 +300,8 @@ def test_an_executor_that_was_closed_ends_the_sweep_and_keeps_what_is_done(tmp_p
             return super().submit(fn, *args, **kwargs)
 
     with pytest.raises(SweepError, match="takes no more work"):
-        isometry.sweep(GRID, tmp_path / "a.h5", executor=Closes(), progress=False)
-    assert isometry.sweep(GRID, tmp_path / "a.h5", executor=AtOnce(), progress=False).total == 4
+        isometry.sweep(MEASURED, tmp_path / "a.h5", executor=Closes(), progress=False)
+    assert isometry.sweep(MEASURED, tmp_path / "a.h5", executor=AtOnce(), progress=False).total == 4
 
 
 def test_a_measurement_to_a_tolerance_is_a_point_like_others(tmp_path):
@@ -312,3 +312,25 @@ def test_a_measurement_to_a_tolerance_is_a_point_like_others(tmp_path):
     assert coarse.n_probes < fine.n_probes
     with pytest.raises(SpecError, match="budget is a whole number"):
         points_of({"fixed": {**fixed, "budget": "60s"}})
+
+
+def test_a_result_that_can_not_be_stored_ends_the_sweep_and_keeps_what_is_done(tmp_path, monkeypatch):
+    """As on a full disk; test_kills.py fills one really."""
+    from isometry.store import journal
+
+    path, write = tmp_path / "a.h5", journal._write_at
+
+    def full(file, offset, data):
+        if path.stat().st_size > 60_000:
+            raise OSError(28, "No space left on device")
+        write(file, offset, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_write_at", full)
+        with pytest.raises(SweepError, match=r"could not be stored: .* no room left"):
+            isometry.sweep(MEASURED, path, executor=AtOnce(), progress=False)
+    store = isometry.open_store(path)
+    done = len(rows_of(store))
+    assert 0 < done < 4
+    assert store.validate() == []
+    assert isometry.sweep(MEASURED, path, executor=AtOnce(), progress=False).skipped == done
