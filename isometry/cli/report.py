@@ -110,3 +110,5 @@ def print_all(
     for history in histories:
         print_text("")
         print_bands(f"{history.name}: singular values over steps", "step", history.steps, history.spectra)
+        if history.cost:
+            print_text(history.cost)

@@ -206,30 +206,26 @@ def _train(
     resume: bool,
 ) -> TrainingRecord:
     from isometry.nn.callbacks import IsometryCallback, trunk_part
-    from isometry.nn.training import Callback, train
+    from isometry.nn.training import train
 
     typed = click.get_current_context().meta.get(TYPED, "isometry train")
-    callbacks: list[Callback] = []
+    callbacks: list[IsometryCallback] = []
     if spectrum_every is not None:
         callbacks.append(
             IsometryCallback(
-                dataset.test_images[0],
-                every=spectrum_every,
-                store=file,
-                provenance={"command": typed},
-                part=trunk_part,
-                resume=resume,
-                probes=8,
-                steps=30,
+                dataset.test_images[0], every=spectrum_every, store=file, provenance={"command": typed},
+                part=trunk_part, resume=resume, probes=8, steps=30,
             )
-        )
-    return train(
+        )  # fmt: skip
+    record = train(
         model, dataset, options=settings, record_path=file, resume=resume, callbacks=callbacks,
-        about={
-            "command": typed,
-            "device_name": _device_name(model),
-        },
+        about={"command": typed, "device_name": _device_name(model)},
     )  # fmt: skip
+    for callback in callbacks:
+        if math.isfinite(callback.overhead):
+            share = 100 * callback.overhead
+            note(f"{len(callback.spectra)} spectra: recording took {share:.2g} % of the training's own time")
+    return record
 
 
 def _device_name(model: VanillaCNN) -> str:

@@ -21,6 +21,14 @@ class History:
     steps: tuple[int, ...]
     spectra: tuple[Spectrum, ...]
 
+    @property
+    def cost(self) -> str:
+        """What recording cost, as a sentence; empty where it was not recorded."""
+        share = self.spectra[-1].provenance.get("recording_overhead")
+        if not isinstance(share, float) or not share >= 0:
+            return ""
+        return f"Up to step {self.steps[-1]} recording took {100 * share:.2g} % of the training's own time."
+
 
 def histories_of(spectra: Sequence[Spectrum]) -> tuple[list[History], list[Spectrum]]:
     """(histories, spectra to stand side by side): of a history its first and its last stand there as well.

@@ -262,6 +262,7 @@ def _training(history: History, number: int) -> dict[str, Any]:
     rows = sorted({round(k * (count - 1) / (MOST_STEP_ROWS - 1)) for k in range(MOST_STEP_ROWS)})
     return {
         "name": plain(history.name),
+        "text": history.cost,
         "picture": history_picture(history, name=f"training{number}"),
         "rows": [{"step": f"{history.steps[k]}", **_short_cells(history.spectra[k])} for k in rows],
         "left_out": count - len(rows),

@@ -24,9 +24,8 @@ from profile_samples import profile
 
 def recorded(step: int, *, name: str = "run", scale: float = 1.0) -> Spectrum:
     values = scale * np.geomspace(0.1, 1, 20)
-    return replace(
-        Spectrum.from_singular_values(values, name=f"{name} step {step}"), provenance={"step": step}
-    )
+    record = {"step": step, "recording_overhead": 0.0421} if step else {"step": step}
+    return replace(Spectrum.from_singular_values(values, name=f"{name} step {step}"), provenance=record)
 
 
 def printed(width: int, *arguments: object, print_it=print_profile) -> str:
@@ -84,6 +83,8 @@ def test_a_history_is_what_has_one_name_and_steps() -> None:
     stranger = Spectrum.from_singular_values([1.0], name="run step 900")
     histories, rest = histories_of([*spectra, *other, stranger])
     assert [(one.name, one.steps) for one in histories] == [("run", (0, 100, 200, 300))]
+    assert histories[0].cost == "Up to step 300 recording took 4.2 % of the training's own time."
+    assert History("old", (0,), (recorded(0),)).cost == "", "an older recording did not say"
     assert [one.name for one in rest] == [
         "run step 0", "run step 300", "short step 0", "short step 5", "net", "run step 900",
     ]  # fmt: skip
@@ -114,6 +115,7 @@ def test_the_page_shows_depth_and_training() -> None:
     assert "onload=a>" not in text
     assert text.count('class="fault"') == 1
     assert "is at fault" in text
+    assert "recording took 4.2 %" in text
 
 
 @pytest.mark.parametrize("gains", [(1.0,), (1.0, 0.0, 1.0), (1e-20,) * 2000])
