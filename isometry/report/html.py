@@ -73,7 +73,10 @@ def render_html(
     """
     if not spectra:
         raise InputError("there is no spectrum to report: the list is empty")
-    predicted = [_law(spectrum) if laws else None for spectrum in spectra]
+    predicted = [
+        _law(spectrum) if laws and number < MOST_OWN_PICTURES else None
+        for number, spectrum in enumerate(spectra)
+    ]
     names = [plain(spectrum.name) or spectrum.method for spectrum in spectra]
     own = [
         {"name": name, "pictures": distribution_pictures(spectrum, law, name=f"own{number}")}

@@ -28,6 +28,7 @@ from isometry.report.drawing import (
     finish_density,
     legend_of,
     picture_range,
+    remember,
 )
 from isometry.report.inline_svg import inline_svg
 from isometry.report.numbers import plain
@@ -37,6 +38,8 @@ from isometry.spectrum import Spectrum
 SIZE = (5.4, 3.7)
 # So many inputs at most are drawn, the first ones.
 MOST_INPUTS = 100
+# Bands of more spectra than these hide one another.
+MOST_BANDS = 8
 LN10 = math.log(10)
 
 
@@ -104,17 +107,14 @@ def _panel(kind: str, shown: Sequence[tuple[Spectrum, str]], *, log: bool, name:
             if kind == "density":
                 shift = index / max(len(shown), 8)
                 draw_density(ax, spectrum, limits, log=log, label=label, bins=60, color=color, shift=shift)
-            else:
+            elif len(shown) <= MOST_BANDS:
                 draw_cdf(
-                    ax,
-                    spectrum,
-                    limits,
-                    log=log,
-                    label=label,
-                    color=color,
-                    points=300,
-                    explain=len(shown) <= 2,
-                )
+                    ax, spectrum, limits, log=log, label=label, color=color, points=300, explain=len(shown) <= 2
+                )  # fmt: skip
+            else:
+                x = np.linspace(*limits, 300)
+                (line,) = ax.plot(x, spectrum.distribution.cdf(x * LN10), color=color)
+                remember(ax, line, label)
         zero = kind == "density" and any(spectrum.zero_mass > 0 for spectrum in spectra)
         finish_axis(ax, log=log, low=limits[0], high=limits[1], zero=zero)
         if kind == "density":
@@ -156,7 +156,8 @@ def _described(shown: Sequence[tuple[Spectrum, str]], kind: str, over: str) -> s
         for spectrum, label in shown[:8]
     )
     rest = f"; and {len(shown) - 8} more" if len(shown) > 8 else ""
-    what = "Histogram" if kind == "density" else "Cumulative distribution with its error bands"
+    bands = " with its error bands" if len(shown) <= MOST_BANDS else ""
+    what = "Histogram" if kind == "density" else f"Cumulative distribution{bands}"
     return f"{what} over {over}. {each}{rest}. The numbers stand in the table of the page."
 
 

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parent))
 from store_samples import assert_same
 
 from isometry.errors import IsometryError
-from isometry.store import Store, open_store
+from isometry.store import Store, open_store, validate
 
 SERIES = "curve"
 
@@ -48,7 +48,13 @@ def outcome(path: str, original: Store) -> str:
         words.append(type(error).__name__)
     except BaseException as error:
         return f"raised: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return f"refused: {', '.join(words)}" if words else "same"
+    if not words:
+        return "same"
+    try:
+        problems = validate(path, timeout=5.0)
+    except BaseException as error:
+        return f"raised: in validate {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"refused: {', '.join(words)}" if problems else f"wrong: valid, but {', '.join(words)}"
 
 
 if __name__ == "__main__":
