@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from sweep_samples import GRID, contents, models, of_models
+from sweep_samples import GRID, contents, models
 
 import isometry
 from isometry.cli.entry import run
@@ -19,7 +19,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def client():
+    import dask
+
+    # Three by default: each death costs a new interpreter.
     with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
         ) as cluster,
@@ -62,10 +66,11 @@ def test_a_worker_killed_in_the_middle_loses_nothing(client, tmp_path):
 
 def test_a_point_that_kills_its_worker_fails_alone(client, tmp_path):
     path: Path = tmp_path / "a.h5"
+    source = models(tmp_path)
+    fine = [{"model": f"{source}:fine", "input": "4", "seed": seed} for seed in range(4)]
+    dies = [{"model": f"{source}:dies", "input": "4"}]
     with client.get_executor(pure=False) as executor:
-        result = isometry.sweep(
-            of_models(models(tmp_path), "fine", "dies", seeds=3), path, executor=executor, progress=False
-        )
-    assert (result.finished, len(result.failures)) == (3, 3)
+        result = isometry.sweep([*fine, *dies], path, executor=executor, progress=False)
+    assert (result.finished, len(result.failures)) == (4, 1)
     assert all(":fine" in row.get("model") for row in rows_of(isometry.open_store(path)))
     assert {row.get("error_type") for row in failures_of(isometry.open_store(path))} == {"WorkerDied"}
