@@ -2,7 +2,8 @@
 
 When a worker dies it is not known which of the points under way did it. All of them become suspects: they are put
 aside until everything else is done, and then run one at a time. A suspect that is alone when a worker dies again has
-done it, and fails; the others were bystanders, and get their results.
+done it, and fails; the others were bystanders, and get their results. Dask tries a point several times by itself before
+it suspects it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,7 @@ from isometry.sweeps.configuration import Point
 from isometry.sweeps.engines import Engine
 from isometry.sweeps.work import Failure, Outcome, failure_of, run_point
 
-_DIED = (
-    "its worker died each time it ran, also alone: killed by the system (perhaps for want of memory) or crashed in "
-    "native code"
-)
+_DIED = "its worker died each time it ran: killed by the system (perhaps for want of memory) or crashed in native code"
 
 
 def work_off(
@@ -43,13 +41,20 @@ def work_off(
         When the engine is lost.
     """
     waiting, suspects = deque(points), deque[Point]()
+    # Whether suspicion means several deaths, as Dask counts them, and whether suspects were run alone already.
+    counted, cleared = False, False
     flying: dict[Future[Outcome], Point] = {}
     ended: SimpleQueue[Future[Outcome]] = SimpleQueue()
     try:
         while waiting or suspects or flying:
             alone = not waiting and not flying
+            if alone and counted and not cleared and len(suspects) == 1:
+                # Whoever stood beside a killer is suspected no more often than the killer: the only one has done it.
+                take(suspects.popleft(), Outcome(failure=Failure("WorkerDied", _DIED)))
+                continue
             if alone:
                 waiting.append(suspects.popleft())
+                cleared = True
             _launch(waiting, flying, ended, engine, folder)
             error, point = _collected(ended, flying, take)
             if error is None:
@@ -64,6 +69,7 @@ def work_off(
                 take(lost[0], Outcome(failure=Failure("WorkerDied", _DIED)))
             else:
                 suspects.extend(lost)
+                counted = not isinstance(error, BrokenExecutor)
     finally:
         # Nothing goes on behind the back of whoever stopped it; what a lent executor has begun, it ends.
         for future in flying:
