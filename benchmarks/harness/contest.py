@@ -45,6 +45,8 @@ class Contestant:
         Distributions without which it is missing.
     once : bool
         Run a single time, before the rounds: references, and what is too slow to repeat.
+    compared : bool
+        Whether a ratio of its time to ours says something: not where its work is another.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Contestant:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     requires: Sequence[str] = ()
     once: bool = False
+    compared: bool = True
 
 
 @dataclass

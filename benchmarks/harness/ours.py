@@ -51,15 +51,17 @@ def answer(spectrum: isometry.Spectrum) -> Answer:
     }  # fmt: skip
 
 
-def dense_reference(network: dict[str, Any], *, top_only: bool = False) -> Callable[[], Answer]:
-    """All singular values in float64 from the materialised Jacobian.
+def dense_reference(
+    network: dict[str, Any], *, top_only: bool = False, dtype: str = "float64"
+) -> Callable[[], Answer]:
+    """All singular values, decomposed in float64, of the materialised Jacobian of the network in ``dtype``.
 
     With ``top_only`` from the eigenvalues of J^T J: the leading ones lose nothing by the square, and large matrices
     take a third of the time.
     """
     import torch
 
-    model, x = networks.build(network, dtype="float64")
+    model, x = networks.build(network, dtype=dtype)
 
     def work() -> Answer:
         if not top_only:
@@ -75,7 +77,7 @@ def dense_reference(network: dict[str, Any], *, top_only: bool = False) -> Calla
         dense = torch.empty(side, max(m, n), dtype=torch.float64)
         for first in range(0, side, 64):
             last = min(first + 64, side)
-            unit = torch.zeros(last - first, side, dtype=torch.float64)
+            unit = torch.zeros(last - first, side, dtype=x.dtype)
             unit[torch.arange(last - first), torch.arange(first, last)] = 1
             dense[first:last] = product(unit.reshape(-1, *shape)).reshape(last - first, -1)
         squares = torch.linalg.eigvalsh(dense @ dense.T)

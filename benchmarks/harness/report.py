@@ -121,9 +121,9 @@ def contest(
     )
     ours = outcomes[0]
     rows = []
-    for outcome in outcomes:
+    for one, outcome in zip(contestants, outcomes, strict=True):
         share = (scale or {}).get(outcome.name, 1.0)
-        ratio = ratios(outcome, ours)
+        ratio = None if one.once or not one.compared else ratios(outcome, ours)
         rows.append(
             {
                 "name": outcome.name,

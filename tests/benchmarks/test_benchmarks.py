@@ -141,3 +141,23 @@ def test_every_script_runs_without_its_peers(name: str, tmp_path: Path) -> None:
 def _small_errors(row: dict[str, Any]) -> bool:
     """The leading values to the tolerance asked for; a density of four probes says nothing here."""
     return row["errors"].get("top error", 0.0) <= 1e-2 and row["errors"].get("error / s_max", 0.0) <= 1e-5
+
+
+def test_the_readme_quotes_the_committed_results() -> None:
+    from harness.summary import summary
+
+    readme = (BENCHMARKS.parent / "README.md").read_text()
+    table = summary()
+    assert table.count("\n") >= 2
+    assert table in readme, "make the table again: python benchmarks/harness/summary.py"
+
+
+def test_committed_results_tell_no_names_and_are_of_full_size() -> None:
+    from harness.summary import RESULTS, WORK
+
+    found = [RESULTS / f"{name}.json" for name in (*WORK, "scaling")]
+    for path in filter(Path.exists, found):
+        record = json.loads(path.read_text())
+        assert record["full"], path.name
+        assert record["repeats"] >= 5, path.name
+        assert all("/" not in value for value in record["versions"].values())
