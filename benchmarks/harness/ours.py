@@ -23,14 +23,14 @@ def measured(network: dict[str, Any], method: str, **options: Any) -> Callable[[
     return work
 
 
-def leading(network: dict[str, Any], *, count: int, tol: float) -> Callable[[], Answer]:
+def leading(network: dict[str, Any], *, count: int, tol: float, block: int = 8) -> Callable[[], Answer]:
     """`isometry.estimators.leading_triplets`: each with its residual, and a bound on what may be missing."""
     from isometry.estimators import leading_triplets
 
     model, x = networks.build(network)
 
     def work() -> Answer:
-        found = leading_triplets(isometry.JacobianOperator(model, x), count, tol=tol)
+        found = leading_triplets(isometry.JacobianOperator(model, x), count, tol=tol, block=block)
         return {
             "top": found.values[0], "residuals": found.residuals[0], "upper": found.upper[0],
             "certified": bool(found.certified.all()), "confidence": float(found.confidence),
