@@ -28,7 +28,7 @@ def summary() -> str:
     for name, work in WORK.items():
         path = RESULTS / f"{name}.json"
         if path.exists():
-            lines.append(_line(work, json.loads(path.read_text())["rows"]))
+            lines.append(_line(work, json.loads(path.read_text())["rows"], memory=name == "resnet50"))
     path = RESULTS / "scaling.json"
     if path.exists():
         slopes = (f"{row['quantity']} {row['slope']:.2f}" for row in json.loads(path.read_text())["rows"])
@@ -36,18 +36,18 @@ def summary() -> str:
     return "\n".join(lines)
 
 
-def _line(work: str, rows: list[dict[str, Any]]) -> str:
-    ours = [_ours(row) for row in rows if row["name"].startswith("isometry")]
+def _line(work: str, rows: list[dict[str, Any]], *, memory: bool) -> str:
+    ours = [_ours(row, memory) for row in rows if row["name"].startswith("isometry")]
     peers = [_peer(row) for row in rows if not row["name"].startswith("isometry")]
     return f"| {work} | {'; '.join(ours)} | {', '.join(peers)} |"
 
 
-def _ours(row: dict[str, Any]) -> str:
+def _ours(row: dict[str, Any], memory: bool) -> str:
     what = row["name"].partition(", ")[2]
     if not row["seconds"]:
         return f"{what} {row['status']}".strip()
-    memory = f", {row['peak_mebibytes'] / 1024:.1f} GiB" if what else ""
-    return f"{what} {_digits(row['seconds']['median'])} s{memory}{_error(row)}".strip()
+    peak = f", {row['peak_mebibytes'] / 1024:.1f} GiB" if memory else ""
+    return f"{what} {_digits(row['seconds']['median'])} s{peak}{_error(row)}".strip()
 
 
 def _peer(row: dict[str, Any]) -> str:
