@@ -40,7 +40,9 @@ def main() -> None:
                 for solver in ("propack", "arpack", "lobpcg")
             ),
         ],
-        reference=Contestant("dense float64", ours.dense_reference, {"network": network}, once=True),
+        reference=Contestant(
+            "dense float64", ours.dense_reference, {"network": network, "squared": True}, once=True
+        ),
         accuracy=lambda answer, truth: accuracy.of_top(answer, truth["values"], options.count),
         options=options,
         timeout=90,

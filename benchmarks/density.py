@@ -47,7 +47,9 @@ def main() -> None:
                 requires=("curvlinops-for-pytorch",),
             ),
         ],
-        reference=Contestant("dense float64", ours.dense_reference, {"network": network}, once=True),
+        reference=Contestant(
+            "dense float64", ours.dense_reference, {"network": network, "squared": True}, once=True
+        ),
         accuracy=lambda answer, truth: accuracy.of_density(answer, truth["values"]),
         options=options,
         timeout=60,

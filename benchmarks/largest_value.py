@@ -55,7 +55,7 @@ def main() -> None:
             ),
         ],
         reference=Contestant(
-            "dense float64", ours.dense_reference, {"network": network, "top_only": True}, once=True
+            "dense float64", ours.dense_reference, {"network": network, "squared": True}, once=True
         ),
         accuracy=lambda answer, truth: accuracy.of_top(answer, truth["values"], 1),
         options=options,

@@ -56,7 +56,7 @@ def main() -> None:
         reference=Contestant(
             "dense",
             ours.dense_reference,
-            {"network": network, "top_only": True, "dtype": "float32"},
+            {"network": network, "squared": True, "dtype": "float32"},
             once=True,
         ),
         accuracy=errors,

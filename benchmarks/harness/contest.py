@@ -128,9 +128,13 @@ def hold(
     return outcomes
 
 
-def ratios(outcome: Outcome, ours: Outcome) -> dict[str, float] | None:
-    """Median, smallest and largest of the ratios within each round, theirs over ours; None without both."""
-    pairs = [a / b for a, b in zip(outcome.seconds, ours.seconds, strict=False)]
+def ratios(outcome: Outcome, ours: Outcome, clock: str = "seconds") -> dict[str, float] | None:
+    """Median, smallest and largest of the ratios within each round, theirs over ours; None without both.
+
+    ``clock`` is "seconds" or "processor_seconds": what a process worked, whoever else did, its waiting in spin loops
+    included.
+    """
+    pairs = [a / b for a, b in zip(getattr(outcome, clock), getattr(ours, clock), strict=False)]
     if not pairs or outcome.status != "done":
         return None
     return {"median": statistics.median(pairs), "min": min(pairs), "max": max(pairs)}

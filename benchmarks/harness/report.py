@@ -123,7 +123,10 @@ def contest(
     rows = []
     for one, outcome in zip(contestants, outcomes, strict=True):
         share = (scale or {}).get(outcome.name, 1.0)
-        ratio = None if one.once or not one.compared else ratios(outcome, ours)
+        comparable = not one.once and one.compared
+        ratio, worked = (
+            ratios(outcome, ours, clock) if comparable else None for clock in ("seconds", "processor_seconds")
+        )
         rows.append(
             {
                 "name": outcome.name,
@@ -134,6 +137,9 @@ def contest(
                 "first_call_seconds": outcome.first_call_seconds,
                 "share_of_the_work": share,
                 "ratio_to_ours": {key: value / share for key, value in ratio.items()} if ratio else None,
+                "processor_ratio_to_ours": {key: value / share for key, value in worked.items()}
+                if worked
+                else None,
                 "goal": (goals or {}).get(outcome.name),
                 "errors": accuracy(outcome.answer, truth.answer)
                 if truth and truth.status == "done" and outcome.answer
