@@ -54,7 +54,8 @@ def _peer(row: dict[str, Any]) -> str:
     if not row["ratio_to_ours"]:
         seconds = f"{_digits(row['seconds']['median'])} s once" if row["seconds"] else row["status"]
         return f"{row['name']} {seconds}{_error(row)}"
-    return f"{row['name']} {_digits(row['ratio_to_ours']['median'])}x{_error(row)}"
+    share = " for the same work" if row["share_of_the_work"] != 1 else ""
+    return f"{row['name']} {_digits(row['ratio_to_ours']['median'])}x{share}{_error(row)}"
 
 
 def _error(row: dict[str, Any]) -> str:
