@@ -2,7 +2,7 @@
 
 Work: a ResNet-50 (He et al. 2015) at 3 x 224 x 224 with 1,000 classes, J is 1000 x 150528, in float32; each contestant
 may allocate 8 GiB. Ours finds s_max to a residual of 1e-3, and the density from 8 probes of 24 steps. A peer that fits
-is named: ARPACK finds s_max, and jacrev in chunks with svdvals finds everything, in many times the products.
+is named: ARPACK finds s_max, and jacrev in chunks with svdvals (``--dense``) everything, in many times the products.
 Errors are against the dense Jacobian of the float32 network: in float64 some of its millions of ReLU open or close
 otherwise, which moves s_max by 1e-3.
 
@@ -23,6 +23,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=None)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--classes", type=int, default=None)
+    parser.add_argument(
+        "--dense", action="store_true", help="also build J: jacrev, and the errors (many minutes)"
+    )
     options = parser.parse_args()
     network = {
         "family": "resnet", "kind": "resnet50", "width": options.width,
@@ -51,14 +54,24 @@ def main() -> None:
             Contestant(
                 "scipy arpack, s_max", peers.scipy_svds, {**task, "solver": "arpack"}, requires=("scipy",)
             ),
-            Contestant("jacrev, svdvals", peers.jacrev_svdvals, {"network": network, "chunk": 8}, once=True),
+            *(
+                [
+                    Contestant(
+                        "jacrev, svdvals", peers.jacrev_svdvals, {"network": network, "chunk": 8}, once=True
+                    )
+                ]
+                if options.dense
+                else []
+            ),
         ],
         reference=Contestant(
             "dense",
             ours.dense_reference,
             {"network": network, "squared": True, "dtype": "float32"},
             once=True,
-        ),
+        )
+        if options.dense
+        else None,
         accuracy=errors,
         options=options,
         timeout=600,

@@ -30,7 +30,7 @@ TINY = {
     "leading_values": ["--size", "32", "--width", "4", "--classes", "30", "--count", "5"],
     "largest_value": ["--channels", "2", "--depth", "3", "--size", "4"],
     "deep_values": ["--channels", "2", "--depth", "10"],
-    "resnet50": ["--size", "32", "--width", "4", "--classes", "10"],
+    "resnet50": ["--dense", "--size", "32", "--width", "4", "--classes", "10"],
     "scaling": ["--tiny"],
 }
 
