@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from operator import is_
 from typing import Any
 
 import torch
@@ -235,35 +236,60 @@ def _pure_call(
         tensor = tensor.detach()
         return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
 
+    parts = list(module.modules())
     # An embedding with max_norm rescales its weight in place whenever it is called.
-    restless = {
-        id(p) for part in module.modules() if getattr(part, "max_norm", None) for p in part.parameters()
-    }
-    parameters = {name: place(p) for name, p in module.named_parameters() if id(p) not in restless}
-    changing = {name: place(p).clone() for name, p in module.named_parameters() if id(p) in restless}
-    changing |= {name: place(b).clone() for name, b in module.named_buffers()}
+    restless = {id(p) for part in parts if getattr(part, "max_norm", None) for p in part.parameters()}
+    # Where each parameter and buffer stands and what to put there, worked out once: functional_call looks all of them
+    # up by name at every call, which takes longer than the forward pass of a deep network of small layers.
+    fixed: list[tuple[Any, str, Tensor]] = []
+    changing: list[tuple[Any, str, Tensor]] = []
+    placed: dict[int, Tensor] = {}
+    for part in parts:
+        for holder, buffers in ((part._parameters, False), (part._buffers, True)):
+            for name, tensor in holder.items():
+                if tensor is None:
+                    continue
+                changes = buffers or id(tensor) in restless
+                # Tensors that are shared stay shared.
+                if id(tensor) not in placed:
+                    placed[id(tensor)] = place(tensor).clone() if changes else place(tensor)
+                (changing if changes else fixed).append((holder, name, placed[id(tensor)]))
 
     def call(x: Tensor) -> Any:
         # Buffers are copied anew each time: whatever the model does to them stays inside the call.
-        state = {**parameters, **{name: b.clone() for name, b in changing.items()}}
-        with _tensor_attributes_kept(module):
-            return torch.func.functional_call(module, state, (x,))
+        copies = {id(tensor): tensor.clone() for _, _, tensor in changing}
+        state = [*fixed, *((holder, name, copies[id(tensor)]) for holder, name, tensor in changing)]
+        with _tensor_attributes_kept(parts):
+            own = [(holder, name, holder[name]) for holder, name, _ in state]
+            try:
+                _put(state)
+                return module(x)
+            finally:
+                _put(own)
 
     return call
 
 
+def _put(state: list[tuple[Any, str, Tensor]]) -> None:
+    """Put tensors where the modules keep them."""
+    for holder, name, tensor in state:
+        holder[name] = tensor
+
+
 @contextmanager
-def _tensor_attributes_kept(module: nn.Module) -> Iterator[None]:
+def _tensor_attributes_kept(parts: list[nn.Module]) -> Iterator[None]:
     """Put back what a forward pass stores in plain attributes: an attention map, a normalised weight.
 
     Inside a transform of torch.func such a tensor is a wrapper that is dead afterwards: left on the module it would
     make copying and saving the model fail.
     """
-    before = [(part.__dict__, dict(part.__dict__)) for part in module.modules()]
+    before = [(part.__dict__, dict(part.__dict__)) for part in parts]
     try:
         yield
     finally:
         for now, kept in before:
+            if len(now) == len(kept) and all(map(is_, now, kept)) and all(map(is_, now.values(), kept.values())):
+                continue
             for name in [name for name, value in now.items() if kept.get(name) is not value]:
                 if name not in kept and _holds_tensors(now[name]):
                     del now[name]
