@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -169,10 +170,8 @@ class JacobianOperator:
             self.rounding = _UNITS_OF_ROUNDING * self._unit()
             with self._numerics():
                 refuse_nonfinite_output(value, part.module, lambda: self._function(self.point))
-                if check:
-                    refuse_random(value, self._evaluate())
             self._value = value.detach()
-            pair = self._choose_way(memory_limit if chunk is None else None)
+            pair = self._choose_way(memory_limit if chunk is None else None, check=check)
             if check:
                 # Each product of a replay has been held against that of torch.func: they are of one matrix.
                 if pair:
@@ -274,15 +273,20 @@ class JacobianOperator:
         fitting = memory_limit // max(bytes_per_probe, 1)
         return int(max(1, min(fitting, _MOST_AT_ONCE.get(self.point.device.type, 64))))
 
-    def _choose_way(self, memory_limit: int | None) -> tuple[Tensor, ...]:
+    def _choose_way(self, memory_limit: int | None, *, check: bool) -> tuple[Tensor, ...]:
         """Products from a recording that has been held against torch.func, or from torch.func.
+
+        What was recorded is the second evaluation, which shows whether the model is random.
 
         Gives the vectors v, J v, u, J^T u of that comparison. With a memory limit the chunk follows from what either
         way keeps for each probe.
         """
         try:
             with torch.no_grad(), self._numerics(), _torch_silent():
-                replay = checked_replay(self._function, self.point, self._value, unit=self._unit())
+                look = partial(refuse_random, self._value) if check else lambda _: None
+                replay = checked_replay(
+                    self._function, self.point, self._value, unit=self._unit(), look=look
+                )
         except NoRule as missing:
             reason = f"no linear map for {missing}"
         except Disagreement as wrong:
@@ -299,6 +303,8 @@ class JacobianOperator:
                 self.chunk = self._most_within(memory_limit, self.bytes_per_probe)
             return replay.pair
         self.way = f"torch.func ({reason})"
+        if check:
+            refuse_random(self._value, self._evaluate())
         self._reverse = self._choose(reverse_ways(self._function, self.point), self._value)
         self._forward = self._choose(forward_ways(self._function, self.point, self._value), self.point)
         self.bytes_per_probe = _LIVE_TENSORS * self._largest_tensor()

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp
+from torch.autograd import forward_ad as forward_mode
+from torch.func import vjp
 
 from .recording import NoRule
 
@@ -45,7 +46,11 @@ def reference_pull(function: Callable[[Tensor], Tensor], point: Tensor, u: Tenso
 def reference_push(function: Callable[[Tensor], Tensor], point: Tensor, v: Tensor) -> Tensor | None:
     """J v without a replay, or None where an operation has no forward-mode formula."""
     try:
-        return jvp(function, (point,), (v,))[1]
+        # PyTorch's forward mode itself: torch.func.jvp wraps each operation once more, for the same number.
+        with torch.inference_mode(False), torch.enable_grad(), forward_mode.dual_level():
+            value = function(forward_mode.make_dual(point.detach().clone(), v.clone()))
+            pushed = forward_mode.unpack_dual(value).tangent
+            return torch.zeros_like(value) if pushed is None else pushed.clone()
     except (NotImplementedError, RuntimeError):
         return None
 

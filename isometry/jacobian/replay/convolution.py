@@ -8,9 +8,10 @@ that is not zero (delta-orthogonal) is a matrix over channels: the other taps ar
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,19 +108,37 @@ class Convolution:
             return replace(self, wrapped=one)
         return None
 
-    def at_one_tap(self) -> tuple[LinearMap, LinearMap] | None:
-        """(gather, convolution of one tap), where all but one tap of the kernel are exactly zero."""
+    def at_one_tap(self, moves: dict[Any, LinearMap]) -> tuple[LinearMap, LinearMap] | None:
+        """(gather, convolution of one tap), where all but one tap of the kernel are exactly zero.
+
+        ``moves`` keeps the gathers: many layers move their maps in the same way.
+        """
         g = self.geometry
         taps = elements(self.weight.shape[2:])
         if g.transposed or taps == 1:
             return None
-        alive = (self.weight != 0).flatten(2).any(0).any(0)
-        if int(alive.sum()) != 1:
+        alive = (self.weight != 0).reshape(-1, taps).any(0).tolist()
+        if sum(alive) != 1:
             return None
-        only = int(alive.nonzero())
+        only = alive.index(True)
         tap = _unravel(only, self.weight.shape[2:])
         kernel = self.weight.flatten(2)[:, :, only]
         kernel = kernel.reshape(*kernel.shape, *[1] * len(tap))
+        key = (tap, g, self.source, self.result, self.wrapped)
+        if key not in moves:
+            moves[key] = self._reads(tap)
+        ones, zeros = (1,) * len(tap), (0,) * len(tap)
+        thin = Convolution(
+            kernel.contiguous(),
+            Geometry(ones, zeros, ones, False, zeros, g.groups),
+            (self.source[0], *self.result[1:]),
+            self.result,
+        )
+        return moves[key], thin
+
+    def _reads(self, tap: tuple[int, ...]) -> LinearMap:
+        """What each position of the result reads through one tap: a gather of the source."""
+        g = self.geometry
         if self.wrapped is None:
             places = torch.arange(elements(self.source)).reshape(self.source)
             size = elements(self.source)
@@ -134,31 +153,22 @@ class Convolution:
             shape = [1] * len(tap)
             shape[axis] = -1
             inside = inside & fits.reshape(shape)
-        index = torch.where(inside, places, -1).to(self.weight.device)
-        ones, zeros = (1,) * len(tap), (0,) * len(tap)
-        thin = Convolution(
-            kernel.contiguous(),
-            Geometry(ones, zeros, ones, False, zeros, g.groups),
-            (self.source[0], *self.result[1:]),
-            self.result,
-        )
-        return gather(index, size), thin
+        return gather(torch.where(inside, places, -1).to(self.weight.device), size)
 
     def in_fourier_space(self) -> FourierConvolution | None:
         """The same map by frequencies, where it is circular and that is cheaper."""
         size = self.result[1:]
         if self.wrapped is None or self.geometry.groups != 1 or not fourier_pays(self.weight, size):
             return None
-        before, _ = _wraps(self.wrapped, self.source, size)
+        before = _wrapped_before(self.wrapped, self.source, size)
         return FourierConvolution(self.weight, size, before, self.geometry.dilation, self)
 
     @cached_property
     def _forward(self) -> Kernel:
         if self.wrapped is None:
             return Kernel(self.weight, self.geometry, self.source)
-        size = (self.wrapped.size // self.source[0],)
         index = self.wrapped.index[: elements(self.source[1:])]
-        return Kernel(self.weight, self.geometry, self.source, (index, size[0]))
+        return Kernel(self.weight, self.geometry, self.source, self._wrap(self.source, "read", lambda: index))
 
     @cached_property
     def _reverse(self) -> Kernel | Phases | ShuffledPhases:
@@ -184,12 +194,26 @@ class Convolution:
             return Kernel(flipped, replace(g, padding=padding), self.result)
         # y_i = sum_t K_t x_{i + t d - b} on a circle, so x'_j = sum_t K_t^T u_{j - t d + b}: flipped, b becomes r - b.
         size = self.result[1:]
-        before, _ = _wraps(self.wrapped, self.source, size)
-        index = torch.arange(elements(size), device=self.weight.device).reshape(size)
-        for axis, (b, r, n) in enumerate(zip(before, reach, size, strict=True)):
-            reads = torch.arange(b - r, n + b, device=index.device) % n
-            index = index.index_select(axis, reads)
-        return Kernel(flipped, g, (self.result[0], *index.shape), (index.reshape(-1), elements(size)))
+        before = _wrapped_before(self.wrapped, self.source, size)
+        padded = (self.result[0], *(n + r for n, r in zip(size, reach, strict=True)))
+
+        def read_by_the_transpose() -> Tensor:
+            index = torch.arange(elements(size), device=self.weight.device).reshape(size)
+            for axis, (b, r, n) in enumerate(zip(before, reach, size, strict=True)):
+                reads = torch.arange(b - r, n + b, device=index.device) % n
+                index = index.index_select(axis, reads)
+            return index.reshape(-1)
+
+        return Kernel(flipped, g, padded, self._wrap(padded, ("read back", reach), read_by_the_transpose))
+
+    def _wrap(self, source: tuple[int, ...], kind: Any, index: Callable[[], Tensor]) -> Wrap:
+        """A wrapping that all layers share which are wrapped by the same gather."""
+        assert self.wrapped is not None
+        area = self.wrapped.size // self.source[0]
+        last = _channels_last(self.weight, source)
+        return self.wrapped.once(
+            (kind, source, self.source, last), lambda: Wrap.of(index(), area, source[0], channels_last=last)
+        )
 
     def _by_phases(self) -> Phases | ShuffledPhases | None:
         """The transpose with a stride where oneDNN's own is slow."""
@@ -203,6 +227,22 @@ class Convolution:
         return Phases(self) if small or elements(self.weight.shape[2:]) == 1 else None
 
 
+@dataclass(frozen=True, eq=False)
+class Wrap:
+    """Positions (or entries, channel by channel) that a wrapped map reads, and how many positions the map has."""
+
+    index: Tensor
+    area: int
+
+    @classmethod
+    def of(cls, positions: Tensor, area: int, channels: int, *, channels_last: bool) -> Wrap:
+        """The same positions in each channel."""
+        if not channels_last:
+            first = area * torch.arange(channels, device=positions.device)[:, None]
+            positions = (positions + first).reshape(-1)
+        return cls(positions.to(torch.int32), area)
+
+
 class Kernel:
     """A convolution ready to run, in the layout in which it is fastest.
 
@@ -212,8 +252,8 @@ class Kernel:
         As of :class:`Convolution`.
     source : tuple of int
         (c, *size) of what it is applied to, after the wrapping.
-    wrap : (Tensor, int), optional
-        Positions of the unwrapped map that the wrapped one reads, and how many the former has.
+    wrap : Wrap, optional
+        What the wrapped map reads, in the layout of ``_channels_last``.
     """
 
     def __init__(
@@ -221,43 +261,41 @@ class Kernel:
         weight: Tensor,
         geometry: Geometry,
         source: tuple[int, ...],
-        wrap: tuple[Tensor, int] | None = None,
+        wrap: Wrap | None = None,
     ) -> None:
         self._geometry, self._source = geometry, source
-        # oneDNN convolves channels-last float32 maps 10 to 20 % faster, but small ones up to three times as slow.
-        self._channels_last = (
-            weight.dim() == 4
-            and weight.device.type == "cpu"
-            and weight.dtype == torch.float32
-            and elements(source[1:]) >= _SMALLEST_CHANNELS_LAST
-        )
+        self._channels_last = _channels_last(weight, source)
         self._weight = weight.contiguous(
             memory_format=torch.channels_last if self._channels_last else torch.contiguous_format
         )
-        self._area = 0
-        if wrap is not None:
-            index, self._area = wrap
-            if not self._channels_last:
-                channels = self._area * torch.arange(source[0], device=index.device)[:, None]
-                index = (index + channels).reshape(-1)
-            self._index = index.to(torch.int32)
+        self._wrap = wrap
 
     def __call__(self, v: Tensor) -> Tensor:
-        if self._area:
-            v = self._wrapped(v)
+        if self._wrap is not None:
+            v = self._wrapped(v, self._wrap.index, self._wrap.area)
         v = v.reshape(-1, *self._source)
         # The layout of what comes in decides in which one PyTorch convolves.
         return self._geometry.apply(v if self._channels_last else v.contiguous(), self._weight)
 
-    def _wrapped(self, v: Tensor) -> Tensor:
+    def _wrapped(self, v: Tensor, index: Tensor, area: int) -> Tensor:
         c, *size = self._source
         if not self._channels_last:
-            return v.reshape(-1, c * self._area).index_select(1, self._index)
+            return v.reshape(-1, c * area).index_select(1, index)
         if v.dim() == 4 and v.shape[1] == c:
-            rows = v.permute(0, 2, 3, 1).reshape(-1, self._area, c)
+            rows = v.permute(0, 2, 3, 1).reshape(-1, area, c)
         else:
-            rows = v.reshape(-1, c, self._area).transpose(1, 2)
-        return rows.index_select(1, self._index).view(-1, *size, c).permute(0, 3, 1, 2)
+            rows = v.reshape(-1, c, area).transpose(1, 2)
+        return rows.index_select(1, index).view(-1, *size, c).permute(0, 3, 1, 2)
+
+
+def _channels_last(weight: Tensor, source: tuple[int, ...]) -> bool:
+    """oneDNN convolves channels-last float32 maps 10 to 20 % faster, but small ones up to three times as slow."""
+    return (
+        weight.dim() == 4
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and elements(source[1:]) >= _SMALLEST_CHANNELS_LAST
+    )
 
 
 class Phases:
@@ -384,11 +422,14 @@ _Recognised = tuple[Gather, str, tuple[tuple[int, int], ...], tuple[int, ...]]
 
 def _recognised(before: Gather, padded: tuple[int, ...]) -> _Recognised | None:
     """The gather of one sample, and what padding it is; looked at once for all layers that share it."""
-    if padded not in before.recognised:
+
+
+    def look() -> _Recognised | None:
         one = _of_one_sample(before, elements(padded))
         found = None if one is None else _padding(one, padded)
-        before.recognised[padded] = None if one is None or found is None else (one, *found)
-    return before.recognised[padded]
+        return None if one is None or found is None else (one, *found)
+
+    return before.once(("padding", padded), look)
 
 
 def _of_one_sample(before: Gather, padded: int) -> Gather | None:
@@ -423,6 +464,11 @@ def _per_channel(scale: Diagonal, result: tuple[int, ...]) -> Tensor | None:
     if elements(d.shape) not in (1, result[0]) or d.shape[d.dim() - len(result)] != d.numel():
         return None
     return d.reshape(-1).expand(result[0])
+
+
+def _wrapped_before(before: Gather, padded: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
+    """How far a circular padding reaches before the first position, per axis; looked at once for each gather."""
+    return before.once(("reach", padded, size), lambda: _wraps(before, padded, size))[0]
 
 
 def _wraps(

@@ -9,17 +9,23 @@ fewer operations than the convolution itself: 4 c c' n + 2 (c + c') n^2 for one 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .maps import LinearMap, Plain
+from isometry.errors import FallbackWarning
+
+from .maps import LinearMap, Plain, elements
 
 # Fewer vectors than this do not pay for reading a matrix for each frequency instead of one for each tap.
 FEWEST_BY_FREQUENCY = 4
+# By how many units of rounding of |K| |x| the two forms may differ; a wrong phase or sign is off by about 1 / unit.
+_UNITS = 1000
 
 
 class FourierConvolution(Plain):
@@ -51,46 +57,77 @@ class FourierConvolution(Plain):
         dilation: Sequence[int],
         direct: LinearMap | None = None,
     ) -> None:
-        self._size, self._direct = tuple(size), direct
-        basis, single, phases = _basis(self._size)
-        # khat at the frequencies that stand for their pair, from the few taps there are.
-        offsets = torch.cartesian_prod(
-            *(
-                torch.arange(taps, dtype=torch.float64) * step - before
-                for taps, step, before in zip(weight.shape[2:], dilation, padding, strict=True)
-            )
-        ).reshape(-1, len(self._size))
-        angle = (phases @ offsets.T).to(weight.device)
-        taps = weight.detach().double().flatten(2).permute(2, 1, 0)
-        cosine, sine = (
-            torch.tensordot(wave, taps, 1).to(weight.dtype) for wave in (angle.cos(), angle.sin())
-        )
-        self._basis = basis.to(weight)
-        self._forward = _Blocks(cosine[:single], cosine[single:], sine[single:])
-        self._reverse = self._forward.transposed()
+        self._weight, self._size, self._direct = weight.detach(), tuple(size), direct
+        self._padding, self._dilation = tuple(padding), tuple(dilation)
+        self._positions = elements(self._size)
 
     @property
     def nbytes(self) -> int:
-        """Memory of the blocks."""
-        return self._forward.nbytes + self._reverse.nbytes
+        """Memory that the blocks of both directions take, once they are made."""
+        c_out, c_in = self._weight.shape[:2]
+        return 2 * c_out * c_in * self._positions * self._weight.element_size()
 
     def push(self, v: Tensor, owned: bool) -> Tensor:
         """K * x: (k, c_in, *size) -> (k, c_out, *size)."""
-        if self._direct is not None and self._vectors(v, self._forward) < FEWEST_BY_FREQUENCY:
+        if self._direct is not None and not self._pays(v, self._weight.shape[1]):
             return self._direct.push(v, owned)
         return self._act(v, self._forward)
 
     def pull(self, u: Tensor, owned: bool) -> Tensor:
         """Its transpose: (k, c_out, *size) -> (k, c_in, *size)."""
-        if self._direct is not None and self._vectors(u, self._reverse) < FEWEST_BY_FREQUENCY:
+        if self._direct is not None and not self._pays(u, self._weight.shape[0]):
             return self._direct.pull(u, owned)
         return self._act(u, self._reverse)
 
-    def _vectors(self, block: Tensor, blocks: _Blocks) -> int:
-        return block.numel() // (blocks.entering * self._basis.shape[0])
+    def _pays(self, block: Tensor, channels: int) -> bool:
+        vectors = block.numel() // (channels * self._positions)
+        return vectors >= FEWEST_BY_FREQUENCY and self._agrees
+
+    @cached_property
+    def _agrees(self) -> bool:
+        """Whether both products are those by the taps, which set-up has held against torch.func."""
+        assert self._direct is not None
+        generator = torch.Generator().manual_seed(5381)
+        size = float(self._weight.double().norm())
+        for act, exact, channels in (
+            (partial(self._act, blocks=self._forward), self._direct.push, self._weight.shape[1]),
+            (partial(self._act, blocks=self._reverse), self._direct.pull, self._weight.shape[0]),
+        ):
+            vector = torch.randn((1, channels, *self._size), generator=generator).to(self._weight)
+            difference = (act(vector) - exact(vector, False).reshape(1, -1, *self._size)).double().norm()
+            # Frobenius norm of K times the length of x bounds what is summed, however much of it cancels.
+            bound = _UNITS * _unit(self._weight) * size * float(vector.double().norm())
+            if not float(difference) <= bound:
+                warnings.warn(
+                    f"a circular convolution by frequencies is off by {float(difference):.1e} (allowed {bound:.1e}): "
+                    "it is multiplied tap by tap instead",
+                    FallbackWarning,
+                    stacklevel=2,
+                )
+                return False
+        return True
+
+    @cached_property
+    def _basis(self) -> Tensor:
+        return _basis(self._size)[0].to(self._weight)
+
+    @cached_property
+    def _forward(self) -> _Blocks:
+        """Made when first a block is large enough: a fifth of a set-up, which a single product does not need."""
+        single = _basis(self._size)[1]
+        cosine, sine = _waves(self._size, tuple(self._weight.shape[2:]), self._padding, self._dilation)
+        taps = self._weight.double().flatten(2).permute(2, 1, 0)
+        real, imaginary = (
+            torch.tensordot(wave.to(taps.device), taps, 1).to(self._weight.dtype) for wave in (cosine, sine)
+        )
+        return _Blocks(real[:single], real[single:], imaginary[single:])
+
+    @cached_property
+    def _reverse(self) -> _Blocks:
+        return self._forward.transposed()
 
     def _act(self, block: Tensor, blocks: _Blocks) -> Tensor:
-        positions = self._basis.shape[0]
+        positions = self._positions
         # Frequencies first: a transposed factor costs a matrix product nothing, so that no number is moved about.
         waves = (self._basis @ block.reshape(-1, positions).T).view(positions, -1, blocks.entering)
         out = blocks.apply(waves)
@@ -112,10 +149,6 @@ class _Blocks:
     @property
     def leaving(self) -> int:
         return self.single.shape[2]
-
-    @property
-    def nbytes(self) -> int:
-        return self.single.nbytes + self.cosine.nbytes + self.sine.nbytes
 
     def transposed(self) -> _Blocks:
         """khat(f)^T conjugated; contiguous, which is up to a third faster."""
@@ -151,6 +184,28 @@ def fourier_pays(weight: Tensor, size: Sequence[int]) -> bool:
     direct = 2 * c_in * c_out * taps * (1 + 16 / fewest)
     fourier = (4 * c_in * c_out + 2 * (c_in + c_out) * positions) * (1 + 4 / fewest)
     return fourier < 0.9 * direct
+
+
+def _unit(like: Tensor) -> float:
+    """What factors are rounded by, relatively, as PyTorch is set now."""
+    backends: Any = torch.backends
+    rounded = like.dtype == torch.float32 and like.device.type == "cuda"
+    return 2.0**-10 if rounded and backends.cuda.matmul.fp32_precision == "tf32" else torch.finfo(like.dtype).eps
+
+
+@lru_cache(maxsize=32)
+def _waves(
+    size: tuple[int, ...], taps: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (frequencies, taps) of the phase of each tap, at the frequencies that stand for their pair."""
+    offsets = torch.cartesian_prod(
+        *(
+            torch.arange(count, dtype=torch.float64) * step - before
+            for count, step, before in zip(taps, dilation, padding, strict=True)
+        )
+    ).reshape(-1, len(size))
+    angle = _basis(size)[2] @ offsets.T
+    return angle.cos(), angle.sin()
 
 
 @lru_cache(maxsize=32)

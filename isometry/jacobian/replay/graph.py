@@ -217,8 +217,9 @@ def _sum(first: LinearMap, second: LinearMap) -> LinearMap | None:
 def _thin(graph: Graph) -> None:
     edges: list[Edge] = []
     fresh = -1
+    moves: dict[Any, LinearMap] = {}
     for edge in graph.edges:
-        parts = edge.map.at_one_tap() if isinstance(edge.map, Convolution) else None
+        parts = edge.map.at_one_tap(moves) if isinstance(edge.map, Convolution) else None
         if parts is None:
             edges.append(edge)
             continue

@@ -7,13 +7,15 @@ every map asks for its own by ``reshape``. So views cost nothing. With ``owned``
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+Found = TypeVar("Found")
 
 
 class LinearMap(Protocol):
@@ -179,8 +181,14 @@ class Gather(Plain):
 
     def __init__(self, index: Tensor, size: int) -> None:
         self.index, self.size = index.reshape(-1), size
-        # What padding it is of which maps, as convolutions find out.
-        self.recognised: dict[tuple[int, ...], Any] = {}
+        # What convolutions work out from it (the padding that it is, indices), once for all layers that share it.
+        self.worked_out: dict[Any, Any] = {}
+
+    def once(self, key: Any, work: Callable[[], Found]) -> Found:
+        """What ``work`` gives, from the first time that it was asked for under this key."""
+        if key not in self.worked_out:
+            self.worked_out[key] = work()
+        return self.worked_out[key]
 
     @property
     def is_identity(self) -> bool:
@@ -271,9 +279,11 @@ def gather(index: Tensor, size: int) -> LinearMap:
 
 def diagonal(values: Tensor, shape: Sequence[int]) -> LinearMap:
     """The cheapest map that multiplies by ``values``, which broadcast to ``shape``."""
-    if values.numel() > 0 and bool((values == values.reshape(-1)[0]).all()):
-        factor = float(values.reshape(-1)[0])
-        return Identity() if factor == 1.0 else Multiple(factor)
+    if values.numel() > 0:
+        # Slopes rarely start and end with the same number; all are looked at where they do.
+        first, *_, last = values.reshape(-1)[:: max(values.numel() - 1, 1)].tolist() * 2
+        if first == last and bool((values == first).all()):
+            return Identity() if first == 1.0 else Multiple(first)
     return Diagonal(values.contiguous(), shape)
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .fourier import FourierConvolution
 from .graph import Edge, Graph
 from .maps import Identity
 
@@ -50,11 +49,6 @@ class Program:
         """The products of a block of vectors (k, ...)."""
         out = self._run(block, None)
         return out.reshape(block.shape[0], *self._shape)
-
-    @property
-    def depends_on_the_block(self) -> bool:
-        """Whether large blocks are multiplied in another way than small ones."""
-        return any(isinstance(step.edge.map, FourierConvolution) for step in self.steps)
 
     def watch(self, block: Tensor, look: Callable[[Step, Tensor], None]) -> Tensor:
         """The same, calling ``look`` with each step and what it made."""
