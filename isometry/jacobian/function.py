@@ -288,7 +288,11 @@ def _tensor_attributes_kept(parts: list[nn.Module]) -> Iterator[None]:
         yield
     finally:
         for now, kept in before:
-            if len(now) == len(kept) and all(map(is_, now, kept)) and all(map(is_, now.values(), kept.values())):
+            if (
+                len(now) == len(kept)
+                and all(map(is_, now, kept))
+                and all(map(is_, now.values(), kept.values()))
+            ):
                 continue
             for name in [name for name, value in now.items() if kept.get(name) is not value]:
                 if name not in kept and _holds_tensors(now[name]):

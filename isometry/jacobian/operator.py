@@ -90,8 +90,9 @@ class JacobianOperator:
     bytes_per_probe : int
         About what the intermediates of a product take for each probe, of all inputs of the batch together.
     rounding : float
-        Relative error of a product by rounding: 8 units, or twice what :meth:`linearity_test` finds. It grows with
-        depth, to some 100 units over 1000 layers. What the rounding of the activations does to J is not in it.
+        Relative error of a product by rounding: 8 units, or twice what :meth:`linearity_test` finds for the vectors
+        that the products were checked with. It grows with depth, to some 100 units over 1000 layers. What the
+        rounding of the activations does to J is not in it.
 
     Raises
     ------
@@ -178,9 +179,13 @@ class JacobianOperator:
                     v, jv, u, jtu = pair
                     self._refuse_nonfinite(jv, v[None], self._forward)
                     self._refuse_nonfinite(jtu, u[None], self._reverse)
+                    (w,) = self._whole_numbers(1, seed=0)
+                    others = self.matmat(torch.stack([w, v + w]))
+                    nonlinearity = _nonlinearity(torch.cat([jv[None], others]))
                 else:
                     self.adjoint_test()
-                self.rounding = max(self.rounding, 2 * self.linearity_test())
+                    nonlinearity = self.linearity_test()
+                self.rounding = max(self.rounding, 2 * nonlinearity)
                 if batched:
                     refuse_coupled_samples(lambda v: self._apply(self._forward, v), self.point)
                 elif isinstance(model, nn.Module):
@@ -211,13 +216,13 @@ class JacobianOperator:
 
     def linearity_test(self, seed: int = 0) -> float:
         """||J v + J w - J (v + w)|| over the length of the three: the rounding that a product collects on its way."""
+        v, w = self._whole_numbers(2, seed)
+        return _nonlinearity(self.matmat(torch.stack([v, w, v + w])))
+
+    def _whole_numbers(self, count: int, seed: int) -> Tensor:
+        """Vectors of small whole numbers, whose sums are not rounded."""
         generator = torch.Generator().manual_seed(seed)
-        # Small whole numbers, so that v + w itself is not rounded.
-        pair = torch.randint(-64, 65, (2, *self.point.shape), generator=generator).to(self.point)
-        out = self.matmat(torch.cat([pair, pair.sum(0, keepdim=True)])).double()
-        scale = float(out.abs().max()) or 1.0
-        out = out / scale
-        return float((out[0] + out[1] - out[2]).norm() / max(float(out.norm()), 1e-300))
+        return torch.randint(-64, 65, (count, *self.point.shape), generator=generator).to(self.point)
 
     def to_scipy(self) -> LinearOperator:
         """J as a ``scipy.sparse.linalg.LinearOperator`` of shape (m, n), columns as SciPy has them."""
@@ -284,9 +289,7 @@ class JacobianOperator:
         try:
             with torch.no_grad(), self._numerics(), _torch_silent():
                 look = partial(refuse_random, self._value) if check else lambda _: None
-                replay = checked_replay(
-                    self._function, self.point, self._value, unit=self._unit(), look=look
-                )
+                replay = checked_replay(self._function, self.point, self._value, unit=self._unit(), look=look)
         except NoRule as missing:
             reason = f"no linear map for {missing}"
         except Disagreement as wrong:
@@ -427,6 +430,13 @@ class JacobianOperator:
             FallbackWarning,
             stacklevel=3,
         )
+
+
+def _nonlinearity(out: Tensor) -> float:
+    """||J v + J w - J (v + w)|| over the length of the three, which ``out`` holds."""
+    out = out.double()
+    out = out / (float(out.abs().max()) or 1.0)
+    return float((out[0] + out[1] - out[2]).norm() / max(float(out.norm()), 1e-300))
 
 
 class _LargestTensor(TorchDispatchMode):

@@ -215,7 +215,9 @@ def test_the_linearity_test_sees_rounding_grow_with_depth() -> None:
             nn.init.orthogonal_(layer.weight)
         operator = JacobianOperator(network, torch.randn(24))
         found[depth] = operator.linearity_test() / torch.finfo(torch.float32).eps
-        assert operator.rounding == max(8, 2 * found[depth]) * torch.finfo(torch.float32).eps
+        # Found with one other pair of vectors: two lengths of 24 random errors are within a factor of two.
+        expected = max(8, 2 * found[depth]) * torch.finfo(torch.float32).eps
+        assert 0.5 * expected < operator.rounding < 2 * expected
     assert 0 < found[2] < 4
     # The square root of 256 is 16; the first layer's share and the sums of 24 terms leave a factor of three.
     assert 16 / 3 < found[512] / found[2] < 16 * 3

@@ -81,13 +81,12 @@ def compare(what: str, found: Tensor, expected: Tensor, unit: float, noise: Call
     )
 
 
-def rounding_of(product: Callable[[Tensor], Tensor], vector: Tensor, seed: int) -> float:
-    """||A v + A w - A (v + w)|| for a random pair of the size of a normal vector, v + w not rounded."""
+def rounding_of(product: Callable[[Tensor], Tensor], vector: Tensor, found: Tensor, seed: int) -> float:
+    """||A v + A w - A (v + w)|| for another w, where A v has been found; v of whole numbers, so that v + w is exact."""
     generator = torch.Generator().manual_seed(seed)
-    whole = torch.randint(-512, 513, (2, *vector.shape), generator=generator).to(vector)
-    whole = whole / 512
-    out = product(torch.cat([whole, whole.sum(0, keepdim=True)])).double()
-    return float((out[0] + out[1] - out[2]).norm())
+    other = torch.randint(-127, 128, vector.shape, generator=generator).to(vector)
+    out = product(torch.stack([other, vector + other])).double()
+    return float((found.double() + out[0] - out[1]).norm())
 
 
 def compare_adjoint(v: Tensor, jv: Tensor, u: Tensor, jtu: Tensor, unit: float) -> None:

@@ -414,6 +414,8 @@ def _phases(convolution: Convolution) -> list[list[_Phase]]:
 
 def _transposed_channels(weight: Tensor, groups: int) -> Tensor:
     """(c_out, c_in/groups, *k) -> (c_in, c_out/groups, *k)."""
+    if groups == 1:
+        return weight.transpose(0, 1)
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
@@ -422,7 +424,6 @@ _Recognised = tuple[Gather, str, tuple[tuple[int, int], ...], tuple[int, ...]]
 
 def _recognised(before: Gather, padded: tuple[int, ...]) -> _Recognised | None:
     """The gather of one sample, and what padding it is; looked at once for all layers that share it."""
-
 
     def look() -> _Recognised | None:
         one = _of_one_sample(before, elements(padded))

@@ -190,7 +190,9 @@ def _unit(like: Tensor) -> float:
     """What factors are rounded by, relatively, as PyTorch is set now."""
     backends: Any = torch.backends
     rounded = like.dtype == torch.float32 and like.device.type == "cuda"
-    return 2.0**-10 if rounded and backends.cuda.matmul.fp32_precision == "tf32" else torch.finfo(like.dtype).eps
+    return (
+        2.0**-10 if rounded and backends.cuda.matmul.fp32_precision == "tf32" else torch.finfo(like.dtype).eps
+    )
 
 
 @lru_cache(maxsize=32)

@@ -34,7 +34,7 @@ class Replay:
     bytes_per_probe : int
         Most memory that values take at once for each probe, in either direction, with room to work; 0 if not measured.
     pair : tuple of Tensor
-        (v, J v, u, J^T u) of the random vectors it was checked with; empty if it was not.
+        (v, J v, u, J^T u) of the random vectors, of whole numbers, it was checked with; empty if it was not.
     """
 
     forward: Program
@@ -132,8 +132,9 @@ def checked_replay(
     """
     unit = torch.finfo(value.dtype).eps if unit is None else unit
     generator = torch.Generator().manual_seed(seed)
+    # Odd whole numbers: none is zero, and sums with other whole numbers are not rounded.
     v, u = (
-        torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like) for like in (point, value)
+        (2 * torch.randint(-64, 64, like.shape, generator=generator) + 1).to(like) for like in (point, value)
     )
     with _no_collection():
         return _checked(function, point, u, v, unit, seed, look)
@@ -158,12 +159,12 @@ def _checked(
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         text = str(error).split("\n", 1)[0][:120]
         raise NoRule(f"a rule that fails ({type(error).__name__}: {text})") from error
-    compare("J^T u", jtu, pulled, unit, partial(rounding_of, replay.reverse, u, seed))
+    compare("J^T u", jtu, pulled, unit, partial(rounding_of, replay.reverse, u, jtu, seed))
     pushed = reference_push(function, point, v)
     if pushed is None:
         compare_adjoint(v, jv, u, jtu, unit)
     else:
-        compare("J v", jv, pushed, unit, partial(rounding_of, replay.forward, v, seed))
+        compare("J v", jv, pushed, unit, partial(rounding_of, replay.forward, v, jv, seed))
     return replace(replay, bytes_per_probe=max(reverse_bytes, forward_bytes), pair=(v, jv, u, jtu))
 
 
