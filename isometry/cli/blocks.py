@@ -51,7 +51,7 @@ def check_blocks(
     Raises
     ------
     click.UsageError
-        A part or one of several outputs is asked for as well.
+        A part, one of several outputs or TF32 is asked for as well.
     click.ClickException
         The file holds a profile of that name.
     ModelError, InputError
@@ -65,6 +65,8 @@ def check_blocks(
             raise click.UsageError(
                 f"--per-block measures all blocks of the whole network: leave --{word} out"
             )
+    if options.get("tf32"):
+        raise click.UsageError("--per-block measures in full precision: leave --tf32 out")
     blocks_of(module, pattern)
     if file is not None and file.exists() and not overwrite:
         from isometry.store import open_store

@@ -54,6 +54,17 @@ def test_all_options_reach_the_measurement(isometry, models, tmp_path) -> None:
     assert found["products"] == pytest.approx(2 * 3 * 2 * 4, abs=20)
 
 
+def test_tf32_changes_nothing_on_a_processor(isometry, models) -> None:
+    plain, rounded = (
+        isometry("measure", f"{models}:cnn", "--input", "3x6x6", "--json", *more).json
+        for more in ((), ("--tf32",))
+    )
+    assert plain["s_max"] == rounded["s_max"]
+    refused = isometry("measure", f"{models}:cnn", "--input", "3x6x6", "--per-block", "--tf32")
+    assert refused.code == 2
+    assert "leave --tf32 out" in refused.err
+
+
 def test_seeds_repeat_bit_for_bit(isometry, models) -> None:
     def once(seed: int) -> dict:
         arguments = ("measure", f"{models}:cnn", "--input", "3x6x6", "--method", "lanczos", "--probes", "2")
