@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import conv1d, conv2d, pad
 
-from isometry.jacobian.replay import linearise
+from isometry.errors import FallbackWarning
+from isometry.jacobian.replay import fourier, linearise
 from isometry.jacobian.replay.fourier import FourierConvolution, _basis, fourier_pays
 from isometry.nn import VanillaCNN
 
@@ -83,3 +84,22 @@ def test_networks_replay_alike_with_and_without() -> None:
         block = torch.randn(count, 16, 8, 8, dtype=torch.float64)
         assert torch.allclose(by_frequencies.push(block), by_taps.push(block), rtol=0, atol=1e-12)
         assert torch.allclose(by_frequencies.pull(block), by_taps.pull(block), rtol=0, atol=1e-12)
+
+
+def test_a_wrong_block_is_found_at_first_use_and_the_taps_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks are made and held against the taps when first a block of vectors is large enough."""
+    exact = fourier._waves
+
+    def wrong(*key: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        cosine, sine = exact(*key)
+        return cosine, -sine
+
+    monkeypatch.setattr(fourier, "_waves", wrong)
+    model = VanillaCNN(1, 16, "tanh", "gaussian", sigma_w=1.2, sigma_b=0.1, seed=0)
+    x = torch.randn(16, 8, 8)
+    by_taps, found = linearise(model, x, fourier=False), linearise(model, x)
+    block = torch.randn(8, 16, 8, 8)
+    with pytest.warns(FallbackWarning, match="tap by tap instead"):
+        first = found.push(block)
+    assert torch.equal(first, by_taps.push(block))
+    assert torch.equal(found.pull(block), by_taps.pull(block))

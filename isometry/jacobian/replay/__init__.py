@@ -2,7 +2,8 @@
 
 :mod:`.recording` writes down one run, :mod:`.rules` says what each operation is as linear maps (:mod:`.maps`,
 :mod:`.convolution`, :mod:`.dense`), :mod:`.graph` joins them, :mod:`.program` runs them on blocks, :mod:`.check` holds
-the products against torch.func, :mod:`.diagnosis` finds what makes a product infinite.
+the products against torch.func, :mod:`.cuda_graph` launches them at once on a GPU, :mod:`.diagnosis` finds what makes a
+product infinite.
 """
 
 from .check import Disagreement

@@ -111,7 +111,9 @@ class Diagonal(Plain):
     def push(self, v: Tensor, owned: bool) -> Tensor:
         """See :class:`LinearMap`."""
         v = v.reshape(self._work)
-        if self.diagonal.stride() != v.stride()[1:] and self.diagonal.shape == v.shape[1:]:
+        # On a GPU it stays where it is: a captured graph reads it there.
+        other = self.diagonal.stride() != v.stride()[1:] and self.diagonal.shape == v.shape[1:]
+        if other and v.device.type == "cpu":
             # In the layout in which vectors come (channels last after a convolution): a product of two layouts is slow.
             self.diagonal = torch.empty_like(v[0]).copy_(self.diagonal)
         return v.mul_(self.diagonal) if owned else v * self.diagonal

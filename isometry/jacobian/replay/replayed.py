@@ -6,7 +6,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from isometry.errors import ModelError
 
 from .check import compare, compare_adjoint, reference_pull, reference_push, rounding_of
+from .cuda_graph import Graphed, capture_on_one_pool
 from .graph import build
 from .program import Program
 from .recording import NoRule, Tape, flat_tensors, record
@@ -46,12 +47,18 @@ class Replay:
     def push(self, v: Tensor) -> Tensor:
         """J v."""
         self._refuse_changes()
-        return self.forward(v)
+        return self._graphs[0](v) if v.device.type == "cuda" else self.forward(v)
 
     def pull(self, u: Tensor) -> Tensor:
         """J^T u."""
         self._refuse_changes()
-        return self.reverse(u)
+        return self._graphs[1](u) if u.device.type == "cuda" else self.reverse(u)
+
+    @cached_property
+    def _graphs(self) -> tuple[Graphed, Graphed]:
+        """Both products on a GPU, where launching the kernels one by one takes longer than small ones run."""
+        capture = capture_on_one_pool()
+        return Graphed(self.forward, capture), Graphed(self.reverse, capture)
 
     def _refuse_changes(self) -> None:
         for tensor, version in self.parameters:
