@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import isometry
 from isometry.jacobian.replay import linearise
@@ -140,26 +141,33 @@ def cost(
     return rows
 
 
+class Convolutions(TorchDispatchMode):
+    """Keeps the arguments of all convolutions inside it, whatever module or function they belong to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: list[tuple[object, ...]] = []
+
+    def __torch_dispatch__(
+        self, func: object, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        if func is torch.ops.aten.convolution.default:
+            self.arguments.append(args)
+        return func(*args, **(kwargs or {}))
+
+
 def convolution_share(model: nn.Module, batch: Tensor, product: list[float]) -> float:
     """Time of the model's convolutions alone, without bias, on what enters them, over the time of a product.
 
     As one CUDA graph, as the product is: else it would be the time of launching them.
     """
-    entering: list[tuple[nn.Conv2d, Tensor]] = []
-    handles = [
-        part.register_forward_hook(lambda part, args, _: entering.append((part, args[0])))
-        for part in model.modules()
-        if isinstance(part, nn.Conv2d)
-    ]
-    model(batch)
-    for handle in handles:
-        handle.remove()
+    convolutions = Convolutions()
+    with convolutions:
+        model(batch)
 
     def alone(out: Tensor) -> Tensor:
-        for part, x in entering:
-            out = nn.functional.conv2d(
-                x, part.weight, None, part.stride, part.padding, part.dilation, part.groups
-            )
+        for x, weight, _, *geometry in convolutions.arguments:
+            out = torch.ops.aten.convolution.default(x, weight, None, *geometry)
         return out
 
     graph = Graphed(alone, capture_on_one_pool())
