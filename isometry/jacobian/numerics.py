@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -55,6 +56,18 @@ def strict_numerics(device: torch.device, *, recurrent: bool = False, tf32: bool
         elif recurrent:
             stack.enter_context(backends.mkldnn.flags(enabled=False))
         yield
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Without Python's search for cycles, which would go through the ever longer record again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _set(stack: ExitStack, owner: Any, name: str, value: object) -> None:

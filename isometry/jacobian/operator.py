@@ -27,7 +27,7 @@ from isometry.errors import (
 
 from .checks import refuse_coupled_samples, refuse_nonfinite_output, refuse_random, refuse_training_mode
 from .function import Output, failed_call, first_line, is_out_of_memory, point_function
-from .numerics import strict_numerics
+from .numerics import no_collection, strict_numerics
 from .products import Product, Ways, forward_ways, reverse_ways
 from .replay import Disagreement, NoRule, checked_replay, first_nonfinite
 
@@ -135,7 +135,7 @@ class JacobianOperator:
         refuse_training_mode(model if isinstance(model, nn.Module) else None)
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
         # Whatever the model draws while it is tried out, the caller's random state stays as it is.
-        with torch.random.fork_rng(devices=list(devices)):
+        with torch.random.fork_rng(devices=list(devices)), no_collection():
             part = point_function(
                 model, x, source=source, target=target, output=output, dtype=dtype, device=device
             )

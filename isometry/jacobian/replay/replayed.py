@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -143,8 +141,7 @@ def checked_replay(
     v, u = (
         (2 * torch.randint(-64, 64, like.shape, generator=generator) + 1).to(like) for like in (point, value)
     )
-    with _no_collection():
-        return _checked(function, point, u, v, unit, seed, look)
+    return _checked(function, point, u, v, unit, seed, look)
 
 
 def _checked(
@@ -173,18 +170,6 @@ def _checked(
     else:
         compare("J v", jv, pushed, unit, partial(rounding_of, replay.forward, v, jv, seed))
     return replace(replay, bytes_per_probe=max(reverse_bytes, forward_bytes), pair=(v, jv, u, jtu))
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without Python's search for cycles, which would go through the ever longer record again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _parameters(tape: Tape) -> list[tuple[Tensor, int]]:
