@@ -3,7 +3,7 @@
 Work: a delta-orthogonal tanh CNN of depth 64 with 32 channels on a 16 x 16 torus, J is 8192 x 8192, in float32, to a
 relative residual of 1e-3 (all solvers understand the tolerance so). The spectrum is dense at its top, which is what
 makes it hard. Beside every time stands the error against the dense float64 Jacobian.
-Certified means that a bound on what a start vector may have missed is stated as well; the peers have none.
+The second of ours states an upper bound as well, on what a start vector may have missed; the peers have none.
 
     python benchmarks/largest_value.py            # 8 channels (J is 2048 x 2048): half a minute
     python benchmarks/largest_value.py --full     # 32 channels; the dense reference takes some minutes
@@ -43,7 +43,7 @@ def main() -> None:
                     "probes": 1,
                 },
             ),
-            Contestant("isometry, certified", ours.leading, task),
+            Contestant("isometry, with an upper bound", ours.leading, task),
             Contestant("scipy arpack", peers.scipy_svds, {**task, "solver": "arpack"}, requires=("scipy",)),
             Contestant("scipy lobpcg", peers.scipy_svds, {**task, "solver": "lobpcg"}, requires=("scipy",)),
             # propack fails below a few values.
