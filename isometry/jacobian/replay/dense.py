@@ -25,6 +25,25 @@ class RightProduct(Plain):
         return u.reshape(-1, self._matrix.shape[1]) @ self._matrix.T
 
 
+class LeftProduct(Plain):
+    """M v of a value (p, columns) with a matrix M (q, p): one product of matrices for each probe."""
+
+    def __init__(self, matrix: Tensor, columns: int) -> None:
+        self._matrix, self._columns = matrix, columns
+
+    def push(self, v: Tensor, owned: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        return self._product(v, self._matrix)
+
+    def pull(self, u: Tensor, owned: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        return self._product(u, self._matrix.T)
+
+    def _product(self, v: Tensor, matrix: Tensor) -> Tensor:
+        block = v.reshape(-1, matrix.shape[1], self._columns)
+        return torch.bmm(matrix.expand(block.shape[0], -1, -1), block)
+
+
 class BatchedRight(Plain):
     """v_b M_b of a value (b, rows, p) with matrices M (b, p, q)."""
 
