@@ -6,7 +6,7 @@ with different numbers of processes take turns; ratios are within a round, media
 are compared bit for bit.
 
     python benchmarks/ranks.py            # depth 8, 16 channels: a minute
-    python benchmarks/ranks.py --full     # depth 32, 64 channels, five rounds
+    python benchmarks/ranks.py --full     # depth 32, 64 channels, 64 probes, five rounds
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="the committed run")
+    parser.add_argument("--probes", type=int, help="more of them make more of the time shared")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
     depth, channels, rounds = (32, 64, 5) if options.full else (8, 16, 2)
-    probes, steps = 16, 32
+    probes, steps = options.probes or (64 if options.full else 16), 32
     spec = f"vanilla-cnn:depth={depth},channels={channels},size=8,init=gaussian,sigma_w=1.02"
     found: dict[int, list[tuple[float, float]]] = {count: [] for count in options.counts}
     nodes = []
