@@ -28,6 +28,7 @@ _PLAIN_NUMBERS = (
     "s_max", "s_max_residual", "s_min", "s_min_residual", "condition_number", "mean_square", "mean_square_stderr",
     "log10_mean_square", "variance", "zero_mass", "floor", "below_floor", "products", "seconds", "verdict",
 )  # fmt: skip
+_DRAWN = ("activation", "sigma_w", "sigma_b", "q_star")
 _OPERATIONS: Mapping[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge, "<=": operator.le, "!=": operator.ne, "==": operator.eq, "=": operator.eq,
     ">": operator.gt, "<": operator.lt,
@@ -66,11 +67,17 @@ class Row:
         return self.flat().get(column)
 
     def flat(self) -> dict[str, Any]:
-        """Everything by column. Where a number has the name of a setting, it stands there as ``result_NAME``."""
+        """Everything by column. Where a number has the name of a setting, it stands there as ``result_NAME``.
+
+        What the configuration left to the network (sigma_w of its critical point) is taken from its ensemble.
+        """
+        drawn = {
+            key: value for key, value in (self.ensemble or {}).items() if key in _DRAWN and value is not None
+        }
         numbers = {
             key if key not in self.settings else f"result_{key}": value for key, value in self.numbers.items()
         }
-        return {"name": self.name, "kind": self.kind, **self.settings, **numbers}
+        return {"name": self.name, "kind": self.kind, **drawn, **self.settings, **numbers}
 
 
 def rows_of(store: Store) -> list[Row]:

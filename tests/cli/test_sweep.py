@@ -118,6 +118,17 @@ def test_a_table_as_json(isometry, swept):
     assert rows[0]["kind"] == "predict"
 
 
+def test_what_the_configuration_left_open_is_told_by_the_ensemble(isometry, swept):
+    from isometry import open_store
+
+    store = open_store(swept)
+    done = isometry("table", swept, "--columns", "name,sigma_w", "--csv")
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert rows
+    for row in rows:
+        assert float(row["sigma_w"]) == store[row["name"]].provenance["ensemble"]["sigma_w"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
