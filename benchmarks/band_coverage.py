@@ -141,7 +141,12 @@ def covered(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "band_coverage.json")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parents[1] / "out" / "benchmarks" / "band_coverage.json",
+        help="benchmarks/results/band_coverage.json for the committed record",
+    )
     options = parser.parse_args()
     began = time.perf_counter()
     rows = []
@@ -190,6 +195,7 @@ def main() -> None:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("numpy", "scipy", "torch")},
     }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=1) + "\n")
     print(f"written to {options.out}")
 

@@ -82,7 +82,12 @@ def row(spectra: list[Spectrum], truth: Spectrum) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, default=60)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "deflation.json")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parents[1] / "out" / "benchmarks" / "deflation.json",
+        help="benchmarks/results/deflation.json for the committed record",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, object] = {
@@ -104,7 +109,7 @@ def main() -> None:
             print(f"  {way:32s}" + "".join(f"  {key} {value:.3g}" for key, value in rows[way].items()))
         networks[name] = {"values with half of it": half, "values": int(share.size), "ways": rows}
     result["networks"] = networks
-    options.out.parent.mkdir(exist_ok=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -77,7 +77,12 @@ def variances(a: torch.Tensor, seeds: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "probes.json")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parents[1] / "out" / "benchmarks" / "probes.json",
+        help="benchmarks/results/probes.json for the committed record",
+    )
     options = parser.parse_args()
     rows = []
     print(f"{'variance / that of Gaussian probes':40} {'mean square':>24} {'cdf':>24}")
@@ -103,7 +108,7 @@ def main() -> None:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
-    options.out.parent.mkdir(exist_ok=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -140,8 +140,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--width", type=int, default=500)
     parser.add_argument("--full", action="store_true", help="sample at width 2,000 as well")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "theory.json")
+    parser.add_argument(
+        "--out", type=Path, help="default: the committed record with --full, else out/benchmarks"
+    )
     options = parser.parse_args()
+    root = Path(__file__).parents[1]
+    kept = root / "benchmarks" / "results" if options.full else root / "out" / "benchmarks"
+    options.out = options.out or kept / "theory.json"
 
     isometry.predict("tanh", 2, q_star=Q_STAR)
     print(f"processor seconds of one prediction (median of {options.repeats}), one thread")
