@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-PEERS  := $(VENV)/.peers-installed
+PEERS  := .venv-bench
 OUT    := out
 
 .DEFAULT_GOAL := help
@@ -38,15 +38,19 @@ lint: $(STAMP) ## ruff, mypy, and the import contract
 	$(BIN)/lint-imports
 
 # The peers are wanted, not needed: whoever is not installed is reported as missing.
-$(PEERS): $(STAMP)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]' && touch $@ \
+# An environment of their own: one of them brings a torchvision that does not import beside a CPU torch, and with it there
+# transformers, which the tests build models from, does not either.
+$(PEERS)/.installed: pyproject.toml constraints.txt
+	@$(PEERS)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[data]'
+	@$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]' && touch $@ \
 		|| echo "peers could not be installed; the benchmarks report them as missing"
 
-bench: $(PEERS) ## Run the benchmarks at their small sizes (a quarter of an hour)
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(PEERS)/.installed ## Run the benchmarks at their small sizes (a quarter of an hour)
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(PEERS)/bin/python $$script || exit 1; done
 
 figures: $(STAMP) ## Remake every figure at its small default size
 	@for script in figures/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-clean: ## Remove the environment and outputs
-	rm -rf $(VENV) $(OUT)
+clean: ## Remove the environments and outputs
+	rm -rf $(VENV) $(PEERS) $(OUT)
