@@ -34,8 +34,8 @@ import torch
 from isometry import Spectrum
 from isometry.estimators import lanczos, randomized
 from isometry.estimators.blocks import ShortSide, random_block
-from isometry.intervals import student_quantile
 from isometry.jacobian import MatrixOperator
+from isometry.spectrum.probe_intervals import student_quantile
 
 CONFIDENCE = 0.95
 PLACES = 9

@@ -18,7 +18,8 @@ import numpy as np
 import stage
 
 from isometry.report.plots import house_style
-from isometry.theory.convolution import (
+from isometry.theory.meanfield import c_star, chi_c, fixed_point
+from isometry.theory.meanfield.convolution import (
     covariance_recursion,
     delta_profile,
     mode_amplitudes,
@@ -26,7 +27,6 @@ from isometry.theory.convolution import (
     uniform_covariance,
     uniform_profile,
 )
-from isometry.theory.meanfield import c_star, chi_c, fixed_point
 
 NAME = "fourier_modes"
 SIGMA_W2, SIGMA_B2 = 2.5, 0.2

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 import isometry
 from isometry.nn import MLP
-from isometry.nn.data import load_dataset
+from isometry.training.data import load_dataset
 
 NAME = "free_layers"
 LAYERS, WIDTH, Q_STAR = 6, 128, 0.2

@@ -19,12 +19,12 @@ import torch
 import training_runs as runs
 from torch import nn
 
-from isometry.nn.callbacks import IsometryCallback, trunk_part
-from isometry.nn.data import Dataset, load_dataset
 from isometry.nn.models import VanillaCNN
-from isometry.nn.record import write_record
-from isometry.nn.training import TrainingOptions, accuracy, train
 from isometry.store import open_store
+from isometry.training.callbacks import IsometryCallback, trunk_part
+from isometry.training.data import Dataset, load_dataset
+from isometry.training.loop import TrainingOptions, accuracy, train
+from isometry.training.record import write_record
 
 NAME = "isometry_while_learning"
 CHANNELS, IMAGES, LEARNING_RATE = 8, 4, 0.01

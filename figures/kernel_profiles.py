@@ -24,12 +24,12 @@ import stage
 import torch
 import training_runs as runs
 
-from isometry.nn.data import load_dataset
 from isometry.nn.kernels import haar_matrices
 from isometry.nn.models import VanillaCNN
-from isometry.nn.training import TrainingOptions
 from isometry.store import open_store
-from isometry.theory.convolution import fourier_modes
+from isometry.theory.meanfield.convolution import fourier_modes
+from isometry.training.data import load_dataset
+from isometry.training.loop import TrainingOptions
 
 NAME = "kernel_profiles"
 CHANNELS, SIZE = 8, 8

@@ -18,11 +18,11 @@ import numpy as np
 import stage
 import training_runs as runs
 
-from isometry.nn.data import load_dataset
 from isometry.nn.models import VanillaCNN
-from isometry.nn.record import read_record
-from isometry.nn.training import TrainingOptions
 from isometry.store import open_store
+from isometry.training.data import load_dataset
+from isometry.training.loop import TrainingOptions
+from isometry.training.record import read_record
 
 NAME = "orthogonal_against_gaussian"
 CHANNELS, STEPS = 8, 120

@@ -17,11 +17,11 @@ from pathlib import Path
 import stage
 import training_runs as runs
 
-from isometry.nn.data import load_dataset
 from isometry.nn.models import VanillaCNN
-from isometry.nn.record import read_record
-from isometry.nn.training import TrainingOptions
 from isometry.store import open_store
+from isometry.training.data import load_dataset
+from isometry.training.loop import TrainingOptions
+from isometry.training.record import read_record
 
 NAME = "ten_thousand_layers"
 CHANNELS = 8

@@ -18,11 +18,11 @@ import numpy as np
 import stage
 
 from isometry.errors import NonFiniteError
-from isometry.nn.data import Dataset, load_dataset
 from isometry.nn.models import MLP
-from isometry.nn.training import TrainingOptions, accuracy, train
 from isometry.store import open_store
 from isometry.theory.meanfield import xi_c
+from isometry.training.data import Dataset, load_dataset
+from isometry.training.loop import TrainingOptions, accuracy, train
 
 NAME = "trainable_depth"
 WIDTH, SIGMA_B2, MULTIPLE = 64, 2e-5, 6

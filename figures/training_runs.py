@@ -14,9 +14,9 @@ import torch
 from stage import ROOT
 from torch import nn
 
-from isometry.nn.data import Dataset
-from isometry.nn.record import TrainingRecord, read_record, write_record
-from isometry.nn.training import TrainingOptions, train
+from isometry.training.data import Dataset
+from isometry.training.loop import TrainingOptions, train
+from isometry.training.record import TrainingRecord, read_record, write_record
 
 
 def run(

@@ -25,9 +25,9 @@ from scipy.special import erfinv
 import isometry
 from isometry.errors import ConvergenceError
 from isometry.theory.activations import gaussian_average, get_activation
-from isometry.theory.freeprobability import solve
-from isometry.theory.predict import curve_of
-from isometry.theory.product import FreeProduct
+from isometry.theory.freeprobability.product import FreeProduct
+from isometry.theory.freeprobability.solver import solve
+from isometry.theory.prediction import curve_of
 
 NAME = "universal_limits"
 SHOWN, DEPTHS, SAMPLED = (4, 16, 64), tuple(2**k for k in range(1, 11)), 64

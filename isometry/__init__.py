@@ -16,36 +16,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .blockwise import measure_blocks
-    from .comparison import Comparison, compare
-    from .jacobian import JacobianOperator
-    from .layerwise import predict_for
-    from .measurement import measure
-    from .nn import init
-    from .nn.callbacks import IsometryCallback
-    from .spectrum import Spectrum
-    from .store import open_store
-    from .sweeps import sweep
-    from .theory.ensemble import Ensemble
-    from .theory.meanfield import critical_point
-    from .theory.predict import predict
+    from isometry import nn
+    from isometry.comparison import Comparison, compare
+    from isometry.depth import measure_blocks, predict_for
+    from isometry.jacobian import JacobianOperator
+    from isometry.measurement import measure
+    from isometry.nn import init
+    from isometry.spectrum import Spectrum
+    from isometry.store import open_store
+    from isometry.sweeps import sweep
+    from isometry.theory import Ensemble, critical_point, predict
+    from isometry.training import IsometryCallback
 
 _HOMES = {
     "Comparison": "isometry.comparison",
-    "Ensemble": "isometry.theory.ensemble",
-    "IsometryCallback": "isometry.nn.callbacks",
+    "Ensemble": "isometry.theory",
+    "IsometryCallback": "isometry.training",
     "JacobianOperator": "isometry.jacobian",
     "Spectrum": "isometry.spectrum",
     "compare": "isometry.comparison",
-    "critical_point": "isometry.theory.meanfield",
+    "critical_point": "isometry.theory",
+    "init": "isometry.nn.init",
     "measure": "isometry.measurement",
-    "measure_blocks": "isometry.blockwise",
+    "measure_blocks": "isometry.depth",
+    "nn": "isometry.nn",
     "open_store": "isometry.store",
-    "predict": "isometry.theory.predict",
+    "predict": "isometry.theory",
+    "predict_for": "isometry.depth",
     "sweep": "isometry.sweeps",
-    "predict_for": "isometry.layerwise",
 }
-
 __all__ = [
     "Comparison",
     "Ensemble",
@@ -57,6 +56,7 @@ __all__ = [
     "init",
     "measure",
     "measure_blocks",
+    "nn",
     "open_store",
     "predict",
     "predict_for",
@@ -65,12 +65,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "init":
-        value = import_module("isometry.nn.init")
-    elif name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
-    else:
-        raise AttributeError(f"module 'isometry' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES[name]
+    value = import_module(home)
+    # A package stands for itself: ``isometry.nn``, and ``isometry.init`` for ``isometry.nn.init``.
+    if not home.endswith(f".{name}"):
+        value = getattr(value, name)
     globals()[name] = value
     return value
 

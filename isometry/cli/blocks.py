@@ -15,9 +15,9 @@ from isometry.cli.streams import note, print_json, print_text, quiet_when_closed
 from isometry.errors import IsometryError
 
 if TYPE_CHECKING:
-    from isometry.depth_profile import BlockProfile
     from isometry.loading import LoadedInput
     from isometry.spectrum import Spectrum
+    from isometry.spectrum.block_profile import BlockProfile
 
 
 def block_options(command: Command) -> Command:
@@ -57,7 +57,7 @@ def check_blocks(
     ModelError, InputError
         The model is no chain of layers, or no module matches the pattern.
     """
-    from isometry.nn.blocks import blocks_of
+    from isometry.depth.sequential_blocks import blocks_of
 
     for option in ("source", "target", "chosen"):
         if options.get(option) is not None:
@@ -85,7 +85,7 @@ def profile_of(
     """The profile of the network whose spectrum has just been measured, in the same precision and place."""
     import torch
 
-    from isometry.blockwise import measure_blocks
+    from isometry.depth.block_gains import measure_blocks
 
     chosen = {key: options[key] for key in ("device", "memory_limit") if options.get(key) is not None}
     with contextlib.redirect_stdout(sys.stderr):

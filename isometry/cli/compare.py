@@ -136,6 +136,6 @@ def predicted_for(spectrum: Spectrum, place: str) -> Spectrum:
             "others store a prediction (`isometry predict ... -o FILE.h5`) and compare with that"
         )
     from isometry.theory.ensemble import Ensemble
-    from isometry.theory.predict import predict
+    from isometry.theory.prediction import predict
 
     return predict(Ensemble.from_dict(ensemble))

@@ -59,7 +59,7 @@ def _record(spectrum: Spectrum, name: str) -> dict[str, Any]:
 
 def _print_records(records: list[dict[str, Any]]) -> None:
     from isometry.report.tables import print_table
-    from isometry.wording import percent_text
+    from isometry.spectrum.wording import percent_text
 
     rows = [
         [

@@ -135,9 +135,9 @@ def measure_command(
     **options: Any,
 ) -> None:
     """Parse, measure, store, print, leave with a code."""
-    from isometry.convergence import interrupted
     from isometry.loading import load_input, load_model, load_weights, recorded_ensemble
-    from isometry.ranks import process_group, started_by_torchrun
+    from isometry.measurement.convergence import interrupted
+    from isometry.measurement.distributed import process_group, started_by_torchrun
 
     if overwrite and file is None:
         raise click.UsageError("--overwrite replaces a spectrum in a file: give -o FILE.h5 with it")

@@ -117,7 +117,7 @@ def predict_command(
 
     from isometry.errors import InputError
     from isometry.theory.ensemble import Ensemble
-    from isometry.theory.predict import predict
+    from isometry.theory.prediction import predict
 
     laws: str | tuple[str, ...] = tuple(weights.split(",")) if "," in weights else weights
     try:

@@ -13,9 +13,9 @@ from isometry.cli.results import finish
 from isometry.cli.streams import note, print_json, print_text, quiet_when_closed
 
 if TYPE_CHECKING:
-    from isometry.depth_profile import BlockProfile
     from isometry.report.histories import History
     from isometry.spectrum import Spectrum
+    from isometry.spectrum.block_profile import BlockProfile
     from isometry.store import Store
 
 _output = click.Path(path_type=Path, dir_okay=False)

@@ -84,7 +84,7 @@ def finish(
 
     Not stored, interrupted, not converged, threshold missed.
     """
-    from isometry.convergence import converged, interrupted, stopped_short
+    from isometry.measurement.convergence import converged, interrupted, stopped_short
 
     if failure is not None:
         note(f"error: the result above could not be stored: {failure}")

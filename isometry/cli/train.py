@@ -12,10 +12,10 @@ from isometry.cli.options import TYPED, json_option
 from isometry.cli.streams import note, print_json, print_text
 
 if TYPE_CHECKING:
-    from isometry.nn.data import Dataset
     from isometry.nn.models import VanillaCNN
-    from isometry.nn.record import TrainingRecord
-    from isometry.nn.training import TrainingOptions
+    from isometry.training.data import Dataset
+    from isometry.training.loop import TrainingOptions
+    from isometry.training.record import TrainingRecord
 
 _positive = click.FloatRange(0, min_open=True)
 
@@ -129,7 +129,7 @@ def train_command(
         raise click.UsageError("--resume goes on with a file and --overwrite empties it: give one of them")
     if not file.parent.is_dir():
         raise click.UsageError(f"there is no folder {str(file.parent)!r} to write {file.name} into")
-    from isometry.nn.data import load_dataset
+    from isometry.training.data import load_dataset
 
     settings = _training_options(options, seed)
     dataset = load_dataset(dataset_name, folder)
@@ -148,8 +148,8 @@ def _training_options(options: dict[str, Any], seed: int) -> TrainingOptions:
     from dataclasses import fields
 
     from isometry.errors import InputError
-    from isometry.nn.classifier import default_learning_rate
-    from isometry.nn.training import TrainingOptions
+    from isometry.training.classifier import default_learning_rate
+    from isometry.training.loop import TrainingOptions
 
     if options["depth"] < 1:
         raise InputError(f"--depth must be one layer or more, got {options['depth']}.")
@@ -165,7 +165,7 @@ def _network(dataset: Dataset, options: dict[str, Any], seed: int, device: str |
     import torch
 
     from isometry.errors import InputError
-    from isometry.nn.classifier import classifier
+    from isometry.training.classifier import classifier
 
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -205,8 +205,8 @@ def _train(
     spectrum_every: int | None,
     resume: bool,
 ) -> TrainingRecord:
-    from isometry.nn.callbacks import IsometryCallback, trunk_part
-    from isometry.nn.training import train
+    from isometry.training.callbacks import IsometryCallback, trunk_part
+    from isometry.training.loop import train
 
     typed = click.get_current_context().meta.get(TYPED, "isometry train")
     callbacks: list[IsometryCallback] = []

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isometry.distribution import Quadrature
 from isometry.errors import ConvergenceError
 from isometry.spectrum import Extremes, Spectrum
+from isometry.spectrum.distribution import Quadrature
 
 from .blocks import Operator, ShortSide
 

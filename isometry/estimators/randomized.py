@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isometry.distribution import Quadrature
 from isometry.errors import InputError
 from isometry.spectrum import Extremes, Spectrum
+from isometry.spectrum.distribution import Quadrature
 
 from .block_krylov import BlockKrylov, RitzTriplets
 from .blocks import Operator, ShortSide, random_block

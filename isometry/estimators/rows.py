@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isometry.distribution import Quadrature
 from isometry.errors import InputError
 from isometry.spectrum import Extremes, Spectrum
+from isometry.spectrum.distribution import Quadrature
 
 from .blocks import Operator, Precision, ShortSide, orthogonal_group, random_block
 from .golub_kahan import Recurrence, unseen_below

@@ -131,7 +131,7 @@ def _normal(
 
 def _digits(model: LoadedModel, count: int, batch_axis: bool) -> LoadedInput:
     """Test digits: those that `isometry.nn` and `isometry train` never train on, standardised like the others."""
-    from isometry.nn.data import load_dataset
+    from isometry.training.data import load_dataset
 
     test = load_dataset("digits").test_images
     if count > len(test):

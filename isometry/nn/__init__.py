@@ -1,4 +1,4 @@
-"""Initialisers, reference networks and training: how a network is brought to isometry."""
+"""Initialisers and reference networks: how a network is brought to isometry."""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from isometry.distribution import Quadrature
 from isometry.errors import InputError
 from isometry.estimators.exact import exact
 from isometry.jacobian import JacobianOperator
 from isometry.nn.kernels import centre_tap
+from isometry.spectrum.distribution import Quadrature
 
 PADDING_MODES = ("circular", "zeros", "reflect", "replicate")
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from isometry.comparison import Comparison
-from isometry.distribution import Quadrature
 from isometry.spectrum import Spectrum
+from isometry.spectrum.distribution import Quadrature
 
 from .plots import house_style, new_figure, plot_spectra
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from isometry.depth_profile import BlockProfile, power_text
 from isometry.report.numbers import plain
+from isometry.spectrum.block_profile import BlockProfile, power_text
 
 HEADINGS = ("block", "kind", "J", "chi", "s max", "gain", "mean s² so far")
 

@@ -7,13 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from isometry.depth_profile import BlockProfile
 from isometry.report.canvas import house_style
 from isometry.report.drawing import color_of, remember
 from isometry.report.histories import History
 from isometry.report.log_axis import label_log_axis
 from isometry.report.page_pictures import Picture, picture, small_figure
 from isometry.report.quantile_bands import draw_bands
+from isometry.spectrum.block_profile import BlockProfile
 
 Array = NDArray[np.float64]
 

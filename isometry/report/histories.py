@@ -33,7 +33,7 @@ class History:
 def histories_of(spectra: Sequence[Spectrum]) -> tuple[list[History], list[Spectrum]]:
     """(histories, spectra to stand side by side): of a history its first and its last stand there as well.
 
-    What belongs to a history is named "NAME step 100" and has recorded that step, as `isometry.nn.callbacks` does it.
+    What belongs to a history is named "NAME step 100" and has recorded that step (`isometry.training.callbacks`).
     """
     recordings: dict[str, dict[int, Spectrum]] = {}
     for spectrum in spectra:

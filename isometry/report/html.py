@@ -17,7 +17,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from isometry.comparison import compare
-from isometry.depth_profile import BlockProfile
 from isometry.errors import InputError, IsometryError
 from isometry.report.depth_numbers import HEADINGS, block_row, shown_blocks
 from isometry.report.depth_pictures import history_picture, profile_pictures
@@ -27,9 +26,10 @@ from isometry.report.numbers import headline_rows, plain
 from isometry.report.page_pictures import Picture, distribution_pictures, input_picture, overlay_pictures
 from isometry.report.reproduction import how_known, recipe
 from isometry.spectrum import Spectrum
+from isometry.spectrum.block_profile import BlockProfile
+from isometry.spectrum.wording import REPORTED_QUANTILES
 from isometry.theory.ensemble import Ensemble
-from isometry.theory.predict import predict
-from isometry.wording import REPORTED_QUANTILES
+from isometry.theory.prediction import predict
 
 TITLE = "Jacobian spectra"
 # So many inputs at most have a row each, so many spectra pictures of their own; the page says how many are left out.

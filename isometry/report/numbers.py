@@ -6,7 +6,7 @@ import math
 import unicodedata
 
 from isometry.spectrum import Spectrum
-from isometry.wording import percent_text
+from isometry.spectrum.wording import percent_text
 
 QUANTILES = ("0.99", "0.75", "0.5", "0.25", "0.01")
 

@@ -23,7 +23,7 @@ from isometry.report.concentration import cell_masses, shown_range
 from isometry.report.numbers import headline_rows, plain
 from isometry.report.tables import encoded_output
 from isometry.spectrum import Spectrum
-from isometry.wording import stopping_text
+from isometry.spectrum.wording import stopping_text
 
 Array = NDArray[np.float64]
 

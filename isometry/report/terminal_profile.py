@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from isometry.depth_profile import BlockProfile
 from isometry.report.depth_numbers import HEADINGS, block_row, shown_blocks
 from isometry.report.numbers import plain
 from isometry.report.tables import encoded_output
+from isometry.spectrum.block_profile import BlockProfile
 
 ROWS = 20
 BAR = 16

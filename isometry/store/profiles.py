@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from isometry.depth_profile import LEVELS, PER_BLOCK, BlockProfile
 from isometry.errors import InputError, StoreError
+from isometry.spectrum.block_profile import LEVELS, PER_BLOCK, BlockProfile
 from isometry.store.store import Store
 
 _SUFFIX = " blocks"

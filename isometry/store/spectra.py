@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from isometry.certified import enclosure
-from isometry.distribution import Curve, Quadrature
 from isometry.errors import InputError, StoreError
 from isometry.spectrum import Extremes, Spectrum
+from isometry.spectrum.cdf_bounds import enclosure
+from isometry.spectrum.distribution import Curve, Quadrature
 from isometry.store.attributes import plain, read_attributes
 from isometry.store.digest import digest_problems
 from isometry.store.elements import Element, chosen, damaged, encoding_of, examine_array

@@ -170,7 +170,7 @@ def _readers(kind: str, model: str) -> dict[str, Reader]:
 def _defaults(kind: str, model: str | None) -> dict[str, Any]:
     """What a configuration says where the user says nothing."""
     if kind == "train":
-        from isometry.nn.options import TrainingOptions
+        from isometry.training.options import TrainingOptions
 
         known = training_keys()
         options = {

@@ -146,7 +146,7 @@ def _fan(point: Point) -> int:
 
 def _products(point: Point, side: int) -> int:
     """Jacobian products of a measurement whose J has this shorter side."""
-    from isometry.choice import DEFAULT_PROBES, DEFAULT_RANK, DEFAULT_STEPS
+    from isometry.measurement.methods import DEFAULT_PROBES, DEFAULT_RANK, DEFAULT_STEPS
 
     values = point.values
     if "budget" in values:
@@ -161,7 +161,7 @@ def _products(point: Point, side: int) -> int:
 def _tried(point: Point) -> float:
     """Seconds of a point, from a little of its work."""
     from isometry.sweeps.work import ensemble_of, one_thread
-    from isometry.theory.predict import predict
+    from isometry.theory.prediction import predict
 
     began = time.perf_counter()
     with one_thread():
@@ -178,7 +178,7 @@ def _tried_measurement(point: Point) -> float:
     from isometry.loading import load_input
     from isometry.sweeps.work import model_of
     from isometry.theory.ensemble import Ensemble
-    from isometry.theory.predict import predict
+    from isometry.theory.prediction import predict
 
     began = time.perf_counter()
     values = point.values
@@ -212,10 +212,10 @@ def _tried_measurement(point: Point) -> float:
 
 
 def _tried_training(point: Point) -> float:
-    from isometry.nn.classifier import classifier
-    from isometry.nn.data import load_dataset
     from isometry.sweeps.keys import network_keys
     from isometry.sweeps.work import TRAINING_MEASUREMENT
+    from isometry.training.classifier import classifier
+    from isometry.training.data import load_dataset
 
     values = point.values
     began = time.perf_counter()

@@ -143,9 +143,9 @@ COMPARISON_KEYS: Mapping[str, Reader] = {"theory": choice("ensemble", "layers")}
 
 def measurement_keys() -> dict[str, Reader]:
     """The options of a measurement."""
-    from isometry.choice import METHODS
     from isometry.estimators.blocks import PROBES
-    from isometry.stopping import QUANTITIES
+    from isometry.measurement.methods import METHODS
+    from isometry.measurement.stopping import QUANTITIES
 
     return {
         "input": input_spec,
@@ -185,7 +185,7 @@ def prediction_keys() -> dict[str, Reader]:
 
 def training_keys() -> dict[str, Reader]:
     """What a training run is told: its data, its network, and the fields of `TrainingOptions`."""
-    from isometry.nn.options import OPTIMIZERS, SCHEDULES, TrainingOptions
+    from isometry.training.options import OPTIMIZERS, SCHEDULES, TrainingOptions
 
     options: dict[str, Reader] = {
         "steps": whole(0), "learning_rate": number(0, above=True), "batch": whole(),

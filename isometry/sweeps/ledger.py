@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from isometry.errors import StoreError, SweepError
-from isometry.nn.record import write_record
 from isometry.store import open_store
 from isometry.store.locking import locked
 from isometry.sweeps.configuration import Point
 from isometry.sweeps.names import FAILED, LAW, evaluations_of
 from isometry.sweeps.work import Outcome
+from isometry.training.record import write_record
 
 # A result is not given up because somebody reads: this long a reader may keep the file to itself.
 _PATIENCE = 600.0

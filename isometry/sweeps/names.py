@@ -9,5 +9,5 @@ LAW, ON_THE_WAY = "theory", "training"
 
 
 def evaluations_of(name: str) -> str:
-    """The series of accuracies that belongs to the training curves of that name (`isometry.nn.record`)."""
+    """The series of accuracies that belongs to the training curves of that name (`isometry.training.record`)."""
     return f"{name} evaluation"

@@ -15,7 +15,7 @@ from isometry.report.curves import Curve
 from isometry.store import Store
 from isometry.sweeps.rows import Row, check_columns, numbers_of, varying
 from isometry.theory.ensemble import Ensemble
-from isometry.theory.predict import predict
+from isometry.theory.prediction import predict
 
 # Where a single result knows its error.
 _ERRORS: Mapping[str, str] = {

@@ -30,9 +30,9 @@ from isometry.sweeps.names import LAW, ON_THE_WAY
 
 if TYPE_CHECKING:
     from isometry.loading import LoadedInput, LoadedModel
-    from isometry.nn.record import TrainingRecord
     from isometry.spectrum import Spectrum
     from isometry.theory.ensemble import Ensemble
+    from isometry.training.record import TrainingRecord
 
 # The seeding of foreign models, what is said in warnings and where prints go belong to the whole process: in an
 # executor of threads the points take turns.
@@ -176,7 +176,7 @@ def _measure(point: Point, folder: Path) -> tuple[Spectrum, ...]:
 def _compared(point: Point, spectrum: Spectrum, model: LoadedModel, at: LoadedInput) -> tuple[Spectrum, ...]:
     """The law and the measurement, which carries the comparison."""
     from isometry.comparison import compare
-    from isometry.layerwise import predict_for
+    from isometry.depth.layer_prediction import predict_for
 
     if point.values["theory"] == "layers":
         x = at.tensor[0] if at.batched else at.tensor
@@ -196,13 +196,13 @@ def _compared(point: Point, spectrum: Spectrum, model: LoadedModel, at: LoadedIn
 def _law(ensemble: str) -> Spectrum:
     """The law of an ensemble, given as JSON; that of the last points is at hand, for seeds share it."""
     from isometry.theory.ensemble import Ensemble
-    from isometry.theory.predict import predict
+    from isometry.theory.prediction import predict
 
     return predict(Ensemble.from_dict(json.loads(ensemble)))
 
 
 def _predict(point: Point) -> Spectrum:
-    from isometry.theory.predict import predict
+    from isometry.theory.prediction import predict
 
     spectrum = predict(ensemble_of(point.values))
     return replace(spectrum, name=point.name, provenance={**spectrum.provenance, "sweep": point.record()})
@@ -232,10 +232,10 @@ def ensemble_of(values: Mapping[str, Any]) -> Ensemble:
 
 
 def _train(point: Point, folder: Path) -> tuple[tuple[Spectrum, ...], TrainingRecord]:
-    from isometry.nn.callbacks import IsometryCallback, trunk_part
-    from isometry.nn.classifier import classifier, default_learning_rate
-    from isometry.nn.data import load_dataset
-    from isometry.nn.training import TrainingOptions, train
+    from isometry.training.callbacks import IsometryCallback, trunk_part
+    from isometry.training.classifier import classifier, default_learning_rate
+    from isometry.training.data import load_dataset
+    from isometry.training.loop import TrainingOptions, train
 
     values = dict(point.values)
     device = device_of(values.pop("device", None))

@@ -1,7 +1,7 @@
 """A random network as data: depth, widths, activation, weight law, variances, residual branch.
 
 An `Ensemble` answers two questions at once: "sample me a network" (`isometry.nn`) and "predict my spectrum"
-(`isometry.theory.predict`). It holds plain numbers and names only and computes nothing, so that it can be
+(`isometry.theory.prediction`). It holds plain numbers and names only and computes nothing, so that it can be
 written into a file next to a spectrum and read back without torch or scipy.
 
 The network is

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from isometry.cli.train import train_command
 from isometry.errors import InputError, IsometryError, StoreError, TheoryError
-from isometry.nn.record import read_record
 from isometry.store import open_store
+from isometry.training.record import read_record
 
 
 @pytest.fixture(scope="module")

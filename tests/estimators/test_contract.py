@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from isometry.distribution import Quadrature
 from isometry.errors import InputError, NonFiniteError
 from isometry.estimators import exact, lanczos, randomized
 from isometry.jacobian import MatrixOperator
+from isometry.spectrum.distribution import Quadrature
 
 ESTIMATORS = {
     "exact": exact,

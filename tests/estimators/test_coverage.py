@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isometry.certified import enclosure
 from isometry.estimators import lanczos, randomized
 from isometry.estimators.blocks import ShortSide, random_block
 from isometry.jacobian import JacobianOperator, MatrixOperator
+from isometry.spectrum.cdf_bounds import enclosure
 
 SEEDS = 200
 

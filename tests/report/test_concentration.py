@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isometry.distribution import Curve
 from isometry.report.concentration import Concentration, cell_masses, concentrations
 from isometry.spectrum import Spectrum
+from isometry.spectrum.distribution import Curve
 
 
 @settings(max_examples=150, deadline=None)

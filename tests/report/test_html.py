@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isometry.distribution import Curve, Quadrature
 from isometry.errors import InputError
 from isometry.report.html import render_html, write_html
 from isometry.report.inline_svg import on_dark
 from isometry.report.reproduction import recipe
 from isometry.spectrum import Spectrum
-from isometry.theory.predict import predict
+from isometry.spectrum.distribution import Curve, Quadrature
+from isometry.theory.prediction import predict
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 

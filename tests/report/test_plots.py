@@ -13,10 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 
-from isometry.distribution import Curve, Quadrature
 from isometry.errors import InputError
 from isometry.report.plots import figure_of_spectra, plot_cdf, plot_density, plot_spectra, save_figure
 from isometry.spectrum import Spectrum
+from isometry.spectrum.distribution import Curve, Quadrature
 
 
 def quarter_circle(zero: float = 0.0, atom: float = 0.0, points: int = 4000) -> Spectrum:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
-from isometry.distribution import Curve, Quadrature
 from isometry.errors import InputError
 from isometry.report.numbers import headline_rows
 from isometry.report.terminal import histogram, print_report
 from isometry.spectrum import Spectrum
+from isometry.spectrum.distribution import Curve, Quadrature
 
 
 def report(*spectra: Spectrum, width: int | None = 80) -> str:

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from isometry.depth_profile import BlockProfile
 from isometry.spectrum import Spectrum
+from isometry.spectrum.block_profile import BlockProfile
 
 
 def profile(

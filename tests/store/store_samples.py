@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from isometry.distribution import Curve, Quadrature
 from isometry.spectrum import Extremes, Spectrum
+from isometry.spectrum.distribution import Curve, Quadrature
 
 PROVENANCE = {
     "model": "VanillaCNN(depth=4)",

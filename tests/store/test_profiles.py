@@ -10,8 +10,8 @@ import pytest
 from profile_samples import profile
 from store_samples import assert_same
 
-from isometry.depth_profile import PER_BLOCK
 from isometry.errors import StoreError
+from isometry.spectrum.block_profile import PER_BLOCK
 from isometry.store import open_store
 from isometry.store.profiles import add_profile, profile_names, read_profile
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from store_samples import PROVENANCE, assert_same, atoms_only, dense, measured, predicted
 
-from isometry.distribution import Curve, Quadrature
 from isometry.errors import StoreError
 from isometry.spectrum import Extremes, Spectrum
+from isometry.spectrum.distribution import Curve, Quadrature
 from isometry.store import open_store, validate
 
 

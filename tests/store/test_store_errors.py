@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from store_samples import assert_same, dense, measured, predicted
 
-from isometry.distribution import Quadrature
 from isometry.errors import IsometryError, NewerSchemaError, StoreError
 from isometry.spectrum import Extremes, Spectrum
+from isometry.spectrum.distribution import Quadrature
 from isometry.store import open_store, validate
 
 WRITER = Path(__file__).parent / "writer_process.py"

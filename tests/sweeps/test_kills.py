@@ -252,7 +252,10 @@ def test_readers_see_whole_results_while_a_sweep_writes(tmp_path):
         reader.start()
     try:
         with ThreadPoolExecutor(1) as threads:
-            result = isometry.sweep({**MEASURED, "seeds": 8}, path, executor=threads, progress=False)
+            # The points take a moment each, so that readers come in between whatever the machine's speed.
+            result = isometry.sweep(
+                {**MEASURED, "seeds": 8}, path, executor=threads, progress=lambda *told: time.sleep(0.1)
+            )
     finally:
         ended.set()
         for reader in readers:

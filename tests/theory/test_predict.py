@@ -14,9 +14,9 @@ from isometry.spectrum import Spectrum
 from isometry.theory import laws
 from isometry.theory.activations import get_activation
 from isometry.theory.ensemble import Ensemble
-from isometry.theory.layer_variances import representative_variances
 from isometry.theory.meanfield import chi_1, critical_point, q_map
-from isometry.theory.predict import predict
+from isometry.theory.meanfield.layer_variances import representative_variances
+from isometry.theory.prediction import predict
 
 EVERY = [
     "linear", "relu", "leaky_relu(0.2)", "hard_tanh", "tanh", "erf", "erf_scaled", "sigmoid", "gelu", "silu", "elu",

@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 
-from isometry.distribution import Curve, Quadrature
 from isometry.spectrum import Extremes, Spectrum
+from isometry.spectrum.distribution import Curve, Quadrature
 
 
 def spectra() -> list[Spectrum]:

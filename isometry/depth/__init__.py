@@ -1,0 +1,8 @@
+"""Along the depth of a network: the gain of every block, and the law that its layers would give together."""
+
+from __future__ import annotations
+
+from isometry.depth.block_gains import measure_blocks
+from isometry.depth.layer_prediction import predict_for
+
+__all__ = ["measure_blocks", "predict_for"]

@@ -1,0 +1,8 @@
+"""A distribution of singular values and how well it is known. numpy alone; scipy where an interval is asked for."""
+
+from __future__ import annotations
+
+from isometry.spectrum.distribution import Curve, Distribution, Quadrature
+from isometry.spectrum.spectrum import Extremes, Spectrum
+
+__all__ = ["Curve", "Distribution", "Extremes", "Quadrature", "Spectrum"]

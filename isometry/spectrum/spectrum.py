@@ -1,0 +1,631 @@
+"""`Spectrum`: the distribution of the min(m, n) singular values of J, and how it came to be known.
+
+The one language both sides of the program speak: a measurement fills it with quadrature nodes, a
+prediction with a curve, and nothing downstream asks which. s is a singular value of J, lambda = s^2 an
+eigenvalue of J J^T. The |m - n| zeros that a rectangular shape forces are not part of the distribution;
+they are reported apart as ``null_dimension``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from isometry.errors import InputError
+
+from . import wording
+from .distribution import Curve, Quadrature, times_exp
+from .records import flat_numbers, json_record
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Extremes:
+    """Extreme singular values with their residual bounds.
+
+    Parameters
+    ----------
+    top : (inputs, r) array
+        The largest singular values found, descending. Each is a lower bound of the value of its rank.
+    top_residual : (inputs, r) array
+        max(||J v - s u||, ||J^T u - s v||): some singular value lies within this distance of s.
+    bottom : (inputs,) array
+        The smallest singular value found; an upper bound of s_min.
+    bottom_residual : (inputs,) array
+        Residual of ``bottom``.
+    bottom_resolved : (inputs,) bool array
+        Whether ``bottom`` may be reported as s_min: its residual is small beside it and it lies above the floor.
+    """
+
+    top: Array
+    top_residual: Array
+    bottom: Array
+    bottom_residual: Array
+    bottom_resolved: NDArray[np.bool_]
+
+    def shifted(self, shift: float) -> Extremes:
+        """The extremes of exp(shift) J."""
+        return Extremes(
+            times_exp(self.top, shift), times_exp(self.top_residual, shift),
+            times_exp(self.bottom, shift), times_exp(self.bottom_residual, shift), self.bottom_resolved,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The singular-value distribution of a Jacobian, measured or predicted.
+
+    Parameters
+    ----------
+    distribution : Quadrature or Curve
+        The distribution itself, in ln s.
+    method : str
+        "exact", "lanczos", "randomized", "predicted", or the user's own word.
+    shape : (int, int), optional
+        (m, n): outputs and inputs of J. None for a prediction at infinite width.
+    extremes : Extremes, optional
+        Extreme values with residuals, where they were computed.
+    name : str
+        What reports call it.
+    products : int
+        Jacobian-vector and vector-Jacobian products spent.
+    seconds : float
+        Wall time spent.
+    provenance : mapping
+        How it was measured or predicted: plain JSON values (model, input, dtype, device, seed, versions,
+        ensemble, ...).
+
+    Examples
+    --------
+    >>> spectrum = Spectrum.from_singular_values([3.0, 1.0, 1.0, 0.0])
+    >>> round(spectrum.mean_square, 9), float(spectrum.quantile(0.5)), spectrum.zero_mass
+    (2.75, 1.0, 0.25)
+    """
+
+    distribution: Quadrature | Curve
+    method: str
+    shape: tuple[int, int] | None = None
+    extremes: Extremes | None = None
+    name: str = ""
+    products: int = 0
+    seconds: float = 0.0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    # ---- making one --------------------------------------------------------------------------------
+
+    @classmethod
+    def from_singular_values(
+        cls,
+        singular_values: ArrayLike,
+        *,
+        shape: tuple[int, int] | None = None,
+        floor: float = 0.0,
+        method: str = "exact",
+        name: str = "",
+    ) -> Spectrum:
+        """The spectrum of known singular values.
+
+        Parameters
+        ----------
+        singular_values : (d,) or (inputs, d) array
+            All min(m, n) singular values of each input's J.
+        shape : (int, int), optional
+            (m, n); (d, d) if not given.
+        floor : float
+            Values at or below it count as zero.
+        """
+        values = np.atleast_2d(np.asarray(singular_values, float))
+        if values.ndim != 2 or values.size == 0:
+            raise InputError(f"singular values are a (d,) or (inputs, d) array; got {values.shape}")
+        values = -np.sort(-values, axis=1)
+        inputs, count = values.shape
+        if shape is not None and min(shape) != count:
+            raise InputError(
+                f"a {shape[0]} x {shape[1]} Jacobian has {min(shape)} singular values; got {count}. Leave the "
+                f"{abs(shape[0] - shape[1])} zeros that the shape forces out"
+            )
+        nodes = values[:, None, :]
+        noise = 8 * np.finfo(float).eps * values[:, :1]
+        return cls(
+            Quadrature(
+                nodes,
+                np.full(nodes.shape, 1.0 / count),
+                np.full(inputs, float(floor)),
+                np.ones(nodes.shape, bool),
+            ),
+            method=method,
+            shape=shape or (count, count),
+            extremes=Extremes(
+                values, np.broadcast_to(noise, values.shape).copy(),
+                values[:, -1], noise[:, 0], values[:, -1] > floor,
+            ),
+            name=name,
+        )  # fmt: skip
+
+    # ---- what it is --------------------------------------------------------------------------------
+
+    @property
+    def kind(self) -> str:
+        """ "measured" or "predicted", for labels; nothing needs to branch on it."""
+        return "measured" if isinstance(self.distribution, Quadrature) else "predicted"
+
+    @property
+    def null_dimension(self) -> int:
+        """|m - n|: zeros forced by the shape, not counted in the distribution. 0 where no shape is known."""
+        return abs(self.shape[0] - self.shape[1]) if self.shape else 0
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs whose Jacobians were averaged; 1 for a prediction."""
+        return self.distribution.nodes.shape[0] if isinstance(self.distribution, Quadrature) else 1
+
+    @property
+    def n_probes(self) -> int:
+        """Number of probe vectors per input; 1 for an exact measurement or a prediction."""
+        return self.distribution.nodes.shape[1] if isinstance(self.distribution, Quadrature) else 1
+
+    @property
+    def floor(self) -> float:
+        """Largest s that cannot be told from zero, over the inputs; 0 for a prediction."""
+        return float(self.distribution.floor.max()) if isinstance(self.distribution, Quadrature) else 0.0
+
+    def input(self, index: int) -> Spectrum:
+        """The spectrum of one input of a measurement over several."""
+        if not isinstance(self.distribution, Quadrature):
+            raise InputError("a prediction has no inputs")
+        if not -self.n_inputs <= index < self.n_inputs:
+            raise InputError(f"input {index} was asked for; there are {self.n_inputs}")
+        pick = slice(index, index + 1) if index != -1 else slice(-1, None)
+        d, e = self.distribution, self.extremes
+        return replace(
+            self,
+            distribution=Quadrature(d.nodes[pick], d.weights[pick], d.floor[pick], d.certain[pick]),
+            extremes=e and Extremes(
+                e.top[pick], e.top_residual[pick],
+                e.bottom[pick], e.bottom_residual[pick], e.bottom_resolved[pick],
+            ),
+        )  # fmt: skip
+
+    def scaled(self, factor: float) -> Spectrum:
+        """The spectrum of ``factor * J``."""
+        if not (factor > 0 and math.isfinite(factor)):
+            raise InputError(f"a spectrum is scaled by a positive finite factor; got {factor}")
+        return self.log_shifted(math.log(factor))
+
+    def log_shifted(self, shift: float) -> Spectrum:
+        """The spectrum of exp(shift) J, for factors outside the range of floats."""
+        e = self.extremes
+        return replace(self, distribution=self.distribution.shifted(shift), extremes=e and e.shifted(shift))
+
+    # ---- the distribution --------------------------------------------------------------------------
+
+    def cdf(self, s: ArrayLike) -> Array:
+        """Fraction of singular values <= s. Shape of ``s``."""
+        with np.errstate(divide="ignore"):
+            return self.distribution.cdf(np.log(_nonnegative(s)))
+
+    def cdf_bounds(self, s: ArrayLike) -> tuple[Array, Array]:
+        """Rigorous bounds on the cdf of the measures the probes see (truncation error only).
+
+        Chebyshev-Markov-Stieltjes; see :meth:`isometry.spectrum.Quadrature.cdf_bounds`. Equal to the cdf for
+        a prediction, and for an exact measurement from the floor upwards.
+        """
+        if isinstance(self.distribution, Quadrature):
+            with np.errstate(divide="ignore"):
+                return self.distribution.cdf_bounds(np.log(_nonnegative(s)))
+        return self.cdf(s), self.cdf(s)
+
+    def cdf_band(
+        self, s: ArrayLike, confidence: float = 0.95, *, simultaneous: bool = False
+    ) -> tuple[Array, Array]:
+        """(lower, upper): limits between which the true cdf lies with this confidence; each the shape of ``s``.
+
+        The bounds of :meth:`cdf_bounds`, which never fail, widened by the interval over random probes, by rounding and
+        by the residuals of values that were taken out. It is the cdf of the Jacobians at the inputs measured, not
+        of others. Both limits rise with s, lie in [0, 1] and hold :meth:`cdf` between them; below the floor the band is
+        what values anywhere in [0, floor] allow. An exact measurement's band is its cdf from the floor upwards, but
+        within rounding of a singular value; a prediction's is its cdf.
+
+        Parameters
+        ----------
+        s : array_like
+            Singular values, >= 0.
+        confidence : float
+            Chance, over the draw of the probes, that the band holds the true cdf.
+        simultaneous : bool
+            By default the band is pointwise: it holds the cdf at each s with this confidence. With True it holds it at
+            all s at once; it is wider.
+
+        Notes
+        -----
+        The mass that a uniform probe gives to j of n singular directions, n = min(m, n), is Beta(j / 2, (n - j) / 2),
+        so its variance is known and a single probe has an interval too. Inverting that distribution follows Clopper &
+        Pearson (1934, Biometrika 26, 404); the simultaneous band is Kolmogorov's (1933). Orthogonal blocks of uniform
+        probes vary less. Of Rademacher probes only a bound of the variance is known: their band is Chebyshev's, 2.3
+        times as wide at 95 %, and pointwise alone. See :mod:`isometry.spectrum.cdf_bounds`.
+
+        Raises
+        ------
+        InputError
+            For a confidence outside of (0, 1), or a simultaneous band of Rademacher probes.
+
+        Examples
+        --------
+        >>> spectrum = Spectrum.from_singular_values([3.0, 1.0, 1.0, 1e-20], floor=1e-9)
+        >>> [float(limit) for limit in spectrum.cdf_band(2.0)], [float(limit) for limit in spectrum.cdf_band(1e-12)]
+        ([0.75, 0.75], [0.0, 0.25])
+        """
+        points = _nonnegative(s)
+        if not isinstance(self.distribution, Quadrature):
+            return self.cdf(points), self.cdf(points)
+        # Loaded here, as is all that takes SciPy.
+        from .cdf_bounds import cdf_limits
+
+        return cdf_limits(self, points, confidence, simultaneous=simultaneous)
+
+    def density(
+        self, edges: ArrayLike | None = None, *, log: bool = False, bins: int = 60
+    ) -> tuple[Array, Array]:
+        """(edges, density): mean density of s in each cell, mass over width.
+
+        Parameters
+        ----------
+        edges : (b + 1,) array, optional
+            Cell edges in s, increasing. By default ``bins`` cells over the support: equal in s, or equal in
+            log10 s with ``log``.
+        log : bool
+            Density per unit of log10 s instead of per unit of s.
+
+        Returns
+        -------
+        edges : (b + 1,) array
+        density : (b,) array
+            Integrates to the mass inside the edges; the mass at zero is never part of it.
+        """
+        if edges is None:
+            low, high = self.support
+            if not high > 0:
+                raise InputError(
+                    "all singular values lie at zero or below the floor: there is no density to show"
+                )
+            low, high = (min(end, np.finfo(float).max / 4) for end in (low, high))
+            if log:
+                low = max(low, np.finfo(float).tiny)
+                edges = np.geomspace(low * (1 - 1e-9), high * (1 + 1e-9), bins + 1)
+                if not edges[-1] > edges[0]:
+                    edges = np.geomspace(low / 2, 2 * high, bins + 1)
+            else:
+                edges = np.linspace(0.0 if low < 0.2 * high else 0.98 * low, 1.02 * high, bins + 1)
+        cells = np.asarray(edges, float)
+        if cells.ndim != 1 or cells.size < 2 or np.any(np.diff(cells) <= 0) or cells[0] < 0:
+            raise InputError("edges are at least two increasing non-negative numbers")
+        if log and cells[0] == 0:
+            raise InputError("a density in log s needs edges above zero")
+        mass = np.diff(self.cdf(cells))
+        return cells, mass / np.diff(np.log10(cells) if log else cells)
+
+    def quantile(self, p: ArrayLike) -> Array:
+        """Smallest s whose cdf reaches p; 0 inside the mass at zero. Shape of ``p``."""
+        with np.errstate(over="ignore"):
+            return np.exp(self.distribution.quantile(p))
+
+    def log10_quantile(self, p: ArrayLike) -> Array:
+        """log10 of :meth:`quantile`, for spectra that leave the range of floats; -inf inside the mass at zero."""
+        return self.distribution.quantile(p) / math.log(10)
+
+    def isometry(self, low: float = 0.5, high: float = 2.0) -> float:
+        """Fraction of singular values in [low, high].
+
+        Where the floor is above ``low`` the least it can be: see :meth:`isometry_bounds`.
+        """
+        if not 0 <= low <= high:
+            raise InputError(f"isometry(low, high) needs 0 <= low <= high; got {low}, {high}")
+        with np.errstate(divide="ignore"):
+            ends = np.log(np.array([low, high], float))
+        return float(self.distribution.cdf(ends[1]) - self.distribution.cdf(ends[0], left=True))
+
+    def isometry_bounds(self, low: float = 0.5, high: float = 2.0) -> tuple[float, float]:
+        """(least, most) that :meth:`isometry` can be, as the singular values below the floor lie outside or inside.
+
+        Both are the same where the floor is below ``low``, as it is for a prediction and mostly for an exact
+        measurement. A quadrature of few steps has a high floor.
+        """
+        share, d = self.isometry(low, high), self.distribution
+        if not isinstance(d, Quadrature) or low == 0:
+            return share, share
+        hidden = d.weights * (d.nodes <= d.floor[:, None, None]) * (d.floor >= low)[:, None, None]
+        return share, min(1.0, share + float(hidden.sum(-1).mean()))
+
+    def isometry_band(
+        self, low: float = 0.5, high: float = 2.0, confidence: float = 0.95
+    ) -> tuple[float, float]:
+        """Limits between which the true fraction of singular values in [low, high] lies, as :meth:`cdf_band`.
+
+        Narrower than the difference of two bands, for the mass in an interval varies less than its ends.
+        """
+        share = self.isometry(low, high)
+        if not isinstance(self.distribution, Quadrature):
+            return share, share
+        from .cdf_bounds import share_between
+
+        return share_between(self, low, high, confidence)
+
+    @property
+    def support(self) -> tuple[float, float]:
+        """Smallest and largest s apart from zero, (0, 0) when everything is zero.
+
+        Either may be 0 or inf where it leaves the range of floats; see :meth:`log10_quantile`.
+        """
+        low, high = self.distribution.log_range
+        return (0.0, 0.0) if math.isnan(low) else (_exp(low), _exp(high))
+
+    @property
+    def atoms(self) -> list[tuple[float, float]]:
+        """Point masses proper as (s, mass); for a measurement, at most the mass below the floor, at 0."""
+        places, masses = self.distribution.point_masses
+        return [(_exp(float(place)), float(mass)) for place, mass in zip(places, masses, strict=True)]
+
+    @property
+    def zero_mass(self) -> float:
+        """Mass at s = 0; for a measurement, the mass that cannot be told from zero (see ``floor``)."""
+        return self.distribution.zero_mass
+
+    @property
+    def below_floor(self) -> float:
+        """The same as :attr:`zero_mass`, by the name that says what a measurement knows."""
+        return self.zero_mass
+
+    # ---- moments -----------------------------------------------------------------------------------
+
+    def moment(self, order: int = 1) -> float:
+        """E[s^(2 order)]: the moment m_order of lambda = s^2, the normalised trace of (J J^T)^order.
+
+        The trace is normalised by min(m, n). May be 0 or inf where it leaves the range of floats; see
+        :meth:`log10_moment`.
+        """
+        return _exp(self.distribution.log_moment(2 * order))
+
+    def log10_moment(self, order: int = 1) -> float:
+        """log10 of :meth:`moment`."""
+        return self.distribution.log_moment(2 * order) / math.log(10)
+
+    @property
+    def mean_square(self) -> float:
+        """E[s^2], the normalised squared Frobenius norm ||J||_F^2 / min(m, n)."""
+        return self.moment(1)
+
+    @property
+    def variance(self) -> float:
+        """Var[s^2] = m_2 - m_1^2, the sigma^2_JJ of Pennington et al. (2017, arXiv 1711.04735).
+
+        0 or inf where it leaves the range of floats, as :meth:`moment`.
+        """
+        first, second = self.distribution.log_moment(2), self.distribution.log_moment(4)
+        if not math.isfinite(second):
+            return 0.0 if second < 0 else math.inf
+        # Relative to m_2, so that neither square over- nor underflows on the way.
+        share = max(-math.expm1(2 * first - second), 0.0) + 0.0
+        return share * math.exp(second) if second < 709.7 else (math.inf if share > 0 else 0.0)
+
+    # ---- errors ------------------------------------------------------------------------------------
+
+    def standard_error(self, row_values: Array, *, over: str = "probes") -> float:
+        """Standard error of the mean of an (inputs, probes) array of values, one for each row of the measure.
+
+        ``over="probes"``: the error of the number for the very inputs measured; 0 for an exact measurement, nan
+        where one probe alone gives no spread. ``over="inputs"``: the error of the mean over the population the
+        inputs were drawn from (it contains the probe error); nan for one input.
+        """
+        inputs, probes = row_values.shape
+        if over == "inputs":
+            return float(row_values.mean(1).std(ddof=1) / math.sqrt(inputs)) if inputs > 1 else math.nan
+        if over != "probes":
+            raise InputError(f'over is "probes" or "inputs"; got {over!r}')
+        if probes > 1:
+            spread = float(row_values.var(axis=1, ddof=1).sum())
+            group = self.provenance.get("orthogonal_group")
+            if group is not None and self.shape is not None:
+                # Loaded here, as is all that takes SciPy.
+                from .probe_intervals import orthogonal_factor
+
+                spread *= orthogonal_factor(probes, group, min(self.shape))
+            return math.sqrt(spread / probes) / inputs
+        return 0.0 if self._deterministic else math.nan
+
+    @property
+    def _deterministic(self) -> bool:
+        """Whether no probe was random: then every singular value of a row has the same mass, and is certain.
+
+        Random masses agree with probability zero, but for a multiple of an isometry, where one node carries all
+        and the numbers are exact as well. A Gauss node after a single step carries all and is not exact.
+        """
+        if not isinstance(self.distribution, Quadrature):
+            return True
+        w = self.distribution.weights
+        highest = w.max(axis=-1, keepdims=True)
+        return bool(np.all((w == 0) | ((w == highest) & self.distribution.certain)))
+
+    def moment_stderr(self, order: int = 1, *, over: str = "probes") -> float:
+        """Standard error of :meth:`moment` over probes or over inputs; 0 for a prediction."""
+        if not isinstance(self.distribution, Quadrature):
+            return 0.0
+        scale, values = self.distribution.row_moments(2 * order)
+        error = self.standard_error(values, over=over)
+        return error * _exp(scale) if error > 0 else error
+
+    @property
+    def mean_square_stderr(self) -> float:
+        """Standard error of :attr:`mean_square` over probes."""
+        return self.moment_stderr(1)
+
+    def mean_square_interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Confidence interval of the mean square over probes (Student t with inputs * (probes - 1) degrees)."""
+        error = self.mean_square_stderr
+        if not error > 0:
+            return self.mean_square, self.mean_square if error == 0 else math.nan
+        # Loaded here: a spectrum is numpy alone until somebody asks for an interval.
+        from .probe_intervals import student_quantile
+
+        half = student_quantile(0.5 + level / 2, self.n_inputs * (self.n_probes - 1)) * error
+        return self.mean_square - half, self.mean_square + half
+
+    def cdf_stderr(self, s: ArrayLike, *, over: str = "probes") -> Array:
+        """Standard error of :meth:`cdf`, shape of ``s``; 0 for a prediction."""
+        points = _nonnegative(s)
+        d = self.distribution
+        if not isinstance(d, Quadrature):
+            return np.zeros(points.shape)
+        with np.errstate(divide="ignore"):
+            logs = np.log(points).ravel()
+        errors = [self.standard_error(d.row_cdf(t), over=over) for t in logs]
+        return np.array(errors).reshape(points.shape)
+
+    def isometry_stderr(self, low: float = 0.5, high: float = 2.0, *, over: str = "probes") -> float:
+        """Standard error of :meth:`isometry`; 0 for a prediction."""
+        d = self.distribution
+        if not isinstance(d, Quadrature):
+            return 0.0
+        upper = d.row_cdf(math.log(high))
+        lower = d.row_cdf(math.log(low) if low > 0 else -math.inf, left=True)
+        return self.standard_error(upper - lower, over=over)
+
+    # ---- extremes ----------------------------------------------------------------------------------
+
+    @property
+    def s_max(self) -> float:
+        """Largest singular value (over the inputs)."""
+        return float(self.extremes.top[:, 0].max()) if self.extremes is not None else self.support[1]
+
+    @property
+    def s_max_residual(self) -> float:
+        """Residual bound of :attr:`s_max`; 0 for a prediction."""
+        e = self.extremes
+        return float(e.top_residual[int(e.top[:, 0].argmax()), 0]) if e is not None else 0.0
+
+    @property
+    def s_min(self) -> float:
+        """Smallest singular value (over the inputs); nan where it is not resolved.
+
+        For a prediction the edge below which less than 1e-9 of the mass lies (the law of an activation whose slope
+        comes near zero reaches down to zero in principle), and 0 with a mass at zero.
+        """
+        if self.extremes is None:
+            return 0.0 if self.zero_mass > 0 else self.support[0]
+        if not np.all(self.extremes.bottom_resolved):
+            return math.nan
+        return float(self.extremes.bottom.min())
+
+    @property
+    def s_min_residual(self) -> float:
+        """Residual bound of :attr:`s_min`; nan where it is not resolved."""
+        if self.extremes is None:
+            return 0.0
+        e = self.extremes
+        return float(e.bottom_residual[int(e.bottom.argmin())]) if np.all(e.bottom_resolved) else math.nan
+
+    @property
+    def s_min_bound(self) -> float:
+        """An upper bound of the smallest singular value, known even where :attr:`s_min` is not."""
+        if self.extremes is None:
+            return self.s_min
+        return float(self.extremes.bottom.min())
+
+    @property
+    def condition_number(self) -> float:
+        """s_max / s_min: inf where J is singular to rounding, nan where s_min is not resolved.
+
+        Singular values below the floor of an exact measurement are zero to rounding. Mass below the floor of a
+        Krylov method is only too small for its steps, so the condition number is not known. Over several inputs,
+        the largest of theirs.
+        """
+        d = self.distribution
+        if self.below_floor > 0:
+            if isinstance(d, Quadrature):
+                below = (d.weights > 0) & (d.nodes <= d.floor[:, None, None])
+                return math.inf if np.any(below & d.certain) else math.nan
+            return math.inf
+        if self.extremes is None:
+            low, high = d.log_range
+            return _exp(high - low) if not math.isnan(low) else math.nan
+        e = self.extremes
+        if not np.all(e.bottom_resolved):
+            return math.nan
+        return float((e.top[:, 0] / e.bottom).max())
+
+    # ---- showing it --------------------------------------------------------------------------------
+
+    def verdict(self, low: float = 0.5, high: float = 2.0) -> str:
+        """One sentence: is this dynamical isometry?"""
+        return wording.verdict_text(self, low, high)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The reported numbers as plain JSON values; None stands for what is unknown or below the floor.
+
+        Numbers that leave the range of floats are None and stand in the fields named ``log10_...``.
+        """
+        return json_record(self)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The short table as (label, value) pairs: what every rendering of a spectrum shows."""
+        return wording.table_rows(self)
+
+    def quantile_text(self, p: float) -> str:
+        """A quantile as a person reads it: '< floor' below the floor, a power of ten outside the float range."""
+        return wording.quantile_text(self, p)
+
+    def summary(self) -> dict[str, float]:
+        """The main numbers, flat, under names that any logger takes: every value is a float.
+
+        ``s_max``, ``s_max_residual``, ``s_min``, ``s_min_residual``, ``s_min_upper_bound``, ``condition_number``,
+        ``mean_square``, ``mean_square_stderr``, ``log10_mean_square``, quantiles ``s_p01`` to ``s_p99``,
+        ``isometry_share`` of the singular values in [0.5, 2] with its limits of 95 % ``isometry_share_lower`` and
+        ``..._upper``, ``zero_mass``, ``floor``, ``inputs``, ``probes``, ``null_dimension``, ``products``, ``seconds``.
+
+        nan stands for what is not known: a quantile below the floor, a share whose lower end is, an s_min that
+        is not resolved, the error of one probe. A 0 is a zero.
+
+        Examples
+        --------
+        >>> numbers = Spectrum.from_singular_values([2.0, 1.0, 1.0, 1e-20], floor=1e-9).summary()
+        >>> numbers["s_max"], numbers["s_p50"], numbers["s_p01"], numbers["isometry_share"]
+        (2.0, 1.0, nan, 0.75)
+        """
+        return flat_numbers(self)
+
+    def __str__(self) -> str:
+        return wording.table_text(self)
+
+    def __repr__(self) -> str:
+        return f"<Spectrum {self.name or self.method}: {self.verdict()}>"
+
+    def _repr_html_(self) -> str:
+        return wording.table_html(self)
+
+    def plot(self, ax: Any = None, *, kind: str = "density", **options: Any) -> Any:
+        """Draw the density of log10 s, or with ``kind="cdf"`` the cdf with its band, into a Matplotlib ``ax`` (a new
+        one if None) and return it. Options are those of :mod:`isometry.report.plots`.
+        """
+        if kind not in ("density", "cdf"):
+            raise InputError(f'kind is "density" or "cdf"; got {kind!r}')
+        # Loaded here: a spectrum is numpy alone until somebody wants a picture.
+        from isometry.report.plots import plot_cdf, plot_density
+
+        return (plot_density if kind == "density" else plot_cdf)(self, ax=ax, **options)
+
+
+def _nonnegative(s: ArrayLike) -> Array:
+    values = np.asarray(s, float)
+    if np.any(~(values >= 0)):
+        raise InputError("singular values are not negative (and not NaN)")
+    return values
+
+
+def _exp(log: float) -> float:
+    """exp, 0 below the range of floats and inf above it."""
+    return math.exp(log) if log < 709.78 else math.inf

@@ -1,0 +1,227 @@
+"""One band of the spectrum, traced from edge to edge (or down to where no mass is left)."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isometry.errors import ConvergenceError
+from isometry.theory.freeprobability.edges import Band
+from isometry.theory.freeprobability.leading import CurvePoints
+from isometry.theory.freeprobability.piecewise import PiecewiseCurve, resolve
+from isometry.theory.freeprobability.product import FreeProduct
+
+Array = NDArray[np.float64]
+
+# The grid reaches down until less than this mass is left below it.
+REMAINING_MASS = 5e-10
+TOLERANCE = 1e-8
+# Relative to lambda: where a density is infinite, halving ends at one point to nine digits.
+NARROWEST = 1e-9
+
+
+class SpectralCurve(Protocol):
+    """A solver that gives points of the curve along a real coordinate that grows with lambda."""
+
+    @property
+    def product(self) -> FreeProduct: ...
+
+    @property
+    def cusps(self) -> list[float]:
+        """Coordinates at which the density may be infinite."""
+        ...
+
+    def looking_down(self, top: float) -> list[float]:
+        """How far below the top to look for the place where no mass is left, in growing steps."""
+        ...
+
+    def points(self, coordinate: Array, guess: NDArray | None = None) -> CurvePoints: ...
+
+    def log_lambda_at(self, coordinate: float) -> float:
+        """log lambda at a real edge."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TracedBand:
+    """One band resolved: its curve, s growing with log lambda, and its exact ends where they are edges.
+
+    ``blurred`` is the mass next to infinite densities, inside panels a relative 1e-9 of lambda wide: there the cdf is
+    interpolated.
+    """
+
+    curve: PiecewiseCurve
+    low_edge: float | None
+    high_edge: float | None
+    blurred: float = 0.0
+
+    @property
+    def bottom(self) -> tuple[float, float]:
+        """(log lambda, mass above) at the lower end."""
+        ends = self.curve.at(np.array([0.0, 1.0]))
+        log_lambda, _, mass = ends[:, 0, 0]
+        return float(log_lambda), float(mass)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """The coordinate as a function of s in [0, 1] in which the curve is analytic up to the ends of its band.
+
+    An end of the spectrum is a square root in the coordinate, so s enters as a square there. (A lower end may be merely
+    where no mass is left, but an edge often lies close to it.)
+    """
+
+    low: float
+    high: float
+
+    def coordinate(self, s: Array) -> Array:
+        """Coordinates at (n,) values of s."""
+        # From the nearer end, so that a small distance to either keeps its digits.
+        span = self.high - self.low
+        up, down = span * np.sin(0.5 * np.pi * s) ** 2, span * np.sin(0.5 * np.pi * (1.0 - s)) ** 2
+        return np.where(s < 0.5, self.low + up, self.high - down)
+
+    def parameter(self, coordinate: float) -> float:
+        """s of a coordinate inside the band."""
+        share = (coordinate - self.low) / (self.high - self.low)
+        return 2.0 / np.pi * float(np.arcsin(np.sqrt(share)))
+
+
+def trace(
+    curve: SpectralCurve,
+    band: Band,
+    above: tuple[float, float],
+    *,
+    lowest: bool,
+    noise: float,
+    width: float,
+) -> TracedBand | None:
+    """The curve through one band, or None where the band carries no mass that could be seen.
+
+    Parameters
+    ----------
+    curve : SpectralCurve
+    band : Band
+    above : (float, float)
+        log lambda where the next band above ends, and the mass above that; (inf, 0) for the topmost.
+    lowest : bool
+        Whether there is no band below.
+    noise : float
+        Rounding error of masses, which no panel can beat.
+    width : float
+        Relative width of the law, one at most.
+
+    Raises
+    ------
+    ConvergenceError
+        When the curve cannot be followed or does not come out smooth.
+    """
+    offsets, below, unknown, log_top = _look_down(curve, band)
+    low, cut = band.low, False
+    reach = band.high - band.low
+    enough = np.flatnonzero(below <= REMAINING_MASS)
+    if enough.size and enough[0] == 0:
+        return None
+    if enough.size and (not band.low_edge or offsets[enough[0]] < 0.95 * reach):
+        index = int(enough[0])
+        low = band.high - _where_mass_ends(curve, band, float(offsets[index - 1]), float(offsets[index]))
+        cut = True
+    elif not np.isfinite(band.low):
+        raise ConvergenceError(
+            f"the spectrum still has {below[-1]:.2g} of its mass where averages leave the range of floats. Choose a "
+            "smaller q, or an activation whose slope does not vanish that fast."
+        )
+    chart = Chart(low, band.high)
+    start = _first_panels(chart, [cusp for cusp in curve.cusps if low < cusp < band.high])
+
+    def guess(s: Array) -> NDArray:
+        at = chart.coordinate(s)
+        known = (band.high - offsets)[::-1]
+        columns = [np.interp(at, known, column[::-1].real) for column in unknown.T]
+        if np.iscomplexobj(unknown):
+            columns = [
+                real + 1j * np.interp(at, known, column[::-1].imag)
+                for real, column in zip(columns, unknown.T, strict=True)
+            ]
+        return np.stack(columns, axis=1)
+
+    resolved = resolve(
+        lambda s, near: curve.points(chart.coordinate(s), near),
+        start,
+        guess,
+        tolerance=TOLERANCE + 3e-13 * curve.product.terms + noise,
+        log_top=log_top,
+        narrowest=NARROWEST * width,
+    )
+    between = sum(mass for place, mass in curve.product.atoms if log_top < place < above[0])
+    at_top = above[1] + between
+    at_bottom = None if cut or not lowest else 1.0
+    flat, blurred = resolved.flattened(at_bottom, at_top, narrowest=NARROWEST * width)
+    return TracedBand(
+        flat,
+        curve.log_lambda_at(low) if band.low_edge and not cut else None,
+        curve.log_lambda_at(band.high) if band.high_edge else None,
+        blurred,
+    )
+
+
+def _where_mass_ends(curve: SpectralCurve, band: Band, near: float, far: float) -> float:
+    """An offset between two at which no more than the remaining mass is left, on the far side of the exact one.
+
+    The mass may fall like a power or stop at an edge, so look instead of interpolating.
+    """
+    for _ in range(2):
+        between = np.linspace(near, far, 10)[1:-1]
+        found = curve.points(band.high - between)
+        below = continuous_below(curve.product, found.log_lambda, found.mass_above)
+        enough = np.append(np.flatnonzero(below <= REMAINING_MASS), between.size)
+        index = int(enough[0])
+        grid = np.concatenate([[near], between, [far]])
+        near, far = float(grid[index]), float(grid[index + 1])
+    return far
+
+
+def _first_panels(chart: Chart, cusps: list[float]) -> Array:
+    """Ends of the first panels in s: four even ones, cut at the cusps."""
+    even = np.linspace(0.0, 1.0, 5)
+    inner = [chart.parameter(cusp) for cusp in cusps]
+    inner = [place for place in inner if np.min(np.abs(place - even[[0, -1]])) > 1e-7]
+    apart = [place for place in even[1:-1] if all(abs(place - cusp) > 1e-3 for cusp in inner)]
+    return np.sort([even[0], even[-1], *apart, *inner])
+
+
+def _look_down(curve: SpectralCurve, band: Band) -> tuple[Array, Array, NDArray, float]:
+    """Offsets below the top, continuous mass below each, the unknowns there, and log lambda at the topmost.
+
+    Stage by stage: far down averages get dear, and mostly there is no mass left to look for.
+    """
+    reach = band.high - band.low
+    stages = [stage for stage in curve.looking_down(band.high) if stage < reach]
+    if np.isfinite(reach):
+        # Nearer to an edge nothing is learned, and a solution is hard to come by.
+        stages.append(reach * (1 - (1e-4 if band.low_edge else 1e-9)))
+    offsets = np.geomspace(1e-5 * min(reach, stages[0] / 16.0), stages[0], 36)
+    found = curve.points(band.high - offsets)
+    below, unknown = continuous_below(curve.product, found.log_lambda, found.mass_above), found.unknown
+    log_top = float(found.log_lambda[0])
+    for nearer, further in itertools.pairwise(stages):
+        if below[-1] <= REMAINING_MASS:
+            break
+        steps = np.geomspace(nearer, further, 9)[1:]
+        found = curve.points(band.high - steps)
+        more = continuous_below(curve.product, found.log_lambda, found.mass_above)
+        offsets, below = np.concatenate([offsets, steps]), np.concatenate([below, more])
+        unknown = np.concatenate([unknown, found.unknown])
+    return offsets, below, unknown, log_top
+
+
+def continuous_below(product: FreeProduct, log_lambda: Array, mass_above: Array) -> Array:
+    """Continuous mass at or below each lambda: what is neither above nor in a point mass below."""
+    result = 1.0 - mass_above
+    for place, mass in product.atoms:
+        result = result - mass * (place <= log_lambda)
+    return result

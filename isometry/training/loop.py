@@ -1,0 +1,237 @@
+"""Train a classifier step by step, record what it does, and go on after a kill as if nothing had happened.
+
+A batch is a function of (seed, step) alone and every state lies in the checkpoint, so a resumed run is the same run,
+bit for bit, on the same machine and number of threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from isometry.errors import InputError, NonFiniteError
+from isometry.progress import Progress, progress_bar, silent
+from isometry.training.checkpoint import load_checkpoint, save_checkpoint
+from isometry.training.data import Dataset
+from isometry.training.options import TrainingOptions, learning_rate
+from isometry.training.record import TrainingRecord, curve_names, record_from, write_record
+from isometry.training.updates import make_optimizer, make_update
+
+# Images that go through the network at once when it is only evaluated.
+_EVALUATION_BATCH = 512
+
+
+class Callback(Protocol):
+    """What is told of every step: the model after `step` updates, 0 before the first."""
+
+    def on_step(self, model: nn.Module, step: int) -> object: ...
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    options: TrainingOptions | None = None,
+    record_path: str | Path | None = None,
+    checkpoint_path: str | Path | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    progress: Progress | bool | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> TrainingRecord:
+    """Train the model in place and return its curves.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Classifier of (B, channels, height, width) or, if its first layer is dense, whatever its forward makes of
+        that; gives logits (B, num_classes). It trains on the device and in the type of its parameters.
+    dataset : Dataset
+        From `isometry.training.data.load_dataset`.
+    options : TrainingOptions, optional
+        How to train.
+    record_path : path, optional
+        HDF5 file of spectra whose series ``training`` takes the curves, at every checkpoint and at the end.
+    checkpoint_path : path, optional
+        Where the state of the run is kept; `record_path` with ``.checkpoint`` added when left out.
+    resume : bool
+        Go on from the checkpoint, where there is one. Without it a checkpoint is overwritten.
+    callbacks : sequence
+        Objects with ``on_step(model, step)``, told of every state, also of the first (step 0) and the last.
+    progress : callable or bool, optional
+        As for `isometry.measure`: a bar on a terminal by default, False for none.
+    about : mapping, optional
+        Further plain values for the record.
+
+    Returns
+    -------
+    TrainingRecord
+        Loss, batch accuracy and gradient norm of every step, accuracies at the evaluations.
+
+    Raises
+    ------
+    NonFiniteError
+        When loss or gradient is NaN or infinite; the message names the step and the last good checkpoint.
+    InputError
+        When options contradict each other or the checkpoint.
+    """
+    options = TrainingOptions() if options is None else options
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise InputError("this model has no parameters that require gradients: there is nothing to train.")
+    if checkpoint_path is None and record_path is not None:
+        checkpoint_path = f"{record_path}.checkpoint"
+    if resume and checkpoint_path is None:
+        raise InputError("resume needs the place of the checkpoint: give record_path or checkpoint_path.")
+    device, dtype = parameters[0].device, parameters[0].dtype
+    images, labels, test_images, test_labels = (
+        tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        for tensor in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
+    )
+    optimizer, scales = make_optimizer(model, parameters, options)
+    plan = _plan(model, dataset, options)
+    curves: dict[str, list[float]] = {name: [] for name in curve_names()}
+    start = 0
+    if resume and checkpoint_path is not None and Path(checkpoint_path).exists():
+        start, curves = load_checkpoint(checkpoint_path, model, optimizer, plan)
+        if start > options.steps:
+            raise InputError(
+                f"{checkpoint_path} is {start} steps into its run, beyond the {options.steps} asked for; ask for more, "
+                "or start anew under another name."
+            )
+    description = {**plan, **_surroundings(device), **(about or {})}
+    update = make_update(model, parameters, optimizer, scales, options)
+    saved_at = start if start else None
+    began = time.monotonic() - (curves["seconds"][-1] if curves["seconds"] else 0.0)
+
+    def finish() -> TrainingRecord:
+        record = record_from(curves, description)
+        if record_path is not None:
+            write_record(record_path, record)
+        return record
+
+    def look(step: int) -> None:
+        if step % options.evaluate_every == 0 or step == options.steps:
+            with _mode(model, training=False):
+                some = slice(options.train_images)
+                curves["evaluation_step"].append(step)
+                curves["train_accuracy"].append(accuracy(model, images[some], labels[some]))
+                curves["test_accuracy"].append(accuracy(model, test_images, test_labels))
+        for callback in callbacks:
+            callback.on_step(model, step)
+
+    with _mode(model, training=True), _progress(progress) as report:
+        batches = _batches(len(labels), options.batch, options.seed, start)
+        for step in range(start, options.steps):
+            look(step)
+            chosen = next(batches).to(device)
+            rate = learning_rate(options, step)
+            loss, right, norm = update(images[chosen], labels[chosen], rate)
+            entries = (loss, right / len(chosen), norm, rate, time.monotonic() - began)
+            for name, value in zip(curve_names()[:5], entries, strict=True):
+                curves[name].append(value)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                finish()
+                raise NonFiniteError(_divergence(step, loss, norm, checkpoint_path, saved_at))
+            done = step + 1
+            due = done % options.checkpoint_every == 0 or done == options.steps
+            if due and checkpoint_path is not None and _is_sound(model, test_images):
+                save_checkpoint(checkpoint_path, model, optimizer, plan, done, curves)
+                saved_at = done
+                finish()
+            report(done, options.steps, _text(curves, done))
+        look(options.steps)
+    return finish()
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of the images whose largest logit is that of their label; the model's mode is left as it is."""
+    right = 0
+    with torch.no_grad():
+        for part, answers in zip(
+            images.split(_EVALUATION_BATCH), labels.split(_EVALUATION_BATCH), strict=True
+        ):
+            right += int((model(part).argmax(dim=-1) == answers).sum())
+    return right / len(labels)
+
+
+def _batches(count: int, batch: int, seed: int, start: int) -> Iterator[Tensor]:
+    """Indices of the batch of step `start` and of every one after it; an epoch's last short batch is left out."""
+    size = min(batch, count)
+    per_epoch = count // size
+    for epoch in itertools.count(start // per_epoch):
+        # One generator for each epoch, so that a resumed run need not draw what came before.
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        first = start % per_epoch if epoch == start // per_epoch else 0
+        for position in range(first, per_epoch):
+            yield order[position * size : (position + 1) * size]
+
+
+def _is_sound(model: nn.Module, images: Tensor) -> bool:
+    """Whether the weights, and what the model makes of a few images, are finite: then they may be kept."""
+    with torch.no_grad(), _mode(model, training=False):
+        norm = torch.nn.utils.get_total_norm([p.detach() for p in model.parameters()])
+        return bool(torch.isfinite(norm)) and bool(torch.isfinite(model(images[:16])).all())
+
+
+@contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """The model in training or evaluation mode, and after the ``with`` block in the one it was in."""
+    was_training = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _progress(progress: Progress | bool | None) -> Any:
+    if progress is False:
+        return nullcontext(silent)
+    return progress_bar("training") if progress is None or progress is True else nullcontext(progress)
+
+
+def _text(curves: Mapping[str, list[float]], done: int) -> str:
+    text = f"step {done}: loss {curves['loss'][-1]:.3g}"
+    return text + f", test accuracy {curves['test_accuracy'][-1]:.1%}" if curves["test_accuracy"] else text
+
+
+def _divergence(step: int, loss: float, norm: float, path: str | Path | None, saved_at: int | None) -> str:
+    kept = (
+        f"The last good state, after {saved_at} updates, is kept in {path}."
+        if saved_at is not None
+        else "No checkpoint had been written yet."
+    )
+    return (
+        f"training diverged at step {step}: loss {loss:g}, gradient norm {norm:g}. {kept} Try a smaller learning_rate, "
+        "clip_norm=1, or a critical orthogonal network, whose gradients neither vanish nor explode."
+    )
+
+
+def _plan(model: nn.Module, dataset: Dataset, options: TrainingOptions) -> dict[str, Any]:
+    """What fixes the run; a checkpoint of another plan is refused."""
+    ensemble = getattr(model, "ensemble", None)
+    return {
+        "options": asdict(options),
+        "dataset": repr(dataset),
+        "model": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "ensemble": None if ensemble is None else ensemble.to_dict(),
+    }
+
+
+def _surroundings(device: torch.device) -> dict[str, Any]:
+    return {
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
