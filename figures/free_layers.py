@@ -3,8 +3,8 @@
 A tanh network of six layers of 128 units, orthogonal at q* = 0.2, learns 8 x 8 digits (bundled with scikit-learn) by
 SGD. Before training and after, J of its trunk at the features of one digit is measured (bars: all 128 singular values)
 and set beside `isometry.predict_from_layers` (line): the law that the very same weights and slopes would give if the
-singular directions of neighbouring layers had nothing to do with each other. Right: measured over predicted largest value
-and moments along the training. The bulk keeps to the free law; a handful of directions align from layer to layer
+singular directions of neighbouring layers had nothing to do with each other. Right: measured over predicted largest
+value and moments along the training. The bulk keeps to the free law; a handful of directions align from layer to layer
 and carry the signal, so that the high moments leave it.
 
     python figures/free_layers.py           # 200 steps: half a minute
