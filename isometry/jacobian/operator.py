@@ -28,7 +28,7 @@ from isometry.errors import (
 from .checks import refuse_coupled_samples, refuse_nonfinite_output, refuse_random, refuse_training_mode
 from .function import Output, failed_call, first_line, is_out_of_memory, point_function
 from .numerics import no_collection, strict_numerics
-from .products import Product, Ways, forward_ways, reverse_ways
+from .products import Backends, Product, forward_backends, reverse_backends
 from .replay import Disagreement, NoRule, checked_replay, first_nonfinite
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class JacobianOperator:
         B, or None without a batch.
     products : int
         Jacobian products applied so far, each J v and each J^T u of each sample counting one.
-    way : str
+    backend : str
         How products are made: "replay" of the recorded linear maps, or "torch.func (...)" with the first operation that
         has none.
     bytes_per_probe : int
@@ -172,7 +172,7 @@ class JacobianOperator:
             with self._numerics():
                 refuse_nonfinite_output(value, part.module, lambda: self._function(self.point))
             self._value = value.detach()
-            pair = self._choose_way(memory_limit if chunk is None else None, check=check)
+            pair = self._choose_backend(memory_limit if chunk is None else None, check=check)
             if check:
                 # Each product of a replay has been held against that of torch.func: they are of one matrix.
                 if pair:
@@ -278,13 +278,13 @@ class JacobianOperator:
         fitting = memory_limit // max(bytes_per_probe, 1)
         return int(max(1, min(fitting, _MOST_AT_ONCE.get(self.point.device.type, 64))))
 
-    def _choose_way(self, memory_limit: int | None, *, check: bool) -> tuple[Tensor, ...]:
+    def _choose_backend(self, memory_limit: int | None, *, check: bool) -> tuple[Tensor, ...]:
         """Products from a recording that has been held against torch.func, or from torch.func.
 
         What was recorded is the second evaluation, which shows whether the model is random.
 
-        Gives the vectors v, J v, u, J^T u of that comparison. With a memory limit the chunk follows from what either
-        way keeps for each probe.
+        Gives the vectors v, J v, u, J^T u of that comparison. With a memory limit the chunk follows from what the
+        backend keeps for each probe.
         """
         try:
             with torch.no_grad(), self._numerics(), _torch_silent():
@@ -300,25 +300,25 @@ class JacobianOperator:
                 raise _too_large() from error
             raise
         else:
-            self.way, self._reverse, self._forward = "replay", replay.pull, replay.push
+            self.backend, self._reverse, self._forward = "replay", replay.pull, replay.push
             self.bytes_per_probe = replay.bytes_per_probe
             if memory_limit is not None:
                 self.chunk = self._most_within(memory_limit, self.bytes_per_probe)
             return replay.pair
-        self.way = f"torch.func ({reason})"
+        self.backend = f"torch.func ({reason})"
         if check:
             refuse_random(self._value, self._evaluate())
-        self._reverse = self._choose(reverse_ways(self._function, self.point), self._value)
-        self._forward = self._choose(forward_ways(self._function, self.point, self._value), self.point)
+        self._reverse = self._choose(reverse_backends(self._function, self.point), self._value)
+        self._forward = self._choose(forward_backends(self._function, self.point, self._value), self.point)
         self.bytes_per_probe = _LIVE_TENSORS * self._largest_tensor()
         if memory_limit is not None:
             self.chunk = self._most_within(memory_limit, self.bytes_per_probe)
         return ()
 
-    def _choose(self, ways: Ways, like: Tensor) -> Product:
-        """The first way that works on one vector; the way taken is said where it is not the usual one."""
+    def _choose(self, candidates: Backends, like: Tensor) -> Product:
+        """The first backend that works on one vector; a FallbackWarning names it where it is not the fastest."""
         first: Exception | None = None
-        for note, make in ways:
+        for note, make in candidates:
             try:
                 with torch.no_grad(), self._numerics(), _torch_silent():
                     product = make()
@@ -365,7 +365,7 @@ class JacobianOperator:
         if bool(torch.isfinite(out).all()):
             return
         first = ""
-        if self.way == "replay" and bool(torch.isfinite(block).all()):
+        if self.backend == "replay" and bool(torch.isfinite(block).all()):
             with torch.no_grad(), self._numerics(), _torch_silent():
                 reverse = product == self._reverse
                 found = first_nonfinite(self._function, self.point, self._module, block, transposed=reverse)

@@ -1,4 +1,4 @@
-"""J v and J^T u of a function at a point, in every way PyTorch can make them, the quickest first.
+"""J v and J^T u of a function at a point, by every backend PyTorch has, the fastest first.
 
 J v is a forward-mode product (``torch.func.jvp``), J^T u a reverse-mode product (``torch.func.vjp``, its graph
 kept between calls); ``vmap`` applies either to a whole block. Where an operation lacks what that needs, J v comes from
@@ -17,11 +17,11 @@ from torch.func import jvp, vjp, vmap
 Function = Callable[[Tensor], Tensor]
 Product = Callable[[Tensor], Tensor]
 """A block of vectors (k, ...) to a block of vectors."""
-Ways = list[tuple[str | None, Callable[[], Product]]]
-"""What to say when this way is taken (None: nothing), and what makes the product."""
+Backends = list[tuple[str | None, Callable[[], Product]]]
+"""The warning where this backend is taken (None: none), and what makes the product."""
 
 
-def reverse_ways(function: Function, point: Tensor) -> Ways:
+def reverse_backends(function: Function, point: Tensor) -> Backends:
     """J^T u: (k, *output) -> (k, *input)."""
 
     def graph() -> Product:
@@ -45,7 +45,7 @@ def reverse_ways(function: Function, point: Tensor) -> Ways:
     ]
 
 
-def forward_ways(function: Function, point: Tensor, value: Tensor) -> Ways:
+def forward_backends(function: Function, point: Tensor, value: Tensor) -> Backends:
     """J v: (k, *input) -> (k, *output); ``value`` is function(point)."""
 
     def push() -> Product:

@@ -32,7 +32,7 @@ def record(operator: JacobianOperator, x: Tensor, *, seed: int, options: Mapping
         "input": f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}",
         "dtype": str(operator.dtype).removeprefix("torch."),
         "device": _device_name(operator.device),
-        "products_by": operator.way,
+        "products_by": operator.backend,
         "rounding": operator.rounding,
         "seed": seed,
         "options": {

@@ -109,7 +109,7 @@ def test_memory_limit_sets_the_chunk() -> None:
     pooled = JacobianOperator(
         lambda z: nn.functional.max_pool2d(torch.fft.fft(z).real, 1), torch.randn(1, 8, 8), memory_limit=60000
     )
-    assert pooled.way.startswith("torch.func")
+    assert pooled.backend.startswith("torch.func")
     assert pooled.chunk == 60000 // (6 * 8 * 64)
 
 

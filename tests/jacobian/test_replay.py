@@ -50,7 +50,7 @@ def assert_dense(operator: JacobianOperator, function, point: Tensor) -> None:
 def test_reference_networks_are_replayed(model: nn.Module, shape: tuple[int, ...]) -> None:
     model, x = model.to(D), torch.linspace(-1, 1, torch.Size(shape).numel(), dtype=D).sin().reshape(shape)
     operator = JacobianOperator(model, x)
-    assert operator.way == "replay"
+    assert operator.backend == "replay"
     assert_dense(operator, model, x)
 
 
@@ -93,7 +93,7 @@ def test_transformers_are_replayed(make) -> None:
     torch.manual_seed(0)
     model, x, options = make()
     operator = JacobianOperator(model, x, **options)
-    assert operator.way == "replay"
+    assert operator.backend == "replay"
     assert_dense(operator, operator._function, operator.point)
 
 
@@ -101,7 +101,7 @@ def test_recurrent_layers_are_replayed_gate_by_gate() -> None:
     torch.manual_seed(0)
     model, x = nn.LSTM(3, 4).to(D), torch.randn(5, 3, dtype=D)
     operator = JacobianOperator(model, x, output=0)
-    assert operator.way == "replay"
+    assert operator.backend == "replay"
     assert_dense(operator, lambda z: model(z)[0], x)
 
 
@@ -144,8 +144,8 @@ def test_what_has_no_rule_goes_through_torch_func_and_says_so_without_a_warning(
         x = x[:, None].repeat(1, 3)[:, 0]
         function = lambda z: F.conv1d(z[None, None], (z * z)[None, None, :2])  # noqa: E731
     operator = JacobianOperator(function, x)
-    assert operator.way.startswith("torch.func (no linear map for ")
-    assert reason in operator.way
+    assert operator.backend.startswith("torch.func (no linear map for ")
+    assert reason in operator.backend
     assert_dense(operator, function, x)
 
 
@@ -166,7 +166,7 @@ def test_a_wrong_rule_is_caught_and_said_and_the_numbers_are_right(
         FallbackWarning, match=r"recorded map is wrong: J\^T u differs .* Products come from torch\.func"
     ):
         operator = JacobianOperator(torch.sin, x)
-    assert operator.way.startswith("torch.func (the recorded map is wrong")
+    assert operator.backend.startswith("torch.func (the recorded map is wrong")
     assert torch.allclose(operator.matmat(torch.eye(5)), torch.diag(x.cos()), rtol=1e-6)
 
 
@@ -186,13 +186,13 @@ def test_a_rule_that_fails_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(rules.RULES, "sin", broken)
     operator = JacobianOperator(torch.sin, torch.zeros(3))
-    assert "a rule that fails (IndexError: no such thing)" in operator.way
+    assert "a rule that fails (IndexError: no such thing)" in operator.backend
     assert torch.equal(operator.matmat(torch.eye(3)), torch.eye(3))
 
 
 def test_what_cancels_is_not_taken_for_a_wrong_rule() -> None:
     """Layer norm of two entries is almost constant: its Jacobian is the rounding of what cancels."""
-    assert JacobianOperator(nn.LayerNorm(2), torch.tensor([0.3, -0.9])).way == "replay"
+    assert JacobianOperator(nn.LayerNorm(2), torch.tensor([0.3, -0.9])).backend == "replay"
 
 
 def test_a_parameter_that_changed_is_refused_and_not_mixed_with_old_slopes() -> None:

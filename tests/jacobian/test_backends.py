@@ -1,4 +1,4 @@
-"""Networks without a plain forward mode: attention, recurrence, custom functions. Slower ways are said once."""
+"""Networks without a plain forward mode: attention, recurrence, custom functions. A slower backend warns once."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_slower_way_is_right_and_said_once(name: str, dense_jacobian) -> None:
         assert_equals(operator, dense_jacobian(model, x))
     notes = [str(w.message) for w in said if issubclass(w.category, FallbackWarning)]
     assert sum(note in text for text in notes) == 1
-    # Nothing is said twice, and nothing of the usual way.
+    # Nothing is said twice, and nothing of the fastest backend.
     assert len(set(notes)) == len(notes) <= 2
 
 
@@ -167,7 +167,7 @@ def test_the_note_points_at_the_callers_line() -> None:
     assert said[0].filename == __file__
 
 
-# ---- what has no way ---------------------------------------------------------------------------------------
+# ---- what has no backend ---------------------------------------------------------------------------------------
 
 
 def test_no_way_at_all_names_the_operation_and_a_cure() -> None:
