@@ -229,7 +229,7 @@ def _of_the_same_inputs(parts: list[ProbeRules], top: int) -> Spectrum:
     least = np.where(finished, np.inf, steps).min(axis=1)
     floor = np.maximum(floor, s_max / least)
     return Spectrum(
-        Quadrature(rules.nodes, rules.weights, floor, rules.certain),
+        Quadrature(rules.nodes, rules.weights, floor, rules.resolved),
         method="lanczos",
         shape=first.shape,
         extremes=_extremes(first.precision, rules, floor, top),
@@ -251,7 +251,7 @@ def join_probes(rules: list[GaussRules]) -> GaussRules:
         return np.concatenate([_padded(array, size, fill) for array in arrays], axis=1)
 
     return GaussRules(
-        joined("nodes", 0.0), joined("weights", 0.0), joined("residuals", np.inf), joined("certain", True)
+        joined("nodes", 0.0), joined("weights", 0.0), joined("residuals", np.inf), joined("resolved", True)
     )
 
 
@@ -274,7 +274,7 @@ def join_inputs(spectra: Sequence[Spectrum]) -> Spectrum:
             np.concatenate([_padded(q.nodes, width, 0.0) for q in quadratures]),
             np.concatenate([_padded(q.weights, width, 0.0) for q in quadratures]),
             np.concatenate([q.floor for q in quadratures]),
-            np.concatenate([_padded(q.certain, width, True) for q in quadratures]),
+            np.concatenate([_padded(q.resolved, width, True) for q in quadratures]),
         ),
         extremes=Extremes(
             np.concatenate([_padded(e.top, ranks, np.nan) for e in extremes]),

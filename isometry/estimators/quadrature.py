@@ -25,14 +25,14 @@ class GaussRules:
     ----------
     nodes, weights, residuals : (B, k, steps) arrays
         Inputs first, as a Spectrum has them; nodes descending; padding has weight 0 and residual inf.
-    certain : (B, k, steps) bool array
+    resolved : (B, k, steps) bool array
         True where the probe finished, and for padding.
     """
 
     nodes: Array
     weights: Array
     residuals: Array
-    certain: NDArray[np.bool_]
+    resolved: NDArray[np.bool_]
 
 
 def gauss_rules(bidiagonals: Bidiagonals) -> GaussRules:

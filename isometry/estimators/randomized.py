@@ -166,7 +166,7 @@ def randomized(
     masses = np.broadcast_to(deflated[:, None] / side.short, rows)
     nodes = np.concatenate([leading, rules.nodes], axis=-1)
     weights = np.concatenate([masses, (1 - kept / side.short)[:, None, None] * rules.weights], axis=-1)
-    certain = np.concatenate([np.ones(rows, bool), rules.certain], axis=-1)
+    resolved = np.concatenate([np.ones(rows, bool), rules.resolved], axis=-1)
     floor = np.maximum(noise, breakdown_floor(breakdown_residual.T))
     # Rules that have not broken down resolve s down to about s_max / steps.
     floor = np.maximum(floor, rules.nodes.max(axis=(1, 2)) / np.where(finished, np.inf, taken).min(axis=0))
@@ -179,7 +179,7 @@ def randomized(
     top_error += side.rounding_error(top, s[:, :1])
     bottom_residual = np.minimum(bottom_error, bottom) + side.rounding_error(bottom, s[:, 0])
     return Spectrum(
-        Quadrature(nodes, weights, floor, certain),
+        Quadrature(nodes, weights, floor, resolved),
         method="randomized",
         shape=side.shape,
         extremes=Extremes(

@@ -101,7 +101,7 @@ def test_an_isometry_closes_at_the_first_step(shape: tuple[int, int], dtype: tor
     # What was taken as zero is kept, because it is the residual.
     assert np.all(bidiagonals.breakdown_residual <= breakdown_tolerance(side) * 3.1)
     rules = gauss_rules(bidiagonals)
-    assert rules.certain.all()
+    assert rules.resolved.all()
     assert np.array_equal(rules.residuals[..., 0], bidiagonals.breakdown_residual.T)
 
 
@@ -144,8 +144,8 @@ def test_probes_finish_on_their_own() -> None:
     assert bidiagonals.alpha[0, 0].tolist() == [float(a[3, 3])] + [0.0] * 5
     rules = gauss_rules(bidiagonals)
     assert rules.weights[0, 0].tolist() == [1.0] + [0.0] * 5
-    assert rules.certain[0, 0].all()
-    assert not rules.certain[0, 1].any()
+    assert rules.resolved[0, 0].all()
+    assert not rules.resolved[0, 1].any()
     assert np.isinf(rules.residuals[0, 0, 1:]).all()
     # The other probe is not disturbed: the same numbers as alone.
     alone = golub_kahan(side, start[1:], 6)

@@ -33,7 +33,7 @@ def numbers(spectrum: isometry.Spectrum) -> list[np.ndarray]:
     e = spectrum.extremes
     assert e is not None
     d = spectrum.distribution
-    return [d.nodes, d.weights, d.floor, d.certain, e.top, e.top_residual, e.bottom, e.bottom_residual]  # type: ignore[union-attr]
+    return [d.nodes, d.weights, d.floor, d.resolved, e.top, e.top_residual, e.bottom, e.bottom_residual]  # type: ignore[union-attr]
 
 
 def test_units_are_shared_out_evenly_and_once() -> None:
