@@ -2,9 +2,9 @@
 
 A tanh network of six layers of 128 units, orthogonal at q* = 0.2, learns 8 x 8 digits (bundled with scikit-learn) by
 SGD. Before training and after, J of its trunk at the features of one digit is measured (bars: all 128 singular values)
-and set beside `isometry.predict_for` (line): the law that the very same weights and slopes would give if the singular
-directions of neighbouring layers had nothing to do with each other. Right: measured over predicted largest value
-and moments along the training. The bulk keeps to the free law; a handful of directions align from layer to layer
+and set beside `isometry.predict_from_layers` (line): the law that the very same weights and slopes would give if the
+singular directions of neighbouring layers had nothing to do with each other. Right: measured over predicted largest
+value and moments along the training. The bulk keeps to the free law; a handful of directions align from layer to layer
 and carry the signal, so that the high moments leave it.
 
     python figures/free_layers.py           # 200 steps: half a minute
@@ -63,7 +63,7 @@ def compute(full: bool) -> None:
                 features = model.stem(images[0])
                 accuracy = float((model(tests).argmax(1) == test_labels).float().mean())
             measured = isometry.measure(model.trunk, features, "exact", dtype=torch.float64, progress=False)
-            free = isometry.predict_for(model.trunk, features)
+            free = isometry.predict_from_layers(model.trunk, features)
             found = isometry.compare(measured, free)
             ratios = [math.exp(found.raw.log_moment_ratios[k - 1]) for k in MOMENTS]
             values = (step, accuracy, found.raw.ks, math.exp(found.s_max.log_ratio), *ratios)

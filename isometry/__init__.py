@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isometry import nn
     from isometry.comparison import Comparison, compare
-    from isometry.depth import measure_blocks, predict_for
+    from isometry.depth import measure_blocks, predict_for, predict_from_layers
     from isometry.jacobian import JacobianOperator
     from isometry.measurement import measure
     from isometry.nn import init
@@ -42,7 +42,8 @@ _HOMES = {
     "nn": "isometry.nn",
     "open_store": "isometry.store",
     "predict": "isometry.theory",
-    "predict_for": "isometry.depth",
+    "predict_for": "isometry.depth",  # the former name of predict_from_layers
+    "predict_from_layers": "isometry.depth",
     "sweep": "isometry.sweeps",
 }
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "open_store",
     "predict",
     "predict_for",
+    "predict_from_layers",
     "sweep",
 ]
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from isometry.depth.block_gains import measure_blocks
-from isometry.depth.layer_prediction import predict_for
+from isometry.depth.layer_prediction import predict_for, predict_from_layers
 
-__all__ = ["measure_blocks", "predict_for"]
+__all__ = ["measure_blocks", "predict_for", "predict_from_layers"]

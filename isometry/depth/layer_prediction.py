@@ -1,4 +1,4 @@
-"""`predict_for`: the spectrum a given network would have if its layers were free of each other.
+"""`predict_from_layers`: the spectrum a given network would have if its layers were free of each other.
 
 The layers of one concrete network, trained or not, are taken as they are: the singular values of every weight, and
 the slopes phi'(h) of every activation at this very input. Their product as free factors
@@ -36,7 +36,7 @@ DENSE_SIDE = 1500
 PROBES, STEPS = 8, 40
 
 
-def predict_for(
+def predict_from_layers(
     model: nn.Module, x: Tensor, *, blocks: Sequence[str] = (), bins: int | None = None, name: str = ""
 ) -> Spectrum:
     """The law of the singular values of J at ``x`` if the layers of ``model`` were free of each other.
@@ -80,15 +80,15 @@ def predict_for(
     Examples
     --------
     >>> chain = torch.nn.Sequential(torch.nn.Linear(40, 40), torch.nn.Tanh(), torch.nn.Linear(40, 40))
-    >>> spectrum = predict_for(chain, torch.ones(40))
+    >>> spectrum = predict_from_layers(chain, torch.ones(40))
     >>> spectrum.shape, spectrum.provenance["width"]
     ((40, 40), 40)
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"predict_for walks the layers of an nn.Module; got {type(model).__name__}")
+        raise InputError(f"predict_from_layers walks the layers of an nn.Module; got {type(model).__name__}")
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"predict_for takes the input as a floating-point tensor; got {kind}")
+        raise InputError(f"predict_from_layers takes the input as a floating-point tensor; got {kind}")
     refuse_training_mode(model)
     began = time.perf_counter()
     names = {module_name for module_name, _ in model.named_modules()}
@@ -133,6 +133,9 @@ def predict_for(
     )
 
 
+# The former name.
+predict_for = predict_from_layers
+
 # ---- factors -------------------------------------------------------------------------------------------
 
 
@@ -169,7 +172,7 @@ def _factor(step: Step, point: Tensor, output: Tensor) -> tuple[Factor, str]:
     assert isinstance(law, Quadrature), "estimators measure"
     rows = law.nodes.shape[0] * law.nodes.shape[1]
     return make(
-        law.resolved_nodes.ravel(), weights=law.weights.ravel() / rows
+        law.nodes_above_floor.ravel(), weights=law.weights.ravel() / rows
     ), f"Jacobian ({measured.method})"
 
 

@@ -21,7 +21,7 @@ from isometry.sweeps.work import Failure, Outcome, failure_of, run_point
 _DIED = "its worker died each time it ran: killed by the system (perhaps for want of memory) or crashed in native code"
 
 
-def work_off(
+def run_all(
     points: Sequence[Point], engine: Engine, take: Callable[[Point, Outcome], None], *, folder: str
 ) -> None:
     """Run every point and ``take`` its outcome, in the order in which they end.
@@ -64,7 +64,7 @@ def work_off(
             while flying and isinstance(error, BrokenExecutor):
                 another, point = _collected(ended, flying, take)
                 lost += [] if another is None else [point]
-            engine.renew()
+            engine.restart()
             if alone:
                 take(lost[0], Outcome(failure=Failure("WorkerDied", _DIED)))
             else:
@@ -96,7 +96,7 @@ def _launch(
         except BrokenExecutor:
             if flying:
                 return  # what is under way ends with the same error, and is looked after then
-            engine.renew()
+            engine.restart()
             continue
         except RuntimeError as error:
             raise SweepError(

@@ -35,7 +35,7 @@ class Engine(Protocol):
         """Begin a call."""
         ...
 
-    def renew(self) -> None:
+    def restart(self) -> None:
         """Make it usable again after a worker has died.
 
         Raises
@@ -73,7 +73,7 @@ class Processes:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         return self._pool.submit(function, *arguments)
 
-    def renew(self) -> None:
+    def restart(self) -> None:
         self.stop()
         self._pool, self._alive = self._start()
 
@@ -109,7 +109,7 @@ class Processes:
         return pool, alive
 
 
-class Lent:
+class UserExecutor:
     """An executor of the user's own: any of `concurrent.futures`' kind. It is not shut down.
 
     Parameters
@@ -126,7 +126,7 @@ class Lent:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         return self._executor.submit(function, *arguments)
 
-    def renew(self) -> None:
+    def restart(self) -> None:
         # Dask starts workers itself; a pool of processes that has lost one takes no more work, and says so at once.
         try:
             self._executor.submit(int).cancel()

@@ -133,7 +133,7 @@ def sweep(
     ...     print(sweep(grid, f"{folder.name}/runs.h5", executor=threads))
     <SweepResult: 2 points, 2 finished, 0 there before, 0 failed>
     """
-    from isometry.sweeps.coordinator import work_off
+    from isometry.sweeps.coordinator import run_all
     from isometry.sweeps.ledger import Ledger, coordinating
 
     began = time.monotonic()
@@ -168,7 +168,7 @@ def sweep(
         if open_points:
             with _telling(progress) as tell, _engine(executor, workers, len(open_points)) as engine:
                 tell(0, len(open_points), "sweep")
-                work_off(open_points, engine, take, folder=str(Path.cwd()))
+                run_all(open_points, engine, take, folder=str(Path.cwd()))
     return SweepResult(
         path,
         len(points),
@@ -182,11 +182,11 @@ def sweep(
 @contextmanager
 def _engine(executor: Executor | None, workers: int | None, count: int) -> Iterator[Engine]:
     """What runs the points, stopped when the block ends, however it ends."""
-    from isometry.sweeps.engines import Lent, Processes, default_workers, local_devices
+    from isometry.sweeps.engines import Processes, UserExecutor, default_workers, local_devices
 
     engine: Engine
     if executor is not None:
-        engine = Lent(executor)
+        engine = UserExecutor(executor)
     else:
         devices = local_devices()
         engine = Processes(min(workers or default_workers(devices), count), devices)

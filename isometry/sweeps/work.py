@@ -176,11 +176,11 @@ def _measure(point: Point, folder: Path) -> tuple[Spectrum, ...]:
 def _compared(point: Point, spectrum: Spectrum, model: LoadedModel, at: LoadedInput) -> tuple[Spectrum, ...]:
     """The law and the measurement, which carries the comparison."""
     from isometry.comparison import compare
-    from isometry.depth.layer_prediction import predict_for
+    from isometry.depth.layer_prediction import predict_from_layers
 
     if point.values["theory"] == "layers":
         x = at.tensor[0] if at.batched else at.tensor
-        law = replace(predict_for(model.module.cpu(), x), name=f"{point.name} layers")
+        law = replace(predict_from_layers(model.module.cpu(), x), name=f"{point.name} layers")
     else:
         ensemble = spectrum.provenance.get("ensemble")
         if ensemble is None:

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+import isometry
 from isometry.comparison import compare
-from isometry.depth.layer_prediction import predict_for
+from isometry.depth.layer_prediction import predict_from_layers
 from isometry.errors import InputError, ModelError
 from isometry.measurement import measure
 from isometry.nn import MLP, ResNet, VanillaCNN
 
 
 def both(model, x, **options):
-    prediction = predict_for(model, x, **options)
+    prediction = predict_from_layers(model, x, **options)
     return compare(measure(model, x, "exact", dtype=torch.float64, progress=False), prediction)
 
 
@@ -78,12 +79,12 @@ def test_the_mean_square_is_the_product_of_the_layers_mean_squares():
                 slope = 1 - value**2 if isinstance(layer, nn.Tanh) else value * (1 - value)
                 expected *= float(slope.square().mean())
                 point = value
-    assert predict_for(model, x).mean_square == pytest.approx(expected, rel=1e-9)
+    assert predict_from_layers(model, x).mean_square == pytest.approx(expected, rel=1e-9)
 
 
 def test_an_isometric_chain_has_one_singular_value():
     model = VanillaCNN(20, 8, nn.Identity(), "delta_orthogonal", sigma_w=1.1, seed=0)
-    spectrum = predict_for(model, random_input(8, 4, 4))
+    spectrum = predict_from_layers(model, random_input(8, 4, 4))
     ((s, mass),) = spectrum.atoms
     # Weights are stored in float32: twenty layers of relative rounding 6e-8 each.
     assert s == pytest.approx(1.1**20, rel=2e-6)
@@ -98,7 +99,7 @@ def test_every_kind_of_layer_says_how_it_was_taken():
         nn.Flatten(), nn.Linear(8 * 16, 20),
     ).eval()  # fmt: skip
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    spectrum = predict_for(model, random_input(1, 3, 8, 8))
+    spectrum = predict_from_layers(model, random_input(1, 3, 8, 8))
     layers = spectrum.provenance["layers"]
     assert [layer["name"] for layer in layers] == ["0", "1", "2", "3", "4", "5.0", "5.1", "6", "7"]
     assert [layer["factor"] for layer in layers] == [
@@ -114,7 +115,7 @@ def test_a_wide_layer_without_a_formula_goes_through_lanczos():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.Tanh())
     x = 0.3 * random_input(8, 16, 16)
-    spectrum = predict_for(model, x)
+    spectrum = predict_from_layers(model, x)
     assert spectrum.provenance["layers"][0]["factor"] == "Jacobian (lanczos)"
     # A tap at (dy, dx) is used where it stays on the map: that gives ||J||_F^2 of the padded convolution exactly.
     used = torch.tensor([15.0, 16.0, 15.0])
@@ -127,7 +128,7 @@ def test_a_wide_layer_without_a_formula_goes_through_lanczos():
 
 def test_heads_stems_and_residual_blocks_of_the_reference_networks():
     model = VanillaCNN(2, 8, "tanh", in_channels=3, num_classes=5, image_size=6, q_star=0.2, seed=0)
-    spectrum = predict_for(model, random_input(3, 6, 6))
+    spectrum = predict_from_layers(model, random_input(3, 6, 6))
     assert spectrum.shape == (5, 108)
     assert [layer["name"] for layer in spectrum.provenance["layers"]][-2:] == ["features", "head"]
     residual = ResNet(2, 8, "tanh", q_star=0.2, seed=0)
@@ -150,23 +151,23 @@ def test_what_can_not_be_walked_is_named_with_the_cure():
     torch.manual_seed(0)
     chain = nn.Sequential(nn.Linear(10, 10), Opaque())
     with pytest.raises(ModelError, match=r"'1' \(Opaque\).*blocks=\('1',\)"):
-        predict_for(chain, torch.zeros(10))
-    factors = predict_for(chain, torch.zeros(10), blocks=["1"]).provenance["layers"]
+        predict_from_layers(chain, torch.zeros(10))
+    factors = predict_from_layers(chain, torch.zeros(10), blocks=["1"]).provenance["layers"]
     assert factors[1]["factor"] == "Jacobian (exact)"
     with pytest.raises(InputError, match="no module '7'"):
-        predict_for(chain, torch.zeros(10), blocks=["7"])
+        predict_from_layers(chain, torch.zeros(10), blocks=["7"])
     with pytest.raises(ModelError, match=r"Opaque.*Build it as torch.nn.Sequential"):
-        predict_for(Opaque(), torch.zeros(10))
+        predict_from_layers(Opaque(), torch.zeros(10))
     with pytest.raises(ModelError, match="layer '0' failed"):
-        predict_for(chain, torch.zeros(11))
+        predict_from_layers(chain, torch.zeros(11))
     with pytest.raises(ModelError, match="eval"):
-        predict_for(nn.Sequential(nn.Linear(10, 10), nn.Dropout()), torch.zeros(10))
+        predict_from_layers(nn.Sequential(nn.Linear(10, 10), nn.Dropout()), torch.zeros(10))
     with pytest.raises(ModelError, match="tuple"):
-        predict_for(nn.Sequential(nn.LSTM(10, 10)), torch.zeros(1, 10))
+        predict_from_layers(nn.Sequential(nn.LSTM(10, 10)), torch.zeros(1, 10))
     with pytest.raises(ModelError, match="LayerNorm"):
-        predict_for(nn.LayerNorm(10), torch.arange(10.0))
+        predict_from_layers(nn.LayerNorm(10), torch.arange(10.0))
     with pytest.raises(InputError, match="floating-point"):
-        predict_for(chain, torch.zeros(10, dtype=torch.int64))
+        predict_from_layers(chain, torch.zeros(10, dtype=torch.int64))
 
 
 def test_an_own_law_is_held_to_a_tighter_bound_than_an_ensemble():
@@ -174,3 +175,7 @@ def test_an_own_law_is_held_to_a_tighter_bound_than_an_ensemble():
     found = both(model, random_input(100))
     assert found.chance.ks == pytest.approx(1.63 * 4 / 100)
     assert np.isfinite(found.chance.log_mean_square)
+
+
+def test_the_former_name_is_kept() -> None:
+    assert isometry.predict_for is isometry.predict_from_layers is predict_from_layers

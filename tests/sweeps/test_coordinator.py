@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from isometry.errors import SweepError
 from isometry.sweeps import Point, points_of
-from isometry.sweeps.coordinator import work_off
+from isometry.sweeps.coordinator import run_all
 from isometry.sweeps.work import Outcome
 
 POINTS = points_of({"fixed": {"model": "mlp", "width": 4}, "seeds": 12})
@@ -38,7 +38,7 @@ class Dies:
         self.killers, self.window, self.as_pool = killers, window, as_pool
         self.pending: list[tuple[Future[Outcome], Point]] = []
         self.broken = False
-        self.renewed = 0
+        self.restarted = 0
         self.lock = threading.Lock()
 
     def submit(self, function, point, folder):
@@ -72,9 +72,9 @@ class Dies:
             else:
                 future.set_result(Outcome(worker="here"))
 
-    def renew(self) -> None:
+    def restart(self) -> None:
         self.broken = False
-        self.renewed += 1
+        self.restarted += 1
 
     def stop(self) -> None:
         pass
@@ -89,11 +89,11 @@ def test_every_point_has_one_outcome_and_only_killers_fail(killers, window, as_p
         assert point.key not in taken
         taken[point.key] = outcome
 
-    work_off(POINTS, engine, take, folder=".")
+    run_all(POINTS, engine, take, folder=".")
     assert len(taken) == len(POINTS)
     failed = {point.values["seed"] for point in POINTS if taken[point.key].failure is not None}
     assert failed == killers
-    assert bool(engine.renewed) == bool(killers)
+    assert bool(engine.restarted) == bool(killers)
 
 
 def test_what_storing_raises_ends_the_work_and_nothing_goes_on():
@@ -109,7 +109,7 @@ def test_what_storing_raises_ends_the_work_and_nothing_goes_on():
         raise SweepError("no room")
 
     with pytest.raises(SweepError, match="no room"):
-        work_off(POINTS, engine, full, folder=".")
+        run_all(POINTS, engine, full, folder=".")
     assert all(future.done() for future, _ in engine.pending)
     assert sum(future.cancelled() for future, _ in engine.pending) == len(POINTS) - 1
 
@@ -121,4 +121,4 @@ def test_a_scheduler_that_is_gone_ends_the_sweep():
                 future.cancel()
 
     with pytest.raises(SweepError, match="its scheduler is gone"):
-        work_off(POINTS[:2], Gone(set(), None, True), lambda *_: None, folder=".")
+        run_all(POINTS[:2], Gone(set(), None, True), lambda *_: None, folder=".")
