@@ -2,7 +2,7 @@
 
 Of 200 intervals of true level 0.95 between 180 and 198 cover with probability 0.9989. Networks enter by their dense
 Jacobian: the estimators see products alone, and 200 measurements must stay quick. The 200 measurements are the inputs
-of one batch, each with random vectors of its own; test_contract.py asserts that a batch is measured as if each were alone.
+of one batch, each with random vectors of its own; test_contract.py asserts that a batch changes no measurement.
 """
 
 from __future__ import annotations
