@@ -75,6 +75,12 @@ def test_rooms_that_never_load_torch(room: str) -> None:
     assert "torch" not in loaded_by(*modules)
 
 
+def test_the_help_of_the_command_line_does_without_torch() -> None:
+    commands = [name for name in submodules("isometry.cli") if name.count(".") == 2]
+    assert "isometry.cli.train" in commands
+    assert "torch" not in loaded_by(*commands)
+
+
 def test_a_spectrum_is_numpy_alone() -> None:
     loaded = loaded_by("isometry.spectrum", "isometry.spectrum.distribution")
     assert "numpy" in loaded
