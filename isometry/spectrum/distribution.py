@@ -93,7 +93,7 @@ class Quadrature:
         Mass of each node; every (input, probe) row sums to 1.
     floor : (inputs,) array
         Nodes at or below it cannot be told from zero: they count as one mass at zero.
-    certain : (inputs, probes, K) bool array
+    resolved : (inputs, probes, K) bool array
         True where the mass at the node is that of a resolved singular value; False where the node is a
         Gauss node, whose mass stands for its neighbourhood (see :meth:`cdf_bounds`).
     """
@@ -101,14 +101,14 @@ class Quadrature:
     nodes: Array
     weights: Array
     floor: Array
-    certain: NDArray[np.bool_] = field(repr=False)
+    resolved: NDArray[np.bool_] = field(repr=False)
 
     def __post_init__(self) -> None:
         nodes, weights = np.asarray(self.nodes, float), np.asarray(self.weights, float)
-        if nodes.ndim != 3 or nodes.shape != weights.shape or nodes.shape != np.shape(self.certain):
+        if nodes.ndim != 3 or nodes.shape != weights.shape or nodes.shape != np.shape(self.resolved):
             raise InputError(
-                "nodes, weights and certain are (inputs, probes, K) arrays of one shape; got "
-                f"{nodes.shape}, {weights.shape}, {np.shape(self.certain)}"
+                "nodes, weights and resolved are (inputs, probes, K) arrays of one shape; got "
+                f"{nodes.shape}, {weights.shape}, {np.shape(self.resolved)}"
             )
         if nodes.size == 0:
             raise InputError("a distribution needs at least one node")
@@ -122,7 +122,7 @@ class Quadrature:
             raise InputError(f"floor has one entry per input ({nodes.shape[0]}); got {np.shape(self.floor)}")
 
     @cached_property
-    def resolved_nodes(self) -> Array:
+    def nodes_above_floor(self) -> Array:
         """Nodes with everything at or below the floor set to zero; (inputs, probes, K)."""
         return np.where(self.nodes <= self.floor[:, None, None], 0.0, self.nodes)
 
@@ -131,7 +131,7 @@ class Quadrature:
         """Distinct log nodes, ascending, and the cumulative mass up to and including each."""
         rows = self.nodes.shape[0] * self.nodes.shape[1]
         present = self.weights > 0
-        s, w = self.resolved_nodes[present], self.weights[present] / rows
+        s, w = self.nodes_above_floor[present], self.weights[present] / rows
         values, where = np.unique(s, return_inverse=True)
         mass = np.bincount(where, weights=w)
         cumulative = np.cumsum(mass)
@@ -195,7 +195,7 @@ class Quadrature:
     def row_cdf(self, log_s: float, *, left: bool = False) -> Array:
         """Mass of {ln s <= log_s} for every row, (inputs, probes)."""
         slack = float(_same_place(np.asarray(log_s, float)))
-        t = self._log(self.resolved_nodes)
+        t = self._log(self.nodes_above_floor)
         inside = t < log_s - slack if left else t <= log_s + slack
         return np.sum(self.weights * inside, axis=-1)
 
@@ -209,7 +209,7 @@ class Quadrature:
 
         The Chebyshev-Markov-Stieltjes inequalities (Szego, Orthogonal Polynomials, 1939, section 3.41): for a
         Gauss rule with nodes x_1 < x_2 < ... and partial sums S_j, S_{j-1} <= F(x_j -) <= F(x_j) <= S_j.
-        Between nodes the bound loses one further weight on either side. Masses that are certain are exact down to
+        Between nodes the bound loses one further weight on either side. Masses of resolved nodes are exact down to
         the floor; below it they may lie anywhere from zero to the floor.
         This is the truncation error alone; the statistical error of the probes comes on top.
         """
@@ -218,10 +218,10 @@ class Quadrature:
         lower, upper = np.zeros(reach.size), np.zeros(reach.size)
         inputs, probes, size = self.nodes.shape
         floor = np.broadcast_to(self.floor[:, None, None], self.nodes.shape)
-        lowest, highest = self._log(self.resolved_nodes), self._log(np.maximum(self.nodes, floor))
+        lowest, highest = self._log(self.nodes_above_floor), self._log(np.maximum(self.nodes, floor))
         for t, low, high, w, sure in zip(
             *(a.reshape(inputs * probes, size)
-              for a in (self._log(self.nodes), lowest, highest, self.weights, self.certain)),
+              for a in (self._log(self.nodes), lowest, highest, self.weights, self.resolved)),
             strict=True,
         ):  # fmt: skip
             lower += w[sure] @ (high[sure, None] <= reach)
@@ -237,7 +237,7 @@ class Quadrature:
 
     def shifted(self, shift: float) -> Quadrature:
         return Quadrature(
-            times_exp(self.nodes, shift), self.weights, times_exp(self.floor, shift), self.certain
+            times_exp(self.nodes, shift), self.weights, times_exp(self.floor, shift), self.resolved
         )  # fmt: skip
 
 
