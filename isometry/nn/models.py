@@ -83,6 +83,7 @@ class VanillaCNN(ConvolutionalNetwork):
 
     Examples
     --------
+    >>> import torch
     >>> model = VanillaCNN(depth=50, channels=8, activation="tanh", sigma_w=1.02, seed=0)
     >>> model(torch.zeros(8, 6, 6)).shape
     torch.Size([8, 6, 6])
