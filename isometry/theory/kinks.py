@@ -2,7 +2,7 @@
 
 A kink shows in differences of order m + 1 over a width w: they fall like w^m where the m-th derivative jumps, and
 faster where it does not. The search narrows each peak of the differences until the two can be told apart, and places
-the kink where the two sides, continued as polynomials, meet. It covers jumps of phi' (ReLU) and of phi'' (softsign, ELU).
+the kink where the two sides, continued as polynomials, meet. It finds jumps of phi' (ReLU) and phi'' (softsign, ELU).
 """
 
 from __future__ import annotations
