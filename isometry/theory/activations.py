@@ -1,7 +1,8 @@
-"""Activation functions phi as theory sees them: function, derivative, kinks and, where linear by pieces, slopes.
+"""Activation functions phi: function, derivative, kinks, slopes where linear by pieces, and the torch module.
 
-The named ones are written so that neither they nor their derivatives overflow or cancel for any float64.
-Any other function of arrays can be used through `get_activation`, with its derivative or without.
+A new named activation needs an entry in `_NAMED` and one in `TORCH_MODULES`, and nothing elsewhere. The named functions
+and their derivatives neither overflow nor cancel for any float64. Any other function of arrays can be used through
+`get_activation`, with its derivative or without.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from isometry.errors import InputError, TheoryError
 from isometry.theory.derivatives import checked_values, derivative_disagrees, numerical_derivative
-from isometry.theory.gaussian import gaussian_average
 from isometry.theory.kinks import find_kinks, linear_slopes
 
-__all__ = ["ACTIVATION_NAMES", "Activation", "gaussian_average", "get_activation", "leaky_relu"]
+__all__ = ["ACTIVATION_NAMES", "TORCH_MODULES", "Activation", "get_activation", "leaky_relu"]
 
 Array = NDArray[np.float64]
 ArrayFunction = Callable[[Array], Array]
@@ -33,12 +33,12 @@ DEFAULT_LEAK = 0.01
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise function phi and what theory has to know of it.
+    """An elementwise function phi with its derivative, kinks and slopes.
 
     Parameters
     ----------
     name : str
-        What messages, files and figures call it.
+        Name in messages, files and figures.
     function, derivative : callable
         phi and phi', each from an (n,) float64 array to an (n,) float64 array.
     kinks : tuple of float
@@ -68,10 +68,20 @@ class Activation:
 
     @property
     def is_homogeneous(self) -> bool:
-        """Whether phi(a h) = a phi(h) for a > 0 (linear, ReLU, leaky ReLU): no variance is special to it."""
+        """Whether phi(a h) = a phi(h) for a > 0 (linear, ReLU, leaky ReLU): then no variance is distinguished."""
         if self.slopes is None or self.kinks not in ((), (0.0,)):
             return False
         return float(self.function(np.zeros(1))[0]) == 0.0
+
+
+def _special(name: str, h: Array) -> Array:
+    # Late: building a network looks names up here and needs no scipy.
+    from scipy import special
+
+    return getattr(special, name)(h)
+
+
+_erf, _normal_cdf, _logistic = (partial(_special, name) for name in ("erf", "ndtr", "expit"))
 
 
 def _tanh_derivative(h: Array) -> Array:
@@ -85,7 +95,7 @@ def _erf_derivative(h: Array) -> Array:
 
 
 def _scaled_erf(h: Array) -> Array:
-    return special.erf(math.sqrt(math.pi) / 2.0 * h)
+    return _erf(math.sqrt(math.pi) / 2.0 * h)
 
 
 def _scaled_erf_derivative(h: Array) -> Array:
@@ -93,23 +103,23 @@ def _scaled_erf_derivative(h: Array) -> Array:
 
 
 def _sigmoid_derivative(h: Array) -> Array:
-    return special.expit(h) * special.expit(-h)
+    return _logistic(h) * _logistic(-h)
 
 
 def _gelu(h: Array) -> Array:
-    return h * special.ndtr(h)
+    return h * _normal_cdf(h)
 
 
 def _gelu_derivative(h: Array) -> Array:
-    return special.ndtr(h) + h * np.exp(-0.5 * h * h) / math.sqrt(2.0 * math.pi)
+    return _normal_cdf(h) + h * np.exp(-0.5 * h * h) / math.sqrt(2.0 * math.pi)
 
 
 def _silu(h: Array) -> Array:
-    return h * special.expit(h)
+    return h * _logistic(h)
 
 
 def _silu_derivative(h: Array) -> Array:
-    return special.expit(h) * (1.0 + h * special.expit(-h))
+    return _logistic(h) * (1.0 + h * _logistic(-h))
 
 
 def _elu(h: Array) -> Array:
@@ -189,17 +199,34 @@ _NAMED: dict[str, Activation] = {
         Activation("relu", _relu, partial(_step, below=0.0), kinks=(0.0,), slopes=(0.0, 1.0)),
         Activation("hard_tanh", _hard_tanh, _hard_tanh_derivative, kinks=(-1.0, 1.0), slopes=(0.0, 1.0, 0.0)),
         Activation("tanh", np.tanh, _tanh_derivative),
-        Activation("erf", special.erf, _erf_derivative),
+        Activation("erf", _erf, _erf_derivative),
         Activation("erf_scaled", _scaled_erf, _scaled_erf_derivative),
-        Activation("sigmoid", special.expit, _sigmoid_derivative),
+        Activation("sigmoid", _logistic, _sigmoid_derivative),
         Activation("gelu", _gelu, _gelu_derivative),
         Activation("silu", _silu, _silu_derivative),
         Activation("elu", _elu, _elu_derivative, kinks=(0.0,)),
         Activation("selu", _selu, _selu_derivative, kinks=(0.0,)),
-        Activation("softplus", _softplus, special.expit),
+        Activation("softplus", _softplus, _logistic),
     )
 }
 ACTIVATION_NAMES: tuple[str, ...] = (*_NAMED, "leaky_relu")
+
+# The module of `torch.nn` (or `isometry.nn.activations.Erf`) that each name stands for, and its arguments.
+TORCH_MODULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear": ("Identity", {}),
+    "relu": ("ReLU", {}),
+    "leaky_relu": ("LeakyReLU", {"negative_slope": DEFAULT_LEAK}),
+    "hard_tanh": ("Hardtanh", {"min_val": -1.0, "max_val": 1.0}),
+    "tanh": ("Tanh", {}),
+    "erf": ("Erf", {"scale": 1.0}),
+    "erf_scaled": ("Erf", {"scale": math.sqrt(math.pi) / 2.0}),
+    "sigmoid": ("Sigmoid", {}),
+    "gelu": ("GELU", {"approximate": "none"}),
+    "silu": ("SiLU", {}),
+    "elu": ("ELU", {"alpha": 1.0}),
+    "selu": ("SELU", {}),
+    "softplus": ("Softplus", {"beta": 1.0}),
+}
 
 _LEAKY_PATTERN = re.compile(r"leaky_relu(?:\(\s*(?:slope\s*=\s*)?([^()\s]+)\s*\))?")
 
@@ -226,7 +253,7 @@ def get_activation(
         differences, with an error near 1e-12 max|phi| for functions that vary on the scale of one.
     kinks : sequence of float, optional
         Where phi' (or a higher derivative) of a function jumps. Unless given, jumps of phi' and phi'' of more than 1e-3
-        are looked for in |h| < 64, and a function that proves linear between them is treated as exactly that.
+        are looked for in |h| < 64, and a function that is linear between them is treated as exactly linear.
 
     Raises
     ------
@@ -271,10 +298,10 @@ def get_activation(
 
 
 def _as_float(function: Callable[..., object]) -> ArrayFunction:
-    """The function with its values as float64 arrays, whatever array-like type it returns."""
+    """The function with its values converted to float64 arrays."""
 
     def evaluate(h: Array) -> Array:
-        # exp overflows on its way to a finite value in many a user's function; what is not finite is found later.
+        # exp often overflows on the way to a finite value; values that are not finite are refused later.
         with np.errstate(all="ignore"):
             return np.asarray(function(h), dtype=np.float64)
 

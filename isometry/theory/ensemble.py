@@ -1,8 +1,8 @@
 """A random network as data: depth, widths, activation, weight law, variances, residual branch.
 
-An `Ensemble` answers two questions at once: "sample me a network" (`isometry.nn`) and "predict my spectrum"
-(`isometry.theory.prediction`). It holds plain numbers and names only and computes nothing, so that it can be
-written into a file next to a spectrum and read back without torch or scipy.
+An `Ensemble` describes both a network to sample (`isometry.nn`) and a spectrum to predict (`isometry.predict`). It
+holds plain numbers and names and computes nothing, so that it can be written into a file next to a spectrum and read
+back without torch or scipy.
 
 The network is
 
@@ -30,7 +30,7 @@ WEIGHT_LAWS = ("gaussian", "orthogonal")
 
 @dataclass(frozen=True)
 class Ensemble:
-    """A network drawn at random, described by a handful of numbers.
+    """A random network, described by a few numbers.
 
     Parameters
     ----------
@@ -43,17 +43,22 @@ class Ensemble:
         that W^T W = sigma_w^2, or W W^T = sigma_w^2 where the layer shrinks); one for all or one per layer. A
         read-out layer counts as a layer here.
     sigma_w, sigma_b : float, optional
-        Standard deviations (not variances) of weights and biases. ``sigma_b`` alone says too little.
+        Standard deviations (not variances) of weights and biases; with ``sigma_w`` alone ``sigma_b`` is 0. The variance
+        q is then the stable fixed point, which linear, ReLU and leaky ReLU do not need: their phi' does not depend on
+        it. ``sigma_b`` alone is refused.
     q_star : float, optional
         Stationary variance of the pre-activations. Alone it means the critical point (chi_1 = 1) with this q*;
         with ``sigma_w`` it fixes the bias variance.
     widths : tuple of int, optional
-        N_0 .. N_L (with a read-out N_0 .. N_{L+1}); None means that all are equal.
+        N_0 .. N_L (with a read-out N_0 .. N_{L+1}); None means that all are equal. J is N_L x N_0. Only their ratios
+        matter to the spectrum.
     residual : float, optional
         Strength a of the branch in x_l = x_{l-1} + a phi(h_l); None means no skip connection. Networks that stay
-        of order one at any depth have a of order 1/sqrt(L).
+        of order one at any depth have a of order 1/sqrt(L). The variance of h_1 is ``q0``, or else ``q_star``, or else
+        the fixed point of the network without the skip, and grows from there.
     q0 : float, optional
-        Variance of the first pre-activation h_1; None means that it is q* from the first layer on.
+        Variance of the first pre-activation h_1: the q-map is followed from there, each layer with its own q. None
+        means that it is q* from the first layer on.
     readout : bool
         Whether one more linear layer, of the same sigma_w, follows the last activation.
 
@@ -157,12 +162,12 @@ class Ensemble:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Ensemble:
-        """Ensemble from what `to_dict` gave, possibly after a trip through JSON.
+        """The ensemble that `to_dict` wrote, read back from JSON or not.
 
         Raises
         ------
         InputError
-            When a field is unknown (a file by a newer version) or one that is needed is missing.
+            When a field is unknown (a file by a newer version) or a required one is missing.
         """
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)

@@ -1,4 +1,4 @@
-"""Edges of the spectrum: real w off the values of d where dz/dw = 0.
+"""Edges of the spectrum: real w off the values of d where dz/dw = 0. Internal.
 
 Outside the spectrum w, t and z are real. A stretch of the real axis is a gap of the spectrum where arg z = 0 there
 and K = d log z / d log w > 0; it ends where K = 0, an edge with a square root, or at a value of d itself, when the
@@ -103,7 +103,7 @@ def _poles(curve: LeadingCurve, low: float, high: float) -> list[float]:
 
     def one_plus_t(log_w: float) -> float:
         with np.errstate(divide="ignore", invalid="ignore"):
-            # Where h = 0 the ratio m/h is infinite, which nobody reads here.
+            # Where h = 0 the ratio m/h is infinite, which is not used here.
             return float(curve.one_plus_t(np.array([math.exp(log_w)], complex))[0].real)
 
     low, high = low + 1e-12 * max(1.0, abs(low)), high - 1e-12 * max(1.0, abs(high))

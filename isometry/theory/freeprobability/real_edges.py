@@ -1,4 +1,4 @@
-"""Ends of the spectrum of a product of several kinds of layers: real t where d log z / dt = 0.
+"""Ends of the spectrum of a product of several kinds of layers: real t where d log z / dt = 0. Internal.
 
 Above the spectrum t > 0 and every w_g is real and above the values of d_g; in a gap between 0 and the spectrum
 t < -1 and every w_g is real and below them, or negative. Each is found from t by a monotone inversion.
@@ -26,7 +26,7 @@ LOWEST, HIGHEST = np.array([-25.0, -80.0, -80.0]), np.array([80.0, 80.0, 25.0])
 
 
 def outer_band(product: FreeProduct) -> Band:
-    """The ends of the spectrum in log lambda - C; gaps inside it are not looked for."""
+    """The ends of the spectrum in log lambda - C, without gaps inside it."""
     axis = RealAxis(product)
     high, high_edge = _extremum(lambda y: axis.log_z(np.exp(y), np.exp(y)), -40.0, 30.0)
     low, low_edge = -math.inf, False

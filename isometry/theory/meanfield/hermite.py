@@ -1,4 +1,4 @@
-"""Covariances E phi(u1) phi(u2) of correlated Gaussians as power series in the correlation.
+"""Covariances E phi(u1) phi(u2) of correlated Gaussians as power series in the correlation. Internal.
 
 With phi(sqrt(q) z) = sum_k a_k(q) h_k(z), h_k = He_k / sqrt(k!), Mehler's formula gives
 E phi(u1) phi(u2) = sum_k a_k(q1) a_k(q2) c^k. All terms are positive where q1 = q2 and c > 0, so that neither the
@@ -185,7 +185,7 @@ class Covariance:
         return float(np.polynomial.polynomial.polyval(correlation, terms))
 
     def _slope_left(self) -> float:
-        """What the series leaves out of q E phi'^2 = sum_k k a_k^2: a bound on what it leaves out elsewhere."""
+        """Remainder of the series q E phi'^2 = sum_k k a_k^2, a bound on the remainder of the others."""
         order = np.arange(self.coefficients.size)
         return max(self.q * self.mean_square_slope - float(order @ self.coefficients**2), 0.0)
 
