@@ -62,6 +62,8 @@ class IsometryCallback(SpectrumRecorder, metaclass=ABCMeta):
 
     Examples
     --------
+    >>> import torch
+    >>> from torch import nn
     >>> callback = IsometryCallback(torch.ones(3), every=2)
     >>> model = nn.Linear(3, 3)
     >>> for step in range(4):
