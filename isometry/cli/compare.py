@@ -11,7 +11,7 @@ import click
 from isometry.cli import codes
 from isometry.cli.options import json_option
 from isometry.cli.streams import note, print_json, print_text
-from isometry.report.numbers import plain
+from isometry.report.text import plain
 
 if TYPE_CHECKING:
     from isometry.spectrum import Spectrum
@@ -73,7 +73,7 @@ def compare_command(
     else:
         print_text("\n".join(plain(line) for line in comparison.summary().splitlines()))
     if png is not None or svg is not None:
-        from isometry.report.plots import save_figure
+        from isometry.report import save_figure
 
         figure = comparison.plot()
         for path, kind in ((png, "png"), (svg, "svg")):

@@ -31,8 +31,8 @@ from isometry.report.drawing import (
     remember,
 )
 from isometry.report.inline_svg import inline_svg
-from isometry.report.numbers import plain
 from isometry.report.quantile_bands import draw_bands
+from isometry.report.text import plain
 from isometry.spectrum import Spectrum
 
 SIZE = (5.4, 3.7)

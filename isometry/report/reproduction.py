@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isometry.report.numbers import plain
+from isometry.report.text import plain
 from isometry.spectrum import Spectrum
+from isometry.spectrum.formatting import number_text
 
 # Keys of the record that are arguments of `isometry.measure`, by the method that takes them.
 _ARGUMENTS = {"exact": (), "lanczos": ("probes", "steps"), "randomized": ("rank", "probes", "steps")}
@@ -49,7 +50,7 @@ def how_known(spectrum: Spectrum) -> str:
     inputs = "one input" if spectrum.n_inputs == 1 else f"{spectrum.n_inputs} inputs"
     at = f" at {inputs} ({point})" if point else f" at {inputs}"
     cost = f"{spectrum.products:,} products with J and its transpose" if spectrum.products else ""
-    took = f"{spectrum.seconds:.3g} s" if spectrum.seconds > 0 else ""
+    took = f"{number_text(spectrum.seconds)} s" if spectrum.seconds > 0 else ""
     where = " ".join(
         f"{word} {record[key]}" for word, key in (("on", "device"), ("in", "dtype")) if record.get(key)
     )
@@ -75,6 +76,27 @@ def recipe(spectrum: Spectrum) -> Recipe | None:
     if spectrum.method not in _ARGUMENTS:
         return None
     return Recipe("python", _measure_again(spectrum), complete=False)
+
+
+def provenance_rows(spectrum: Spectrum) -> list[tuple[str, str]]:
+    """What is recorded of a spectrum beside its numbers, as (label, text); labels of nested values have dots."""
+    return [
+        ("kind", spectrum.kind),
+        ("products", f"{spectrum.products:,}"),
+        ("seconds", number_text(spectrum.seconds)),
+        *flattened(spectrum.provenance),
+    ]
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested plain values as (label, text); what is None is left out."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += flattened(value, f"{prefix}{key}.")
+        elif value is not None:
+            rows.append((f"{prefix}{key}", f"{value:.10g}" if isinstance(value, float) else str(value)))
+    return rows
 
 
 def _measure_again(spectrum: Spectrum) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from isometry.report.numbers import encodable, plain
+from isometry.report.text import encodable, plain
 
 
 def print_table(

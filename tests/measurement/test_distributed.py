@@ -77,7 +77,7 @@ def test_two_processes_have_the_numbers_of_one(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         # One process speaks for all.
-        assert done.stdout.count("s max") <= 2
+        assert done.stdout.count("s_max") <= 2
     one, two = (isometry.open_store(tmp_path / f"{count}.h5")["net"] for count in (1, 2))
     assert two.provenance["processes"] == 2
     assert all(np.array_equal(a, b) for a, b in zip(numbers(one), numbers(two), strict=True))

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isometry.spectrum.distribution import Distribution
+from .distribution import Distribution
+from .formatting import percent_text, power_text
 
 Array = NDArray[np.float64]
 
@@ -53,11 +54,10 @@ class Concentration:
 
     def text(self) -> str:
         """For a legend: '40 % at s = 1', '97 % within 0.3 % of s = 1.01'."""
-        log10 = self.log_s / math.log(10)
-        place = f"{math.exp(self.log_s):.4g}" if abs(log10) < 300 else f"1e{log10:.1f}"
+        place = power_text(self.log_s / math.log(10))
         spread = math.expm1(0.5 * (self.high - self.low))
         where = f"at s = {place}" if spread < 1e-9 else f"within {_one_digit(100 * spread)} % of s = {place}"
-        return f"{100 * self.mass:.3g} % {where}"
+        return f"{percent_text(self.mass)} {where}"
 
 
 def _one_digit(value: float) -> str:
