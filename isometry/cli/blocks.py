@@ -114,7 +114,7 @@ def show_with_profile(spectrum: Spectrum, profile: BlockProfile, *, as_json: boo
     if as_json:
         print_json({**spectrum.to_dict(), "profile": profile.to_dict()})
         return
-    from isometry.report import print_report
+    from isometry.report.terminal import print_report
 
     with quiet_when_closed():
         print_report([spectrum])
@@ -123,7 +123,8 @@ def show_with_profile(spectrum: Spectrum, profile: BlockProfile, *, as_json: boo
 
 def print_profile_and_product(profile: BlockProfile) -> None:
     """The table of blocks, and the singular values of the product so far."""
-    from isometry.report import print_bands, print_profile
+    from isometry.report.terminal_bands import print_bands
+    from isometry.report.terminal_profile import print_profile
 
     print_text("")
     print_profile(profile)

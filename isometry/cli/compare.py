@@ -73,7 +73,7 @@ def compare_command(
     else:
         print_text("\n".join(plain(line) for line in comparison.summary().splitlines()))
     if png is not None or svg is not None:
-        from isometry.report import save_figure
+        from isometry.report.canvas import save_figure
 
         figure = comparison.plot()
         for path, kind in ((png, "png"), (svg, "svg")):

@@ -57,7 +57,7 @@ def plot_command(
 
     `isometry table FILE.h5` shows the columns there are.
     """
-    from isometry.report import save_figure
+    from isometry.report.canvas import save_figure
     from isometry.report.curves import plot_curves
     from isometry.store import open_store
     from isometry.sweeps.picture import picture_of

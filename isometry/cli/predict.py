@@ -131,12 +131,13 @@ def predict_command(
     if as_json:
         print_json(prediction_record(spectrum))
     else:
-        from isometry.report import print_report
+        from isometry.report.terminal import print_report
 
         with quiet_when_closed():
             print_report([spectrum])
     if png is not None or svg is not None:
-        from isometry.report import figure_of_spectra, save_figure
+        from isometry.report.canvas import save_figure
+        from isometry.report.plots import figure_of_spectra
 
         figure = figure_of_spectra([spectrum])
         for path, kind in ((png, "png"), (svg, "svg")):

@@ -68,14 +68,15 @@ def report_command(
             print_all(shown, profiles, histories)
     pictures = [path for path in (png, svg) if path is not None]
     if pictures:
-        from isometry.report import figure_of_spectra, save_figure
+        from isometry.report.canvas import save_figure
+        from isometry.report.plots import figure_of_spectra
 
         figure = figure_of_spectra(shown)
         for path, wanted in ((png, "png"), (svg, "svg")):
             if path is not None:
                 note(f"picture: {save_figure(figure, path, kind=wanted)}")
     if html is not None:
-        from isometry.report import write_html
+        from isometry.report.html import write_html
 
         note(f"report: {write_html(shown, html, profiles=profiles, histories=histories, title=file.name)}")
     finish(context, spectra, require_isometry=require_isometry)
@@ -101,7 +102,8 @@ def print_all(
 ) -> None:
     """Print spectra side by side, then what runs along depth and along training."""
     from isometry.cli.blocks import print_profile_and_product
-    from isometry.report import print_bands, print_report
+    from isometry.report.terminal import print_report
+    from isometry.report.terminal_bands import print_bands
 
     print_report(spectra)
     for profile in profiles:

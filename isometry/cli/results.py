@@ -66,7 +66,7 @@ def show_spectrum(spectrum: Spectrum, *, as_json: bool) -> None:
     if as_json:
         print_json(spectrum.to_dict())
         return
-    from isometry.report import print_report
+    from isometry.report.terminal import print_report
 
     with quiet_when_closed():
         print_report([spectrum])

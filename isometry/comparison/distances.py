@@ -32,7 +32,7 @@ def places(distribution: Distribution) -> Array:
     Without ln 0 = -inf. At most `MOST_PLACES` and a few.
     """
     if isinstance(distribution, Quadrature):
-        nodes = distribution.resolved_nodes[distribution.weights > 0]
+        nodes = distribution.nodes_above_floor[distribution.weights > 0]
         found = np.unique(np.log(nodes[nodes > 0]))
         if found.size > MOST_PLACES:
             levels = (np.arange(MOST_PLACES) + 0.5) / MOST_PLACES

@@ -87,19 +87,19 @@ class Chance:
 def error_band(spectrum: Spectrum, t: Array) -> tuple[Array, Array]:
     """How far the true cdf may lie below and above the one reported: probes at `SIGMAS`, and truncation."""
     d = spectrum.distribution
-    if not isinstance(d, Quadrature) or (bool(np.all(d.certain)) and probe_factor(spectrum) == 0):
+    if not isinstance(d, Quadrature) or (bool(np.all(d.resolved)) and probe_factor(spectrum) == 0):
         return np.zeros(t.size), np.zeros(t.size)
     inputs, probes, _ = d.nodes.shape
     values = np.empty((inputs, probes, t.size))
     down, up = np.zeros(t.size), np.zeros(t.size)
     with np.errstate(divide="ignore"):
-        logs = np.log(d.resolved_nodes)
+        logs = np.log(d.nodes_above_floor)
     for row in np.ndindex(inputs, probes):
         order = np.argsort(logs[row])
-        nodes, weights, sure = logs[row][order], d.weights[row][order], d.certain[row][order]
+        nodes, weights, sure = logs[row][order], d.weights[row][order], d.resolved[row][order]
         sums = np.concatenate([[0.0], np.cumsum(weights)])
         values[row] = sums[np.searchsorted(nodes, t, side="right")]
-        # The nodes on either side of a place: their masses stand for a neighbourhood, unless they are certain.
+        # The nodes on either side of a place: their masses stand for a neighbourhood, unless they are resolved.
         gauss, mass = nodes[~sure], np.concatenate([[0.0], weights[~sure], [0.0]])
         below = np.searchsorted(gauss, t, side="right")
         down += mass[below] / (inputs * probes)

@@ -172,7 +172,7 @@ def _factor(step: Step, point: Tensor, output: Tensor) -> tuple[Factor, str]:
     assert isinstance(law, Quadrature), "estimators measure"
     rows = law.nodes.shape[0] * law.nodes.shape[1]
     return make(
-        law.resolved_nodes.ravel(), weights=law.weights.ravel() / rows
+        law.nodes_above_floor.ravel(), weights=law.weights.ravel() / rows
     ), f"Jacobian ({measured.method})"
 
 

@@ -162,7 +162,7 @@ def _edge_error(spectrum: Spectrum, count: int | None) -> Error:
     size = worst_residual(spectrum, count)
     if spectrum.method == "exact":
         return Error(size, "rounding")
-    if np.isnan(e.top[:, :count]).any() and not d.certain.all():
+    if np.isnan(e.top[:, :count]).any() and not d.resolved.all():
         return Error(math.inf, "steps")
     rounding = 8 * float(np.finfo(str(spectrum.provenance["dtype"])).eps) * e.top[:, :1]
     below = np.nan_to_num(e.top_residual[:, :count]) <= 2 * rounding

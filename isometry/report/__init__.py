@@ -6,16 +6,7 @@ What is not in ``__all__`` is internal to isometry.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from isometry.report.canvas import house_style, save_figure
-    from isometry.report.compare_plots import plot_comparison, plot_comparison_cdf
-    from isometry.report.html import render_html, write_html
-    from isometry.report.plots import figure_of_spectra, plot_cdf, plot_density, plot_spectra
-    from isometry.report.terminal import print_report
-    from isometry.report.terminal_bands import print_bands
-    from isometry.report.terminal_profile import print_profile
+from typing import Any
 
 __all__ = [
     "figure_of_spectra",
@@ -32,6 +23,7 @@ __all__ = [
     "save_figure",
     "write_html",
 ]
+# Loaded by name: whoever takes one thing does not load Matplotlib for the others.
 _MODULES = {
     "canvas": ("house_style", "save_figure"),
     "compare_plots": ("plot_comparison", "plot_comparison_cdf"),

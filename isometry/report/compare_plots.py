@@ -76,7 +76,7 @@ def _bins(comparison: Comparison, shown: int | None) -> int:
     """Cells over the whole range of which about ``shown`` are above the floor."""
     measured = comparison.measured.distribution
     if shown is None:
-        resolved = not isinstance(measured, Quadrature) or bool(np.all(measured.certain))
+        resolved = not isinstance(measured, Quadrature) or bool(np.all(measured.resolved))
         shown = 60 if resolved else 16
     ranges = [spectrum.distribution.log_range for spectrum in (comparison.measured, comparison.predicted)]
     low, high = min(a for a, _ in ranges), max(b for _, b in ranges)

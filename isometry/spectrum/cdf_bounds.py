@@ -48,7 +48,7 @@ class Enclosure:
     Parameters
     ----------
     known_lower, known_upper : (points,) arrays
-        Fraction of all singular values that were found one by one and lie there for certain, or possibly.
+        Fraction of all singular values that were found one by one and lie there certainly, or possibly.
     sampled_lower, sampled_upper : (points,) arrays
         Bounds of the mean mass over the probes, of the values that were not.
     share : float
@@ -143,7 +143,7 @@ def enclosure(spectrum: Spectrum, s: Array) -> Enclosure:
     dimensions: list[float] = []
     for index in range(inputs):
         errors = _errors_of(spectrum, index, n)
-        for nodes, weights, sure in zip(d.nodes[index], d.weights[index], d.certain[index], strict=True):
+        for nodes, weights, sure in zip(d.nodes[index], d.weights[index], d.resolved[index], strict=True):
             count = weights * n
             found = sure & (count > 0.5) & (np.abs(count - np.round(count)) <= _WHOLE * np.maximum(count, 1))
             rest = ~found & (weights > 0)
@@ -221,7 +221,7 @@ class _Errors:
         return radius
 
     def known(self, values: Array, radius: Array, counts: Array, s: Array) -> Array:
-        """How many of the values lie at or below each s for certain, and possibly, (2, points)."""
+        """How many of the values lie at or below each s certainly, and possibly, (2, points)."""
         hidden = values <= self.floor
         ends = (
             np.where(hidden, np.maximum(values + radius, self.floor), values + radius),
@@ -279,7 +279,7 @@ def _errors_of(spectrum: Spectrum, index: int, n: int) -> _Errors:
     assert isinstance(d, Quadrature)
     s_max = float(d.nodes[index].max())
     single = spectrum.provenance.get("dtype") == "float32"
-    units = 8.0 if np.all(d.certain[index]) and e is not None and e.top.shape[1] >= n else 10 * np.sqrt(n)
+    units = 8.0 if np.all(d.resolved[index]) and e is not None and e.top.shape[1] >= n else 10 * np.sqrt(n)
     top = e.top[index] if e is not None else np.empty(0)
     residual = e.top_residual[index] if e is not None else np.empty(0)
     order = np.argsort(top)[: int(np.isfinite(top).sum())]

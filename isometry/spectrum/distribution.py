@@ -81,6 +81,19 @@ def _checked_probability(p: ArrayLike) -> Array:
     return p
 
 
+def monotone_cubic(grid: Array, values: Array, slopes: Array, at: Array) -> Array:
+    """Values at ``at`` of the cubic through increasing values at the grid points, limited so that it never falls.
+
+    Between grid points it is the cubic that has these values and slopes, no slope above three times the secant (Fritsch
+    and Carlson 1980, SIAM J. Numer. Anal. 17, 238); beyond the ends it is constant.
+    """
+    i = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, grid.size - 2)
+    width, rise = grid[i + 1] - grid[i], values[i + 1] - values[i]
+    u = np.clip((at - grid[i]) / width, 0.0, 1.0)
+    left, right = (np.minimum(slopes[j] * width, 3 * rise) for j in (i, i + 1))
+    return values[i] + u * u * (3 - 2 * u) * rise + u * (1 - u) * ((1 - u) * left - u * right)
+
+
 @dataclass(frozen=True, eq=False)
 class Quadrature:
     """Nodes and weights per input and probe.
@@ -93,7 +106,7 @@ class Quadrature:
         Mass of each node; every (input, probe) row sums to 1.
     floor : (inputs,) array
         Nodes at or below it cannot be told from zero: they count as one mass at zero.
-    certain : (inputs, probes, K) bool array
+    resolved : (inputs, probes, K) bool array
         True where the mass at the node is that of a resolved singular value; False where the node is a
         Gauss node, whose mass stands for its neighbourhood (see :meth:`cdf_bounds`).
     """
@@ -101,14 +114,14 @@ class Quadrature:
     nodes: Array
     weights: Array
     floor: Array
-    certain: NDArray[np.bool_] = field(repr=False)
+    resolved: NDArray[np.bool_] = field(repr=False)
 
     def __post_init__(self) -> None:
         nodes, weights = np.asarray(self.nodes, float), np.asarray(self.weights, float)
-        if nodes.ndim != 3 or nodes.shape != weights.shape or nodes.shape != np.shape(self.certain):
+        if nodes.ndim != 3 or nodes.shape != weights.shape or nodes.shape != np.shape(self.resolved):
             raise InputError(
-                "nodes, weights and certain are (inputs, probes, K) arrays of one shape; got "
-                f"{nodes.shape}, {weights.shape}, {np.shape(self.certain)}"
+                "nodes, weights and resolved are (inputs, probes, K) arrays of one shape; got "
+                f"{nodes.shape}, {weights.shape}, {np.shape(self.resolved)}"
             )
         if nodes.size == 0:
             raise InputError("a distribution needs at least one node")
@@ -122,7 +135,7 @@ class Quadrature:
             raise InputError(f"floor has one entry per input ({nodes.shape[0]}); got {np.shape(self.floor)}")
 
     @cached_property
-    def resolved_nodes(self) -> Array:
+    def nodes_above_floor(self) -> Array:
         """Nodes with everything at or below the floor set to zero; (inputs, probes, K)."""
         return np.where(self.nodes <= self.floor[:, None, None], 0.0, self.nodes)
 
@@ -131,7 +144,7 @@ class Quadrature:
         """Distinct log nodes, ascending, and the cumulative mass up to and including each."""
         rows = self.nodes.shape[0] * self.nodes.shape[1]
         present = self.weights > 0
-        s, w = self.resolved_nodes[present], self.weights[present] / rows
+        s, w = self.nodes_above_floor[present], self.weights[present] / rows
         values, where = np.unique(s, return_inverse=True)
         mass = np.bincount(where, weights=w)
         cumulative = np.cumsum(mass)
@@ -195,7 +208,7 @@ class Quadrature:
     def row_cdf(self, log_s: float, *, left: bool = False) -> Array:
         """Mass of {ln s <= log_s} for every row, (inputs, probes)."""
         slack = float(_same_place(np.asarray(log_s, float)))
-        t = self._log(self.resolved_nodes)
+        t = self._log(self.nodes_above_floor)
         inside = t < log_s - slack if left else t <= log_s + slack
         return np.sum(self.weights * inside, axis=-1)
 
@@ -209,7 +222,7 @@ class Quadrature:
 
         The Chebyshev-Markov-Stieltjes inequalities (Szego, Orthogonal Polynomials, 1939, section 3.41): for a
         Gauss rule with nodes x_1 < x_2 < ... and partial sums S_j, S_{j-1} <= F(x_j -) <= F(x_j) <= S_j.
-        Between nodes the bound loses one further weight on either side. Masses that are certain are exact down to
+        Between nodes the bound loses one further weight on either side. Masses of resolved nodes are exact down to
         the floor; below it they may lie anywhere from zero to the floor.
         This is the truncation error alone; the statistical error of the probes comes on top.
         """
@@ -218,10 +231,10 @@ class Quadrature:
         lower, upper = np.zeros(reach.size), np.zeros(reach.size)
         inputs, probes, size = self.nodes.shape
         floor = np.broadcast_to(self.floor[:, None, None], self.nodes.shape)
-        lowest, highest = self._log(self.resolved_nodes), self._log(np.maximum(self.nodes, floor))
+        lowest, highest = self._log(self.nodes_above_floor), self._log(np.maximum(self.nodes, floor))
         for t, low, high, w, sure in zip(
             *(a.reshape(inputs * probes, size)
-              for a in (self._log(self.nodes), lowest, highest, self.weights, self.certain)),
+              for a in (self._log(self.nodes), lowest, highest, self.weights, self.resolved)),
             strict=True,
         ):  # fmt: skip
             lower += w[sure] @ (high[sure, None] <= reach)
@@ -237,7 +250,7 @@ class Quadrature:
 
     def shifted(self, shift: float) -> Quadrature:
         return Quadrature(
-            times_exp(self.nodes, shift), self.weights, times_exp(self.floor, shift), self.certain
+            times_exp(self.nodes, shift), self.weights, times_exp(self.floor, shift), self.resolved
         )  # fmt: skip
 
 
@@ -304,13 +317,8 @@ class Curve:
         if self.log_s.size < 2:
             return np.zeros_like(t)
         grid, mass = self.log_s, self.cdf_continuous
-        i = np.clip(np.searchsorted(grid, t, side="right") - 1, 0, grid.size - 2)
-        width = grid[i + 1] - grid[i]
-        u = np.clip((np.clip(t, grid[0], grid[-1]) - grid[i]) / width, 0.0, 1.0)
-        left, right = self._slopes
-        rise = mass[i + 1] - mass[i]
-        cubic = u * u * (3 - 2 * u) * rise + width * u * (1 - u) * ((1 - u) * left[i] - u * right[i])
-        return np.where(t < grid[0], 0.0, np.where(t >= grid[-1], mass[-1], mass[i] + cubic))
+        inside = monotone_cubic(grid, mass, self.log_density, t)
+        return np.where(t < grid[0], 0.0, np.where(t >= grid[-1], mass[-1], inside))
 
     def cdf(self, log_s: ArrayLike, *, left: bool = False) -> Array:
         t = np.asarray(log_s, float)

@@ -186,7 +186,7 @@ class Spectrum:
         d, e = self.distribution, self.extremes
         return replace(
             self,
-            distribution=Quadrature(d.nodes[pick], d.weights[pick], d.floor[pick], d.certain[pick]),
+            distribution=Quadrature(d.nodes[pick], d.weights[pick], d.floor[pick], d.resolved[pick]),
             extremes=e and Extremes(
                 e.top[pick], e.top_residual[pick],
                 e.bottom[pick], e.bottom_residual[pick], e.bottom_resolved[pick],
@@ -441,7 +441,7 @@ class Spectrum:
 
     @property
     def _deterministic(self) -> bool:
-        """Whether no probe was random: then every singular value of a row has the same mass, and is certain.
+        """Whether no probe was random: then every singular value of a row has the same mass, and is resolved.
 
         Random masses agree with probability zero, but for a multiple of an isometry, where one node carries all
         and the numbers are exact as well. A Gauss node after a single step carries all and is not exact.
@@ -450,7 +450,7 @@ class Spectrum:
             return True
         w = self.distribution.weights
         highest = w.max(axis=-1, keepdims=True)
-        return bool(np.all((w == 0) | ((w == highest) & self.distribution.certain)))
+        return bool(np.all((w == 0) | ((w == highest) & self.distribution.resolved)))
 
     def moment_stderr(self, order: int = 1, *, over: str = "probes") -> float:
         """Standard error of :meth:`moment` over probes or over inputs; 0 for a prediction."""
@@ -550,7 +550,7 @@ class Spectrum:
         if self.below_floor > 0:
             if isinstance(d, Quadrature):
                 below = (d.weights > 0) & (d.nodes <= d.floor[:, None, None])
-                return math.inf if np.any(below & d.certain) else math.nan
+                return math.inf if np.any(below & d.resolved) else math.nan
             return math.inf
         if self.extremes is None:
             low, high = d.log_range

@@ -38,6 +38,9 @@ from isometry.store.layout import (
 
 Arrays = dict[str, NDArray[Any]]
 
+# Datasets that are called otherwise than the fields of a quadrature.
+_ATTRIBUTE = {"certain": "resolved"}
+
 # What is written for others and not read back.
 _FOLLOWING = DERIVED_FIELDS.keys() | BAND_FIELDS.keys()
 
@@ -60,7 +63,9 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
     arrays: Arrays = {}
     if isinstance(distribution, Quadrature):
         encoding = QUADRATURE_ENCODING
-        arrays |= {key: np.asarray(getattr(distribution, key)) for key in QUADRATURE_FIELDS}
+        arrays |= {
+            key: np.asarray(getattr(distribution, _ATTRIBUTE.get(key, key))) for key in QUADRATURE_FIELDS
+        }
         arrays |= band(spectrum)
     else:
         encoding = CURVE_ENCODING
@@ -258,7 +263,7 @@ def _build(group: h5py.Group, name: str, arrays: Arrays) -> Spectrum:
 
 
 def _quadrature(arrays: Arrays) -> Quadrature:
-    return Quadrature(**{key: arrays[key] for key in QUADRATURE_FIELDS})
+    return Quadrature(**{_ATTRIBUTE.get(key, key): arrays[key] for key in QUADRATURE_FIELDS})
 
 
 def _curve(arrays: Arrays) -> Curve:

@@ -73,27 +73,27 @@ def test_the_band_of_the_cdf_at_the_stop_covers() -> None:
     assert covered >= 186
 
 
-def rows_of(values: list[float], masses: list[list[float]], *, certain: bool) -> Spectrum:
+def rows_of(values: list[float], masses: list[list[float]], *, resolved: bool) -> Spectrum:
     weights = np.array(masses)[None]
     nodes = np.broadcast_to(np.array(values), weights.shape)
     return Spectrum(
-        Quadrature(nodes, weights, np.zeros(1), np.full(nodes.shape, certain)), "lanczos", shape=(8, 8),
+        Quadrature(nodes, weights, np.zeros(1), np.full(nodes.shape, resolved)), "lanczos", shape=(8, 8),
         provenance={"dtype": "float64"},
     )  # fmt: skip
 
 
 def test_the_error_of_the_mean_square_is_the_larger_of_two() -> None:
     """Two probes that happen to agree: Student's interval is a point, the sphere knows better."""
-    alike = rows_of([1.0, 2.0], [[0.5, 0.5], [0.5, 0.5]], certain=True)
+    alike = rows_of([1.0, 2.0], [[0.5, 0.5], [0.5, 0.5]], resolved=True)
     mean, second = 2.5, 8.5
     stderr = math.sqrt(2 * (second - mean**2) / (8 + 2) / 2)
     # The 97.5 % quantile of Student's t with one degree of freedom.
     error = Goal("mean_square").error_of(alike)
     assert error.size == pytest.approx(12.7062 * stderr / mean, rel=1e-5)
     assert error.cure == "probes"
-    apart = rows_of([1.0, 2.0], [[1.0, 0.0], [0.0, 1.0]], certain=True)
+    apart = rows_of([1.0, 2.0], [[1.0, 0.0], [0.0, 1.0]], resolved=True)
     assert Goal("mean_square").error_of(apart).size == pytest.approx(12.7062 * 1.5 / 2.5, rel=1e-5)
-    assert Goal("mean_square").error_of(rows_of([1.0], [[1.0]], certain=False)).size == math.inf
+    assert Goal("mean_square").error_of(rows_of([1.0], [[1.0]], resolved=False)).size == math.inf
 
 
 @pytest.mark.parametrize("quantity", ["mean_square", "cdf"])

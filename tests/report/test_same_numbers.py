@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from isometry.cli.entry import run
-from isometry.report import print_report, render_html
+from isometry.report.html import render_html
+from isometry.report.terminal import print_report
 from isometry.spectrum import Extremes, Quadrature, Spectrum
 from isometry.spectrum.formatting import power_text
 from isometry.spectrum.summary import LABELS

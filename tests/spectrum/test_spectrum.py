@@ -31,9 +31,9 @@ def quadratures(draw: st.DrawFn) -> Spectrum:
     nodes = np.array(draw(st.lists(node, min_size=count, max_size=count))).reshape(inputs, probes, size)
     weights = np.array(draw(st.lists(MASS, min_size=count, max_size=count))).reshape(nodes.shape)
     floor = np.array(draw(st.lists(st.sampled_from([0.0, 1e-3]), min_size=inputs, max_size=inputs)))
-    certain = np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count))).reshape(nodes.shape)
+    resolved = np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count))).reshape(nodes.shape)
     weights /= weights.sum(-1, keepdims=True)
-    return Spectrum(Quadrature(nodes, weights, floor, certain), method="lanczos", shape=(size, size))
+    return Spectrum(Quadrature(nodes, weights, floor, resolved), method="lanczos", shape=(size, size))
 
 
 @st.composite
