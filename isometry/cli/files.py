@@ -1,4 +1,4 @@
-"""`isometry list`, `show` and `validate`: what is in a file of spectra."""
+"""`isometry list`, `show` and `validate`: the contents of a file of spectra."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def list_command(context: click.Context, file: Path, as_json: bool) -> None:
         try:
             spectra.append((name, store[name]))
         except StoreError as error:
-            # One that cannot be read hides no other.
+            # A damaged spectrum does not hide the others.
             note(f"error: {error}")
             damaged = True
     curves = store.series_names()
@@ -81,7 +81,7 @@ def _print_spectra(spectra: Sequence[tuple[str, Spectrum]]) -> None:
 @click.argument("name")
 @json_option
 def show_command(file: Path, name: str, as_json: bool) -> None:
-    """Show all numbers of one spectrum or series, and where it came from."""
+    """Show all numbers of one spectrum or series, and its provenance."""
     from isometry.cli.selection import pick
     from isometry.report.reproduction import provenance_rows
     from isometry.store import open_store

@@ -52,7 +52,7 @@ def report_command(
     store = open_store(file, "r")
     spectra = pick(store, names)
     profiles = stored_profiles(store, [spectrum.name for spectrum in spectra])
-    # Asked for by name, spectra stand side by side as they are.
+    # Spectra asked for by name stand side by side.
     histories, shown = ([], spectra) if names else histories_of(without_products(spectra, profiles))
     if as_json:
         print_json(
@@ -100,7 +100,7 @@ def without_products(spectra: Sequence[Spectrum], profiles: Sequence[BlockProfil
 def print_all(
     spectra: Sequence[Spectrum], profiles: Sequence[BlockProfile], histories: Sequence[History]
 ) -> None:
-    """Print spectra side by side, then what runs along depth and along training."""
+    """Print spectra side by side, then profiles along depth and histories along training."""
     from isometry.cli.blocks import print_profile_and_product
     from isometry.report.terminal import print_report
     from isometry.report.terminal_bands import print_bands

@@ -162,7 +162,7 @@ def finish_axis(ax: Axes, *, log: bool, low: float, high: float, zero: bool) -> 
 
 
 def finish_density(ax: Axes, label: str) -> None:
-    """The y axis of a density from zero on; of masses alone where all that was drawn are arrows."""
+    """The y axis from zero on: a density, or the mass of the arrows where only arrows were drawn."""
     drawn = getattr(ax, "_isometry_highest", 0.0)
     ax.set_ylim((0, 1.05 * drawn) if drawn > 0 else (0, 1 / 0.97))
     ax.set_ylabel(label if drawn > 0 else "mass of the arrows")
@@ -177,7 +177,7 @@ def remember(ax: Axes, handle: Any, label: str) -> None:
 
 
 def legend_of(ax: Axes) -> list[tuple[Any, str]]:
-    """(what was drawn, its text) of everything that belongs into the legend of ``ax``."""
+    """(artist, text) of every entry of the legend of ``ax``."""
     return list(getattr(ax, "_isometry_legend", []))
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML file: what was measured and how, a verdict, pictures, numbers, and what makes it again.
+"""One self-contained HTML file: verdict, method, pictures, numbers, and the command that reproduces them.
 
 Nothing is loaded from elsewhere: style and pictures (SVG) are inside, and there is no script. It reads on wide and
 narrow, light and dark screens and on paper. Every text that came from a file is escaped by the template engine.
@@ -31,19 +31,19 @@ from isometry.theory.ensemble import Ensemble
 from isometry.theory.prediction import predict
 
 TITLE = "Jacobian spectra"
-# So many inputs at most have a row each, so many spectra pictures of their own; the page says how many are left out.
+# Limits of rows and pictures; the page says how many are left out.
 MOST_INPUT_ROWS = 24
 MOST_OWN_PICTURES = 8
 MOST_BLOCK_ROWS = 32
 MOST_STEP_ROWS = 16
-# What a row for one of many spectra shows.
+# The numbers in the row of one input or one step.
 SHORT = ("s_max", "quantile_0.95", "quantile_0.5", "quantile_0.05", "mean_square", "isometry")
 SHORT_LABELS = [LABELS[key] for key in SHORT]
 
 
 @dataclass(frozen=True)
 class Heading:
-    """Of one column of the table of numbers: a spectrum, or the law it should follow."""
+    """Heading of one column of the table of numbers: a spectrum, or its predicted law."""
 
     text: str
     is_law: bool
@@ -135,18 +135,18 @@ def write_html(spectra: Sequence[Spectrum], path: str | os.PathLike[str], **opti
     return target
 
 
-# ---- what stands in the sections -----------------------------------------------------------------------
+# ---- sections -------------------------------------------------------------------------------------------
 
 
 def _law(spectrum: Spectrum) -> Spectrum | None:
-    """The law of the ensemble recorded with a measured spectrum; None where none is known or theory has no answer."""
+    """The predicted law of the recorded ensemble; None where no ensemble is recorded or theory has no answer."""
     ensemble = spectrum.provenance.get("ensemble")
     if spectrum.kind == "predicted" or not isinstance(ensemble, Mapping):
         return None
     try:
         return predict(Ensemble.from_dict(ensemble))
     except (IsometryError, TypeError, ValueError, KeyError):
-        # A file holds what its writer put there: without a prediction the measurement is still worth a page.
+        # A foreign file may hold any ensemble: the page then shows the measurement without a prediction.
         return None
 
 
@@ -167,9 +167,9 @@ def _against_law(spectrum: Spectrum, law: Spectrum | None) -> str:
     if law is None:
         return ""
     try:
-        return plain(f"Against the law of its recorded ensemble: {compare(spectrum, law).verdict()}.")
+        return plain(f"Compared with the predicted law of its ensemble: {compare(spectrum, law).verdict()}.")
     except IsometryError as error:
-        return plain(f"It could not be compared with the law of its recorded ensemble: {error}")
+        return plain(f"The predicted law of its ensemble could not be compared with it: {error}")
 
 
 def _numbers(
@@ -220,7 +220,7 @@ def _inputs(spectrum: Spectrum, name: str, number: int) -> dict[str, Any]:
 
 
 def _depth(profile: BlockProfile, number: int) -> dict[str, Any]:
-    """What becomes of the signal block by block: a sentence, pictures, a row for each block or for some."""
+    """Gains block by block: a sentence, pictures, a row for each block or for some."""
     shown, fault = profile.shown(MOST_BLOCK_ROWS), profile.at_fault()
     return {
         "name": plain(profile.name),

@@ -1,4 +1,4 @@
-"""How a spectrum came to be, in a sentence, and what makes it again: the command line that was typed, or Python."""
+"""Provenance of a spectrum: a sentence, a table, and the command line or the Python call that reproduces it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OPTIONS = ("batched", "source", "target", "output", "top", "rank", "tol", "memo
 
 @dataclass(frozen=True)
 class Recipe:
-    """Text that makes a spectrum again.
+    """A command line or Python code that reproduces a spectrum.
 
     Parameters
     ----------
@@ -60,11 +60,11 @@ def how_known(spectrum: Spectrum) -> str:
 
 
 def recipe(spectrum: Spectrum) -> Recipe | None:
-    """What makes the spectrum again, from what was recorded with it; None where too little was."""
+    """The command or the code that reproduces the spectrum, from its provenance; None where too little is recorded."""
     record = spectrum.provenance
     words = _command_words(record.get("command"))
     if words:
-        # Quoted anew: whatever a file holds, what is shown is one call of isometry and nothing else.
+        # Quoted again, so that a foreign file shows one call of isometry and nothing else.
         return Recipe("shell", shlex.join(words), complete=True)
     ensemble = record.get("ensemble")
     if spectrum.kind == "predicted":
@@ -100,7 +100,7 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
 
 
 def _measure_again(spectrum: Spectrum) -> str:
-    """The call of `isometry.measure`, with places for the model and the input, which only their owner has."""
+    """The call of `isometry.measure`, with placeholders for the model and the input."""
     record = spectrum.provenance
     options = record.get("options")
     arguments: dict[str, Any] = {"method": spectrum.method}

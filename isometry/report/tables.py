@@ -1,4 +1,4 @@
-"""A plain table on the terminal: no lines, nothing cut off, the same columns whether or not anybody watches."""
+"""A plain table of text: no lines, nothing cut off, the same columns in a terminal, a pipe and a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report a person reads in ten seconds: a table of numbers, a histogram of log10 s, a verdict.
+"""The report on a terminal: a table of numbers, a histogram of log10 s, a verdict.
 
 Several spectra stand side by side, as many as the terminal is wide. Output that is no terminal gets plain
 text of 80 columns; NO_COLOR is honoured (rich does both); an encoding without block characters gets '#'.
@@ -111,7 +111,7 @@ def _histogram_rows(spectra: Sequence[Spectrum], column: int, *, ascii_only: boo
 
 
 def _bar(mass: float, highest: float, length: int, *, ascii_only: bool, inside: bool) -> Text:
-    """A bar with its percentage; what is there at all is never drawn as nothing."""
+    """A bar with its percentage; any positive mass has a bar."""
     if mass <= 0:
         return Text("")
     eighths = max(1, round(8 * length * mass / highest))

@@ -1,4 +1,4 @@
-"""What becomes of the signal block by block, on the terminal: a table with a bar for the mean square so far."""
+"""Gains block by block on the terminal: a table with a bar for the mean square so far."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def print_profile(profile: BlockProfile, *, file: TextIO | None = None, width: i
     for k in kept:
         left = HEADINGS[k] in ("block", "kind")
         table.add_column(Text(HEADINGS[k]), justify="left" if left else "right", overflow="fold")
-    # Bars need room; eighty columns hold the numbers alone, of the more telling kind.
+    # Eighty columns hold the numbers without bars.
     with_bars = console.width >= 110
     if with_bars:
         table.add_column(Text("log10"))

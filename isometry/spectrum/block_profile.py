@@ -127,7 +127,7 @@ class BlockProfile:
         return worst if away[worst] > bar[worst] else None
 
     def verdict(self) -> str:
-        """One sentence: what becomes of the signal along the depth, and which block is at fault."""
+        """One sentence: how mean s² changes along the depth, and which block is at fault."""
         total, fault = float(self.log10_mean_square[-1]), self.at_fault()
         count = f"{len(self)} blocks" if len(self) > 1 else "1 block"
         end = f"mean s² is {power_text(total)} after {count}"
@@ -140,14 +140,14 @@ class BlockProfile:
                 else f"; the median block by {power_text(float(np.median(self.log10_gain)))}"
             )
             return (
-                f"{end}: block {self.blocks[fault]} ({self.kinds[fault]}) is at fault, it multiplies it by "
+                f"{end}: block {self.blocks[fault]} ({self.kinds[fault]}) is at fault: it multiplies it by "
                 f"{self.gain_text(fault)}{usual}"
             )
         if abs(total) <= math.log10(2):
             return f"{end}: no block stands out"
         each = power_text(total / len(self))
-        word = "lost" if total < 0 else "amplified"
-        return f"{end}: {word} over the whole depth, by {each} a block on average; no single block stands out"
+        word = "falls" if total < 0 else "grows"
+        return f"{end}: it {word} along the whole depth, by {each} per block on average; no block stands out"
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as plain JSON values; None stands for what is unknown or infinite."""

@@ -519,8 +519,7 @@ class Spectrum:
         if self.extremes is None:
             return self.support[0] if self.zero_mass == 0 else math.nan if self.floor > 0 else 0.0
         if not np.all(self.extremes.bottom_resolved):
-            # Nothing is below zero: of a zero Jacobian s_min is known.
-            return math.nan if max(self.s_min_bound, self.floor) > 0 else 0.0
+            return math.nan
         return float(self.extremes.bottom.min())
 
     @property
@@ -529,7 +528,7 @@ class Spectrum:
         if self.extremes is None:
             return 0.0
         e = self.extremes
-        return math.nan if math.isnan(self.s_min) else float(e.bottom_residual[int(e.bottom.argmin())])
+        return float(e.bottom_residual[int(e.bottom.argmin())]) if np.all(e.bottom_resolved) else math.nan
 
     @property
     def s_min_bound(self) -> float:
@@ -586,12 +585,15 @@ class Spectrum:
             for p, log10 in logs.items()
         }
         ends = self.distribution.log_range
+        # Nothing is below zero: where the smallest value found is zero, s_min is known.
+        known_zero = max(self.s_min_bound, self.floor) == 0
+        s_min, s_min_residual = (0.0, 0.0) if known_zero else (self.s_min, self.s_min_residual)
         log10_s_min, log10_s_max = (
             (end if self.extremes is None else _log(value)) / math.log(10)
-            for end, value in zip(ends, (self.s_min, self.s_max), strict=True)
+            for end, value in zip(ends, (s_min, self.s_max), strict=True)
         )
         if self.zero_mass > 0:
-            log10_s_min = -math.inf if self.s_min == 0 else math.nan
+            log10_s_min = -math.inf if s_min == 0 else math.nan
         if math.isnan(log10_s_max):
             log10_s_max = -math.inf
         log10_condition = _log(self.condition_number) / math.log(10)
@@ -612,8 +614,8 @@ class Spectrum:
             s_max=_representable(self.s_max, log10_s_max),
             s_max_residual=self.s_max_residual,
             log10_s_max=log10_s_max,
-            s_min=_representable(self.s_min, log10_s_min),
-            s_min_residual=self.s_min_residual,
+            s_min=_representable(s_min, log10_s_min),
+            s_min_residual=s_min_residual,
             s_min_upper_bound=_representable(max(self.s_min_bound, self.floor), log10_s_min),
             log10_s_min=log10_s_min,
             condition_number=_representable(self.condition_number, log10_condition),
