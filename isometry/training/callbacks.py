@@ -63,8 +63,9 @@ class IsometryCallback(SpectrumRecorder, metaclass=ABCMeta):
 
     Examples
     --------
+    >>> import torch
     >>> callback = IsometryCallback(torch.ones(3), every=2)
-    >>> model = nn.Linear(3, 3)
+    >>> model = torch.nn.Linear(3, 3)
     >>> for step in range(4):
     ...     _ = callback.on_step(model, step)
     >>> sorted(callback.spectra)
