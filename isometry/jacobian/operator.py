@@ -300,7 +300,9 @@ class JacobianOperator:
         try:
             with torch.no_grad(), self._numerics(), _torch_silent():
                 look = partial(refuse_random, self._value) if check else lambda _: None
-                replay = checked_replay(self._function, self.point, self._value, unit=self._unit(), look=look)
+                replay = checked_replay(
+                    self._function, self.point, self._value, unit=self._unit(), on_output=look
+                )
         except NoRule as missing:
             reason = f"no linear map for {missing}"
         except Disagreement as wrong:
@@ -311,11 +313,11 @@ class JacobianOperator:
                 raise _too_large() from error
             raise
         else:
-            self.backend, self._reverse, self._forward = "replay", replay.pull, replay.push
+            self.backend, self._reverse, self._forward = "replay", replay.rmatmat, replay.matmat
             self.bytes_per_probe = replay.bytes_per_probe
             if memory_limit is not None:
                 self.chunk = self._most_within(memory_limit, self.bytes_per_probe)
-            return replay.pair
+            return replay.checked
         self.backend = f"torch.func ({reason})"
         if check:
             refuse_random(self._value, self._evaluate())

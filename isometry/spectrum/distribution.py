@@ -81,6 +81,19 @@ def _checked_probability(p: ArrayLike) -> Array:
     return p
 
 
+def monotone_cubic(grid: Array, values: Array, slopes: Array, at: Array) -> Array:
+    """Values at ``at`` of the cubic through increasing values at the grid points, limited so that it never falls.
+
+    Between grid points it is the cubic that has these values and slopes, no slope above three times the secant (Fritsch
+    and Carlson 1980, SIAM J. Numer. Anal. 17, 238); beyond the ends it is constant.
+    """
+    i = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, grid.size - 2)
+    width, rise = grid[i + 1] - grid[i], values[i + 1] - values[i]
+    u = np.clip((at - grid[i]) / width, 0.0, 1.0)
+    left, right = (np.minimum(slopes[j] * width, 3 * rise) for j in (i, i + 1))
+    return values[i] + u * u * (3 - 2 * u) * rise + u * (1 - u) * ((1 - u) * left - u * right)
+
+
 @dataclass(frozen=True, eq=False)
 class Quadrature:
     """Nodes and weights per input and probe.
@@ -304,13 +317,8 @@ class Curve:
         if self.log_s.size < 2:
             return np.zeros_like(t)
         grid, mass = self.log_s, self.cdf_continuous
-        i = np.clip(np.searchsorted(grid, t, side="right") - 1, 0, grid.size - 2)
-        width = grid[i + 1] - grid[i]
-        u = np.clip((np.clip(t, grid[0], grid[-1]) - grid[i]) / width, 0.0, 1.0)
-        left, right = self._slopes
-        rise = mass[i + 1] - mass[i]
-        cubic = u * u * (3 - 2 * u) * rise + width * u * (1 - u) * ((1 - u) * left[i] - u * right[i])
-        return np.where(t < grid[0], 0.0, np.where(t >= grid[-1], mass[-1], mass[i] + cubic))
+        inside = monotone_cubic(grid, mass, self.log_density, t)
+        return np.where(t < grid[0], 0.0, np.where(t >= grid[-1], mass[-1], inside))
 
     def cdf(self, log_s: ArrayLike, *, left: bool = False) -> Array:
         t = np.asarray(log_s, float)
