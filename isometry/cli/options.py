@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from isometry.nn.options import Option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -25,12 +27,12 @@ _UNITS = {
     "ti": 2**40,
 }
 
-# Where a command finds, in the `meta` of its context, the line that called it.
+# Key of the command line in the `meta` of a click context.
 TYPED = "isometry.typed"
 
 
 def typed_line(arguments: Sequence[str]) -> str:
-    """The command line as a shell takes it, for the record of what it makes."""
+    """The command line in the syntax of a shell, for provenance."""
     return shlex.join(["isometry", *arguments])
 
 
@@ -43,7 +45,7 @@ json_option = click.option(
 
 
 def _number(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Refuses nan, which lies in every range as click sees it, and misses no threshold."""
+    """Refuse nan, which passes every range check of click and every threshold."""
     if value is not None and math.isnan(value):
         raise click.BadParameter("nan is not a number", ctx, param)
     return value
@@ -51,7 +53,7 @@ def _number(ctx: click.Context, param: click.Parameter, value: float | None) -> 
 
 require_isometry_option = click.option(
     "--require-isometry", type=click.FloatRange(0, 1), metavar="FRACTION", callback=_number,
-    help="Leave with exit code 3 if fewer than this fraction of the singular values lie in [0.5, 2].",
+    help="Exit with code 3 if fewer than this fraction of the singular values lie in [0.5, 2].",
 )  # fmt: skip
 file_argument = click.argument(
     "file", metavar="FILE.h5", type=click.Path(path_type=Path, dir_okay=True, exists=False)
@@ -94,8 +96,42 @@ class Budget(click.ParamType):
         return text
 
 
+def out_option(help: str, *, required: bool = True) -> Callable[[Command], Command]:
+    """``-o FILE.h5``, the file that a command writes into."""
+    return click.option(
+        "-o", "--out", "file", type=click.Path(path_type=Path), required=required, metavar="FILE.h5", help=help
+    )  # fmt: skip
+
+
+def setting_options(
+    options: Iterable[Option], defaults: Mapping[str, Any] | None = None
+) -> Callable[[Command], Command]:
+    """The options of a command for these settings, in their order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(list(options)):
+            command = _setting_option(option, (defaults or {}).get(option.name))(command)
+        return command
+
+    return add
+
+
+def _setting_option(option: Option, default: Any) -> Callable[[Command], Command]:
+    name = option.name.replace("_", "-")
+    if option.type is bool:
+        flag = f"--{name}/--no-{name}" if default else f"--{name}"
+        return click.option(flag, default=default, is_flag=True, help=option.help)
+    kind: click.ParamType | type = option.type
+    if option.type is float and option.least is not None:
+        kind = click.FloatRange(option.least, min_open=option.above)
+    return click.option(
+        f"--{name}", type=kind, default=default, show_default=default is not None,
+        metavar=option.metavar, help=option.help,
+    )  # fmt: skip
+
+
 def model_options(command: Command) -> Command:
-    """The options that say which model, with which weights, at which input."""
+    """The options that choose weights, mode and input of a model."""
     from isometry.loading.inputs import INPUT_HELP
 
     for option in (

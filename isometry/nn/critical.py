@@ -17,17 +17,16 @@ from isometry.nn.activations import ACTIVATION_MODULES, ACTIVATION_NAMES, activa
 from isometry.nn.initialisers import (
     delta_orthogonal_,
     gaussian_,
-    mirrored_,
     orthogonal_,
     orthogonal_conv_,
 )
 from isometry.nn.layers import ConvolutionLayer, DenseLayer
+from isometry.nn.mirrored import mirrored_
+from isometry.nn.options import CONVOLUTION_INITS
 from isometry.nn.variances import Variances, choose_variances, mirrored_gain
 
 if TYPE_CHECKING:
     from isometry.theory.activations import Activation
-
-WEIGHT_INITS = ("delta_orthogonal", "orthogonal_conv", "gaussian", "mirrored")
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -86,7 +85,7 @@ def critical_init_(
         without biases.
     input_mean_square : float, optional
         Mean square of the entries of the model's input. The first layer is then scaled to pre-activations of variance
-        q*, without which the first layers are spent on approaching it.
+        q*, so that the variance is stationary from the first layer on.
     generator : torch.Generator, optional
         Source of randomness, else the global CPU seed of torch.
 
@@ -108,16 +107,13 @@ def critical_init_(
     The *rows* of a layer have norm sigma_w (in mean square), which is what keeps the variance. A square layer or one
     that shrinks is then sigma_w times an isometry or co-isometry; one that widens from N to M is sigma_w sqrt(M/N)
     times an isometry. A strided convolution uses a patch of as many taps as it has (`delta_orthogonal_`).
-    Normalisation layers undo all of this; a model that has them is initialised with a warning.
+    Normalisation layers rescale the signal; a model that has them is initialised with a warning.
 
     References
     ----------
     Poole et al. 2016, arXiv 1606.05340; Schoenholz et al. 2017, arXiv 1611.01232; Xiao et al. 2018, arXiv 1806.05393.
     """
-    if weights not in WEIGHT_INITS:
-        raise InputError(f"weights must be one of {', '.join(WEIGHT_INITS)}, got {weights!r}.")
-    if input_mean_square is not None and not (math.isfinite(input_mean_square) and input_mean_square > 0):
-        raise InputError(f"input_mean_square must be a finite number above zero, got {input_mean_square!r}.")
+    _check_arguments(weights, input_mean_square)
     layers = list(_layers(model))
     if not layers:
         raise InputError("this model has no convolution and no dense layer to initialise.")
@@ -160,8 +156,15 @@ def critical_init_(
     return model
 
 
+def _check_arguments(weights: str, input_mean_square: float | None) -> None:
+    if weights not in CONVOLUTION_INITS:
+        raise InputError(f"weights must be one of {', '.join(CONVOLUTION_INITS)}, got {weights!r}.")
+    if input_mean_square is not None and not (math.isfinite(input_mean_square) and input_mean_square > 0):
+        raise InputError(f"input_mean_square must be a finite number above zero, got {input_mean_square!r}.")
+
+
 def _layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
-    """The layers to fill, by name; weights that two modules share come once."""
+    """The layers to fill, by name; shared weights once."""
     seen: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED, ConvolutionLayer, DenseLayer)):
@@ -258,7 +261,7 @@ def _fill_layer(
     if weight.ndim == 2:
         orthogonal_(weight, gain * math.sqrt(max(1.0, outputs / inputs)), generator=generator)
         return
-    # A stride beyond the kernel never reads some positions; a full patch of taps is then the best there is.
+    # A stride beyond the kernel skips positions; all taps of the kernel are then in use.
     patch = tuple(min(s, k) for s, k in zip(strides, kernel_size, strict=True))
     read, written = inputs * math.prod(patch), outputs
     if transposed:

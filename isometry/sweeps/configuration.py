@@ -1,9 +1,9 @@
-"""A point of a sweep: one configuration in its canonical form, and the key and name that follow from it.
+"""`Point`: one configuration of a sweep in canonical form, with its key and its name.
 
-Two ways of saying the same thing (a default left out or written down, 1 or 1.0, `model = "mlp:depth=4"` or
-`depth = 4`) give one canonical configuration, and so one key: SHA-256 of its JSON with sorted keys and floats as
-Python's repr. Where the configuration names files, their contents count too: a checkpoint that was trained on is
-another point.
+Points are hashed by their canonical configuration: the key is the SHA-256 of its JSON with sorted keys and floats as
+Python's repr. A default left out or written down, 1 or 1.0, `model = "mlp:depth=4"` or `depth = 4` give the same
+canonical configuration. The contents of files that a configuration names are hashed too: a checkpoint that was trained
+further is another point.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from isometry.errors import SpecError
-from isometry.loading.builtin import BUILT_IN, given_settings
+from isometry.loading.builtin import given_settings
+from isometry.nn.options import NETWORKS
 from isometry.sweeps.keys import (
     COMPARISON_KEYS,
     KINDS,
@@ -29,13 +30,11 @@ from isometry.sweeps.keys import (
     training_keys,
     unknown_key,
 )
+from isometry.training.options import NETWORK_DEFAULTS, TrainingOptions
 
-# Of the way a configuration becomes a key. A change makes every stored point unknown, so it is written into the key.
+# Version of the hashing, hashed itself: a change of it makes every stored point unknown.
 KEY_VERSION = 1
 _NAME_BYTES = 150
-_TRAINING_DEFAULTS = {
-    "data": "digits", "depth": 100, "channels": 8, "activation": "tanh", "init": "delta_orthogonal", "kernel_size": 3,
-}  # fmt: skip
 _TITLES = {"measure": "", "predict": "prediction", "compare": "comparison", "train": "training"}
 
 
@@ -67,7 +66,7 @@ class Point:
 
     @cached_property
     def name(self) -> str:
-        """What the results are called in a file: the configuration in short, and the beginning of the key."""
+        """Name of the results in a file: the configuration in short, and the beginning of the key."""
         plain = _defaults(self.kind, self.values.get("model"))
         told = [
             f"{key}={_short(key, value)}"
@@ -82,25 +81,25 @@ class Point:
         return f"{label.encode()[:_NAME_BYTES].decode(errors='ignore').strip()} [{self.key[:16]}]"
 
     def record(self) -> dict[str, Any]:
-        """What is kept of it with its results, as plain JSON values."""
+        """The record stored with the results, as plain JSON values."""
         found: dict[str, Any] = {"kind": self.kind, "key": self.key, "configuration": dict(self.values)}
         return {**found, "files": dict(self.files)} if self.files else found
 
 
 def point_of(configuration: Mapping[str, Any], where: str = "the configuration") -> Point:
-    """The point of a configuration as a user writes it.
+    """The point of a configuration written by a user.
 
     Parameters
     ----------
     configuration : mapping
         Keys and values of docs/sweeps.md, with ``kind`` ("measure" if left out). A value of None is one left out.
     where : str
-        What an error calls it.
+        Name of the configuration in errors.
 
     Raises
     ------
     SpecError
-        When a key is unknown or missing, or does not take its value.
+        When a key is unknown or missing, or has a value that it does not accept.
     """
     given = {key: value for key, value in configuration.items() if value is not None}
     for key in given:
@@ -121,7 +120,7 @@ def point_of(configuration: Mapping[str, Any], where: str = "the configuration")
         values[key] = read_value(key, value, readers[key], where)
     values = {**_defaults(kind, model), **values}
     _check_together(kind, model, values, where)
-    # The order of the readers, whatever the order of the user: names do not depend on it either.
+    # In the order of the readers: names do not depend on the order in which the user writes the keys.
     ordered = {key: values[key] for key in readers if key in values}
     if model is not None:
         ordered = {"model": model, **ordered}
@@ -129,22 +128,22 @@ def point_of(configuration: Mapping[str, Any], where: str = "the configuration")
 
 
 def _model(kind: str, given: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    """The name of the network, and the configuration with the settings that stood in its spec."""
+    """The name of the network, and the configuration extended by the settings in its MODEL string."""
     spec = given.pop("model", "mlp" if kind == "predict" else None)
     if not isinstance(spec, str):
         raise SpecError(
-            f"{where}: model is missing; it is one of {', '.join(BUILT_IN)}, path/to/file.py:callable, "
+            f"{where}: model is missing; it is one of {', '.join(NETWORKS)}, path/to/file.py:callable, "
             "package.module:callable, torchvision:NAME or timm:NAME"
             if spec is None
             else f"{where}: model is text; got {spec!r}"
         )
     model, _, rest = spec.partition(":")
-    if model not in BUILT_IN:
+    if model not in NETWORKS:
         if kind == "predict":
-            raise SpecError(f"{where}: a prediction is of {', '.join(BUILT_IN)}; got model {spec!r}")
+            raise SpecError(f"{where}: a prediction is of {', '.join(NETWORKS)}; got model {spec!r}")
         if ":" not in spec or not rest:
             raise SpecError(
-                f"{where}: model {spec!r} is none: it is one of {', '.join(BUILT_IN)}, path/to/file.py:callable, "
+                f"{where}: model {spec!r} is none: it is one of {', '.join(NETWORKS)}, path/to/file.py:callable, "
                 "package.module:callable, torchvision:NAME or timm:NAME"
             )
         return spec, given
@@ -162,27 +161,25 @@ def _model(kind: str, given: dict[str, Any], where: str) -> tuple[str, dict[str,
 def _readers(kind: str, model: str) -> dict[str, Reader]:
     if kind == "predict":
         return {**network_keys(model, sampled=False), **prediction_keys()}
-    network = network_keys(model) if model in BUILT_IN else {}
+    network = network_keys(model) if model in NETWORKS else {}
     comparison = COMPARISON_KEYS if kind == "compare" else {}
     return {**network, **measurement_keys(), **comparison}
 
 
 def _defaults(kind: str, model: str | None) -> dict[str, Any]:
-    """What a configuration says where the user says nothing."""
+    """Values of the keys that the user leaves out."""
     if kind == "train":
-        from isometry.training.options import TrainingOptions
-
         known = training_keys()
         options = {
             entry.name: entry.default
             for entry in fields(TrainingOptions)
             if entry.name in known and entry.name != "learning_rate"
         }
-        return {**_TRAINING_DEFAULTS, **options}
+        return {"data": "digits", **NETWORK_DEFAULTS, **options}
     network = {}
-    if model in BUILT_IN:
+    if model in NETWORKS:
         known = network_keys(str(model), sampled=kind != "predict")
-        network = {key: value for key, value in BUILT_IN[str(model)].defaults.items() if key in known}
+        network = {key: value for key, value in NETWORKS[str(model)].defaults.items() if key in known}
     if kind == "predict":
         return {**network, "readout": False}
     measurement = {"batch_axis": True, "eval": False, "method": "auto", "seed": 0}
@@ -196,24 +193,24 @@ def _stray(key: str, readers: Mapping[str, Reader], kind: str, model: str | None
             f"{where}: {key} does not change a prediction, which is that of infinite width and draws nothing; leave "
             'it out, or take kind = "compare"'
         )
-    if kind != "train" and model not in BUILT_IN and key in network_keys("vanilla-cnn") | network_keys("mlp"):
+    if kind != "train" and model not in NETWORKS and key in network_keys("vanilla-cnn") | network_keys("mlp"):
         return SpecError(f"{where}: {key} is a setting of the built-in networks, and the model is {model!r}")
     what = f"{where}: a point of kind {kind!r}"
     return unknown_key(key, readers, what if kind == "train" else f"{what} with model {model!r}")
 
 
 def _check_together(kind: str, model: str | None, values: Mapping[str, Any], where: str) -> None:
-    """What each key alone can not tell."""
+    """Raise SpecError for combinations of keys that exclude each other."""
     if kind in ("measure", "compare"):
-        if model not in BUILT_IN and "input" not in values:
-            raise SpecError(f"{where}: the model {model!r} does not say what goes into it: give input")
+        if model not in NETWORKS and "input" not in values:
+            raise SpecError(f"{where}: the model {model!r} does not fix the shape of its input: give input")
         if "inputs" in values and not values["batch_axis"]:
             raise SpecError(
                 f"{where}: inputs are stacked along a batch axis: batch_axis = false does not go with them"
             )
     if kind == "compare" and values["theory"] == "ensemble":
         cause = None
-        if model not in BUILT_IN:
+        if model not in NETWORKS:
             cause = f"the model {model!r}"
         elif values.get("init") == "mirrored":
             cause = "init 'mirrored'"
@@ -254,7 +251,7 @@ def _digests(values: Mapping[str, Any], where: str) -> dict[str, str]:
 def _digest(path: Path, what: str) -> str:
     try:
         state = path.stat()
-        # A checkpoint stands in thousands of configurations and is read once.
+        # A checkpoint may occur in thousands of configurations; it is hashed once.
         known = (path.absolute(), state.st_size, state.st_mtime_ns)
         if known not in _DIGESTS:
             with path.open("rb") as file:
