@@ -11,7 +11,7 @@ import click
 from isometry.cli import codes
 from isometry.cli.options import json_option, out_option
 from isometry.cli.streams import note, print_json, print_text
-from isometry.report.numbers import plain
+from isometry.report.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,8 +50,8 @@ def sweep_command(
 ) -> None:
     """Measure, predict, compare or train at every point of a grid.
 
-    GRID.toml has [axes], [[zip]], seeds and [fixed]; docs/sweeps.md lists the keys. Stop it in any way and call it
-    again: what is finished is skipped, what failed is tried again. Exit code 1 where points failed.
+    GRID.toml has [axes], [[zip]], seeds and [fixed]; docs/sweeps.md lists the keys. Interrupting keeps finished
+    points; the same command continues, and tries failed points again. Exit code 1 where points failed.
     """
     if address is not None and workers is not None:
         raise click.UsageError(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from isometry.errors import ConvergenceWarning
+from isometry.estimators.defaults import TOP
 from isometry.spectrum import Spectrum
 
 _CAUSES = {
@@ -20,8 +21,6 @@ _CAUSES = {
     "rounding": "the rest is rounding; measure with dtype=torch.float64",
     "exact": "the rest is rounding; measure with dtype=torch.float64",
 }
-# How many top values of an exact measurement, which lists them all, are meant where nobody says.
-DEFAULT_TOP = 6
 
 
 def converged(spectrum: Spectrum, tol: float) -> bool:
@@ -35,7 +34,7 @@ def worst_residual(spectrum: Spectrum, count: int | None = None) -> float:
     if e is None:
         return 0.0
     # An exact measurement lists all its values, down to those that rounding drowns: only the leading ones count.
-    asked = spectrum.provenance.get("options", {}).get("top") or DEFAULT_TOP
+    asked = spectrum.provenance.get("options", {}).get("top") or TOP
     count = count or (asked if spectrum.method == "exact" else e.top.shape[1])
     top, residual = e.top[:, :count], e.top_residual[:, :count]
     known = np.isfinite(top) & (top > spectrum.floor if spectrum.method == "exact" else top > 0)

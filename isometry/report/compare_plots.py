@@ -18,7 +18,7 @@ from .plots import house_style, new_figure, plot_spectra
 
 
 def plot_comparison(comparison: Comparison, *, bins: int | None = None, title: str | None = None) -> Figure:
-    """Two axes in one figure: densities per decade of s, and cdfs with what chance allows around the prediction.
+    """Two axes in one figure: densities per decade of s, and cdfs with the expected fluctuation around the prediction.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def plot_comparison(comparison: Comparison, *, bins: int | None = None, title: s
 
 def plot_comparison_cdf(comparison: Comparison, ax: Axes | None = None) -> Axes:
     """The two cdfs in one ``ax``: the measured one with its error band (see `isometry.report.plots.plot_cdf`), and
-    around the predicted one, dotted, what a network of this width shows by chance.
+    around the predicted one, dotted, the expected fluctuation of a network of this width.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def _bins(comparison: Comparison, shown: int | None) -> int:
 
 
 def _show_from_floor(comparison: Comparison, ax: Axes) -> None:
-    """Leave out what lies far below the floor: nothing is compared there, and a law may reach down for decades."""
+    """Crop the axis far below the floor: nothing is compared there, and a law may extend over many decades."""
     low, high = ax.get_xlim()
     if comparison.floor > 0:
         floor = math.log10(comparison.floor)

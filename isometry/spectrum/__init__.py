@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from isometry.spectrum.distribution import Curve, Distribution, Quadrature
 from isometry.spectrum.spectrum import Extremes, Spectrum
+from isometry.spectrum.summary import Summary
 
-__all__ = ["Curve", "Distribution", "Extremes", "Quadrature", "Spectrum"]
+__all__ = ["Curve", "Distribution", "Extremes", "Quadrature", "Spectrum", "Summary"]

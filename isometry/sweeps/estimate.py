@@ -1,8 +1,8 @@
-"""What a sweep will cost, before it runs: the number of points, and a time that is an estimate and says so.
+"""`estimate`: number of points of a sweep and their time, for `isometry sweep --dry-run`. Internal.
 
-The cheapest and the dearest point of each kind, by a count of operations, are tried a little: one forward pass of the
-network, of which a measurement or a training run is so many, and one prediction. Between the two the time is
-interpolated, on logarithmic axes. What it costs to start workers and to store is not in it.
+Of each kind of point the cheapest and the most expensive, by a count of operations, are timed: one forward pass of the
+network, multiplied by the number of passes of the measurement or training run, or one prediction. Times in between are
+interpolated on logarithmic axes. The start of workers and the storing are not included.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 from isometry.sweeps.configuration import Point
 from isometry.sweeps.grid import Grid, points_of
 
-# A Jacobian product costs so many forward passes; a step of training three (forward, and backward twice as much).
+# Forward passes of a Jacobian product, and of a training step (the backward pass costs two).
 _FORWARDS_OF_A_PRODUCT = 1.25
 _FORWARDS_OF_A_STEP = 3.0
-# Operations (times d^3) of the SVD of a d x d matrix, and what one thread does of them in a second.
+# Operations of the SVD of a d x d matrix over d^3, and operations per second of one thread.
 _SVD_OPERATIONS, _SVD_SPEED = 4.0, 5e9
 
 
@@ -55,7 +55,7 @@ class Estimate:
         }  # fmt: skip
 
     def lines(self) -> list[str]:
-        """What a person reads."""
+        """The estimate as lines of text."""
         left = self.total - self.finished
         first = f"{self.total} points, {self.finished} finished, {left} to do"
         if self.failed:
@@ -70,7 +70,7 @@ class Estimate:
 
 
 def estimate(grid: Grid, path: str | Path, *, workers: int | None = None) -> Estimate:
-    """Count the points of a grid and estimate what is left of them; nothing is written.
+    """Count the points of a grid and estimate the time of those not finished; nothing is written.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def _between(low: tuple[float, float], high: tuple[float, float], operations: fl
 
 
 def _operations(point: Point) -> float:
-    """A number that grows as the work of the point does."""
+    """A number proportional to the work of the point."""
     values = point.values
     if point.kind == "predict" or "depth" not in values:
         return float(values.get("depth", 1))
@@ -146,20 +146,20 @@ def _fan(point: Point) -> int:
 
 def _products(point: Point, side: int) -> int:
     """Jacobian products of a measurement whose J has this shorter side."""
-    from isometry.measurement.methods import DEFAULT_PROBES, DEFAULT_RANK, DEFAULT_STEPS
+    from isometry.estimators import defaults
 
     values = point.values
     if "budget" in values:
         return int(values["budget"])
-    sampled = 2 * values.get("probes", DEFAULT_PROBES) * min(values.get("steps", DEFAULT_STEPS), side)
+    sampled = 2 * values.get("probes", defaults.PROBES) * min(values.get("steps", defaults.STEPS), side)
     if values["method"] == "randomized":
-        sampled += 4 * values.get("rank", DEFAULT_RANK)
+        sampled += 4 * values.get("rank", defaults.RANK)
     exact = values["method"] == "exact" or (values["method"] == "auto" and side <= sampled)
     return int((side if exact else sampled) * values.get("inputs", 1))
 
 
 def _tried(point: Point) -> float:
-    """Seconds of a point, from a little of its work."""
+    """Estimated seconds of a point, from timing a part of its work."""
     from isometry.sweeps.work import ensemble_of, one_thread
     from isometry.theory.prediction import predict
 
@@ -212,10 +212,9 @@ def _tried_measurement(point: Point) -> float:
 
 
 def _tried_training(point: Point) -> float:
-    from isometry.sweeps.work import TRAINING_MEASUREMENT
     from isometry.training.data import load_dataset
     from isometry.training.network import classifier
-    from isometry.training.options import NETWORK_OPTIONS
+    from isometry.training.options import MEASUREMENT, NETWORK_OPTIONS
 
     values = point.values
     began = time.perf_counter()
@@ -228,7 +227,7 @@ def _tried_training(point: Point) -> float:
     images = len(dataset.test_images) + min(values.get("train_images") or math.inf, len(dataset.train_images))
     looks = values["steps"] // values["evaluate_every"] + 1
     spectra = values["steps"] // values.get("spectrum_every", max(values["steps"], 1)) + 1
-    probes, length = TRAINING_MEASUREMENT["probes"], TRAINING_MEASUREMENT["steps"]
+    probes, length = MEASUREMENT["probes"], MEASUREMENT["steps"]
     product = _FORWARDS_OF_A_PRODUCT * _forward(model, dataset.test_images[:probes])
     return (
         made
@@ -251,7 +250,7 @@ def _forward(module: Any, x: Any) -> float:
 
 
 def _duration(seconds: float) -> str:
-    """A time as a person says it."""
+    """A time in the unit that suits it."""
     if seconds < 100:
         return f"{seconds:.2g} s"
     if seconds < 6000:

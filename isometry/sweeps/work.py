@@ -1,7 +1,7 @@
-"""What a worker does: one point in, its results out. Opens no file of spectra.
+"""`run_point`: compute one point on a worker. Internal; it opens no file of spectra.
 
-`run_point` is the only function that an executor is given. What it returns travels by the executor's own transport; an
-exception of the point's own is part of the result, so that what an executor raises is always the executor's trouble.
+`run_point` is the only function submitted to an executor. Exceptions of the point are part of the returned outcome, so
+an exception raised by the future is one of the executor.
 """
 
 from __future__ import annotations
@@ -35,11 +35,8 @@ if TYPE_CHECKING:
     from isometry.theory.ensemble import Ensemble
     from isometry.training.record import TrainingRecord
 
-# The seeding of foreign models, what is said in warnings and where prints go belong to the whole process: in an
-# executor of threads the points take turns.
+# Seeding, warnings and redirected output are global to the process: threads run one point at a time.
 _ONE_AT_A_TIME = threading.Lock()
-# As `isometry train --spectrum-every`.
-TRAINING_MEASUREMENT: Mapping[str, Any] = {"probes": 8, "steps": 30}
 
 
 @dataclass(frozen=True)
@@ -59,16 +56,16 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one point gave.
+    """Result of one point.
 
     Parameters
     ----------
     spectra : tuple of Spectrum
-        Named as they are to be stored; that of the point itself, where it has one, last.
+        Under the names they are stored by; the spectrum of the point itself, if any, comes last.
     record : TrainingRecord, optional
         The curves of a training run.
     failure : Failure, optional
-        Then there is nothing else.
+        Set when the point failed; spectra and record are then empty.
     seconds : float
         Wall time on the worker.
     worker : str
@@ -83,7 +80,7 @@ class Outcome:
 
 
 def run_point(point: Point, folder: str) -> Outcome:
-    """Measure, predict, compare or train; never raises for what the point itself does wrong.
+    """Measure, predict, compare or train; an exception of the point is returned as a failure.
 
     Parameters
     ----------
@@ -125,7 +122,7 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def theory_name(ensemble: Mapping[str, Any]) -> str:
-    """Under which name the law of an ensemble is stored, once for all points that compare with it."""
+    """Name under which the law of an ensemble is stored, once for all points compared with it."""
     weights = ensemble["weights"] if isinstance(ensemble["weights"], str) else "mixed"
     digest = hashlib.sha256(json.dumps(dict(ensemble), sort_keys=True).encode()).hexdigest()
     return f"theory {ensemble['activation']}, {weights}, depth {ensemble['depth']} [{digest[:16]}]"
@@ -137,7 +134,7 @@ def theory_name(ensemble: Mapping[str, Any]) -> str:
 def _measure(point: Point, folder: Path) -> tuple[Spectrum, ...]:
     import torch
 
-    from isometry.loading import load_input, load_weights
+    from isometry.loading import device_of, load_input, load_weights
     from isometry.measurement import measure
     from isometry.measurement.provenance import recorded_ensemble
 
@@ -171,14 +168,14 @@ def _measure(point: Point, folder: Path) -> tuple[Spectrum, ...]:
     }  # fmt: skip
     spectrum = measure(
         model.module, at.tensor, batched=at.batched, device=device, name=point.name, progress=False,
-        # Half a point is none: an interrupt ends the sweep, which goes on with this point later.
+        # No partial results: an interrupt ends the sweep, and the point is computed again later.
         on_interrupt="raise", provenance=provenance, **options,
     )  # fmt: skip
     return _compared(point, spectrum, model, at) if point.kind == "compare" else (spectrum,)
 
 
 def _compared(point: Point, spectrum: Spectrum, model: LoadedModel, at: LoadedInput) -> tuple[Spectrum, ...]:
-    """The law and the measurement, which carries the comparison."""
+    """The law, and the measurement with the comparison in its provenance."""
     from isometry.comparison import compare
     from isometry.depth.layer_prediction import predict_from_layers
 
@@ -198,7 +195,7 @@ def _compared(point: Point, spectrum: Spectrum, model: LoadedModel, at: LoadedIn
 
 @functools.lru_cache(maxsize=64)
 def _law(ensemble: str) -> Spectrum:
-    """The law of an ensemble, given as JSON; that of the last points is at hand, for seeds share it."""
+    """The law of an ensemble, given as JSON; cached, because seeds share it."""
     from isometry.theory.ensemble import Ensemble
     from isometry.theory.prediction import predict
 
@@ -236,11 +233,12 @@ def ensemble_of(values: Mapping[str, Any]) -> Ensemble:
 
 
 def _train(point: Point, folder: Path) -> tuple[tuple[Spectrum, ...], TrainingRecord]:
+    from isometry.loading import device_of
     from isometry.training import IsometryCallback, trunk_part
     from isometry.training.data import load_dataset
     from isometry.training.loop import train
     from isometry.training.network import classifier
-    from isometry.training.options import NETWORK_OPTIONS, TrainingOptions, default_learning_rate
+    from isometry.training.options import MEASUREMENT, NETWORK_OPTIONS, options_from
 
     values = dict(point.values)
     device = device_of(values.pop("device", None))
@@ -248,17 +246,15 @@ def _train(point: Point, folder: Path) -> tuple[tuple[Spectrum, ...], TrainingRe
     place = folder / values.pop("folder") if "folder" in values else None
     name = str(folder / data) if Path(data).suffix else data
     dataset = load_dataset(name, place, limit=values.pop("limit", None))
-    rate = values.pop("learning_rate", None) or default_learning_rate(values["depth"])
-    network = {key: values.pop(key) for key in NETWORK_OPTIONS if key in values}
+    network = {key: values[key] for key in NETWORK_OPTIONS if key in values}
     model = classifier(dataset, **network, seed=values["seed"], device=device)
-    values["clip_norm"] = values["clip_norm"] or None
-    # Measured on the way, or once at the end.
+    # Measured during the run, or once at the end.
     recorder = IsometryCallback(
         dataset.test_images[0], every=every or max(values["steps"], 1), part=trunk_part, name=point.name,
-        **TRAINING_MEASUREMENT,
+        **MEASUREMENT,
     )  # fmt: skip
     record = train(
-        model, dataset, options=TrainingOptions(**values, learning_rate=rate), callbacks=[recorder], progress=False,
+        model, dataset, options=options_from(values), callbacks=[recorder], progress=False,
         about={"sweep": point.record()},
     )  # fmt: skip
     sweep = {**point.record(), "role": ON_THE_WAY}
@@ -269,7 +265,7 @@ def _train(point: Point, folder: Path) -> tuple[tuple[Spectrum, ...], TrainingRe
     return spectra, record
 
 
-# ---- circumstances -------------------------------------------------------------------------------------
+# ---- model, input, device -------------------------------------------------------------------------------------
 
 
 def model_of(values: Mapping[str, Any], folder: Path) -> LoadedModel:
@@ -294,26 +290,13 @@ def placed_input(spec: str | None, folder: Path) -> str | None:
     return str(folder / spec) if spec is not None and Path(spec).suffix else spec
 
 
-def device_of(name: str | None) -> str:
-    """The device asked for, or the current GPU of this worker, or the processor."""
-    import torch
-
-    wanted = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"there is no device {wanted!r} on this worker ({reason})") from error
-    return wanted
-
-
 def _noted(spectrum: Spectrum, words: list[str]) -> Spectrum:
     return replace(spectrum, provenance={**spectrum.provenance, "warnings": words})
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch: sums are then added in one order, on every engine."""
+    """One thread for torch, so that the order of summation is the same on every engine."""
     import torch
 
     before = torch.get_num_threads()
