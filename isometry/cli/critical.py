@@ -47,7 +47,6 @@ def critical_command(
                 "sigma_w": point.sigma_w,
                 "sigma_b": point.sigma_b,
                 "chi_1": point.chi_1,
-                "chi_c": point.chi_c,
                 "xi_c": point.xi_c,
                 "xi_q": point.xi_q,
                 "q_slope": point.q_slope,

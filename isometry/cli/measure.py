@@ -143,7 +143,7 @@ def measure_command(
         raise click.UsageError("--overwrite replaces a spectrum in a file: give -o FILE.h5 with it")
     if blocks is not None and not per_block:
         raise click.UsageError("--blocks says what a block is: give --per-block with it")
-    ranks = context.with_resource(process_group())
+    group = context.with_resource(process_group())
     if started_by_torchrun():
         options["shared"] = True
         if per_block:
@@ -169,9 +169,9 @@ def measure_command(
     )
     spectrum = _measure(
         model.module, point.tensor, batched=point.batched, seed=seed, name=name,
-        provenance=provenance, quiet=not ranks.leads, **options,
+        provenance=provenance, quiet=not group.is_main, **options,
     )  # fmt: skip
-    if not ranks.leads:
+    if not group.is_main:
         return
     failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
     if per_block and not interrupted(spectrum):

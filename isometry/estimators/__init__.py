@@ -3,13 +3,13 @@
 from .exact import exact
 from .golub_kahan import golub_kahan
 from .lanczos import lanczos
+from .probe_rules import ProbeRules, measure_probes, merge, probe_groups
 from .quadrature import gauss_rules
 from .randomized import randomized
-from .rows import Rows, measure_rows, merge, probe_groups
 from .smallest import SmallestSingularValue, smallest_singular_value
 from .triplets import LeadingTriplets, leading_triplets
 
 __all__ = [
-    "LeadingTriplets", "Rows", "SmallestSingularValue", "exact", "gauss_rules", "golub_kahan", "lanczos",
-    "leading_triplets", "measure_rows", "merge", "probe_groups", "randomized", "smallest_singular_value",
+    "LeadingTriplets", "ProbeRules", "SmallestSingularValue", "exact", "gauss_rules", "golub_kahan", "lanczos",
+    "leading_triplets", "measure_probes", "merge", "probe_groups", "randomized", "smallest_singular_value",
 ]  # fmt: skip

@@ -65,7 +65,7 @@ class BlockKrylov:
         Vectors that each basis may hold, the next block not counted.
     seed, first_input : int
         For the random vectors that stand in where a block has become linearly dependent.
-    outside : (B, p, short) tensor, optional
+    deflation_basis : (B, p, short) tensor, optional
         Orthonormal rows to stay orthogonal to on the short side: A is then A (I - W^T W).
     """
 
@@ -77,12 +77,12 @@ class BlockKrylov:
         *,
         seed: int = 0,
         first_input: int = 0,
-        outside: Tensor | None = None,
+        deflation_basis: Tensor | None = None,
     ) -> None:
         self.side = side
         self.size = 0
-        self._outside = outside
-        self._free = side.short - (0 if outside is None else outside.shape[1])
+        self._deflation_basis = deflation_basis
+        self._free = side.short - (0 if deflation_basis is None else deflation_basis.shape[1])
         self.capacity = min(capacity, self._free)
         self._seed, self._first_input, self._blocks = seed, first_input, 0
         first = min(self.capacity, _FIRST_ROOM)
@@ -93,7 +93,7 @@ class BlockKrylov:
         self._h = np.zeros((side.batch, first, first))
         self._largest = np.zeros(side.batch)
         start = start.transpose(0, 1)[:, : self._free]
-        self.next, _, _ = self._orthonormalised(start, None, outside=outside, product=False)
+        self.next, _, _ = self._orthonormalised(start, None, deflation_basis=deflation_basis, product=False)
         self._g = np.zeros((side.batch, start.shape[1], 0))
         self.start_width = start.shape[1]
 
@@ -104,12 +104,12 @@ class BlockKrylov:
 
     @property
     def dimension(self) -> int:
-        """Of the space that V can fill: the short side less ``outside``."""
+        """Of the space that V can fill: the short side, less the rank of ``deflation_basis``."""
         return self._free
 
     @property
     def complete(self) -> bool:
-        """Whether V spans the whole short side (less ``outside``): the triplets are then all there are."""
+        """Whether V spans the whole short side (less ``deflation_basis``): the triplets are then all there are."""
         return self.size == self._free
 
     @property
@@ -143,7 +143,9 @@ class BlockKrylov:
             self._g = np.zeros((self.side.batch, 0, size))
             return
         kept = min(width, self._free - size)
-        following, _, remainder = self._orthonormalised(back, self.right, outside=self._outside)
+        following, _, remainder = self._orthonormalised(
+            back, self.right, deflation_basis=self._deflation_basis
+        )
         # Near the end fewer directions are left than vectors came: the others are rounding.
         self.next = following[:, :kept]
         self._g = np.zeros((self.side.batch, kept, size))
@@ -171,8 +173,8 @@ class BlockKrylov:
         self._h[:, diagonal, diagonal] = triplets.values[:, :keep]
         self._g = triplets.coupling[:, :, :keep]
 
-    def widen(self, block: Tensor) -> None:
-        """Add the (B, k, short) ``block`` to the next one: directions that the space is seen to miss.
+    def augment(self, block: Tensor) -> None:
+        """Add the (B, k, short) ``block`` to the next one: directions that the space misses.
 
         Directions of the next block in which no triplet has a residual beyond rounding make room for them.
         """
@@ -182,7 +184,9 @@ class BlockKrylov:
         self._g = turn[:, :, :live].transpose(0, 2, 1) @ self._g
         block = block[:, : self._free - self.size - self.width]
         taken = torch.cat([self.right, self.next], dim=1)
-        fresh, _, _ = self._orthonormalised(block, taken, outside=self._outside, product=False)
+        fresh, _, _ = self._orthonormalised(
+            block, taken, deflation_basis=self._deflation_basis, product=False
+        )
         self.next = torch.cat([self.next, fresh], dim=1)
         self._g = np.pad(self._g, [(0, 0), (0, fresh.shape[1]), (0, 0)])
 
@@ -216,28 +220,34 @@ class BlockKrylov:
         return block.transpose(0, 1)
 
     def _orthonormalised(
-        self, block: Tensor, basis: Tensor | None, *, outside: Tensor | None = None, product: bool = True
+        self,
+        block: Tensor,
+        basis: Tensor | None,
+        *,
+        deflation_basis: Tensor | None = None,
+        product: bool = True,
     ) -> tuple[Tensor, Array, Array]:
-        """An orthonormal block orthogonal to the basis and ``outside``; (B, k, j) and (B, k, k) coefficients:
+        """An orthonormal block orthogonal to the basis and ``deflation_basis``; (B, k, j) and (B, k, k) coefficients:
 
-        block = along @ basis + remainder @ result, rows everywhere; what lies outside is dropped. Directions that are
-        rounding (of the largest ``product`` seen) are replaced by random ones with a coefficient of zero.
+        block = along @ basis + remainder @ result, rows everywhere; the part along ``deflation_basis`` is dropped.
+        Directions that are rounding (of the largest ``product`` seen) are replaced by random ones with a coefficient of
+        zero.
         """
         self._blocks += 1
         # The size of a deep product may be 1e-30: its square must not underflow.
         scale = block.abs().amax(dim=(1, 2), keepdim=True)
         block = block / torch.where(scale > 0, scale, 1.0)
-        walls = [wall for wall in (basis, outside) if wall is not None and wall.shape[1]]
+        others = [other for other in (basis, deflation_basis) if other is not None and other.shape[1]]
         rows = block.shape[1]
         along = block.new_zeros(block.shape[0], rows, 0 if basis is None else basis.shape[1])
         remainder: Tensor | None = None
         passes, extra = 2, 3
         while passes:
             passes -= 1
-            for wall in walls:
-                overlap = block @ wall.transpose(1, 2)
-                block = block - overlap @ wall
-                if wall is basis:
+            for other in others:
+                overlap = block @ other.transpose(1, 2)
+                block = block - overlap @ other
+                if other is basis:
                     along = along + (overlap if remainder is None else remainder @ overlap)
             q, r = torch.linalg.qr(block.transpose(1, 2))
             block = q.transpose(1, 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,9 +36,9 @@ class Bidiagonals:
     steps : (k, B) int array
         Steps each probe took.
     finished : (k, B) bool array
-        Whether its Krylov space closed: its nodes and masses are then exact, not quadrature.
-    closing : (k, B) array
-        The alpha or beta at which a space closed, taken as zero; 0 where it filled the whole space.
+        Whether the recurrence broke down: its Krylov space is invariant, its nodes and weights are exact.
+    breakdown_residual : (k, B) array
+        The alpha or beta that was taken as zero at the breakdown; 0 where the basis filled the whole space.
     right : (k, B, steps, short) tensor
         V, the orthonormal vectors of each probe on the short side; zero after it finished. Of width 0 where they
         were not asked for.
@@ -48,7 +48,7 @@ class Bidiagonals:
     beta: Array
     steps: NDArray[np.int64]
     finished: NDArray[np.bool_]
-    closing: Array
+    breakdown_residual: Array
     right: Tensor
 
     def matrices(self) -> Array:
@@ -66,22 +66,22 @@ class Bidiagonals:
         return np.where(self.finished, 0.0, last)
 
 
-# A node this many closing entries above zero is known to one part in eight, and better above.
-_CLOSINGS_UNSEEN = 8
+# A node this many breakdown residuals above zero is known to one part in eight, and better above.
+_BREAKDOWN_FACTOR = 8
 
 
-def unseen_below(closing: Array) -> Array:
-    """(B,) what spaces that closed early at ``closing``, a (B, k) array, cannot tell from zero.
+def breakdown_floor(breakdown_residual: Array) -> Array:
+    """(B,) the largest value that is not told from zero after breakdowns at ``breakdown_residual``, a (B, k) array.
 
-    What was taken as zero at the closing couples the nodes to a part of J that no step has seen. It may move
+    The entry that was taken as zero couples the nodes to a part of J that no step has seen. It may move
     them by as much as itself, and the singular values of that part may be twice as large again (those of a square
     Gaussian matrix reach twice its beta).
     """
-    return _CLOSINGS_UNSEEN * closing.max(axis=1)
+    return _BREAKDOWN_FACTOR * breakdown_residual.max(axis=1)
 
 
-def closing_tolerance(side: ShortSide) -> float:
-    """How small, beside the largest entry seen, an alpha or beta closes a Krylov space: it is rounding."""
+def breakdown_tolerance(side: ShortSide) -> float:
+    """The size, relative to the largest entry seen, up to which an alpha or beta is rounding: a breakdown."""
     return 10 * side.eps * math.sqrt(side.short)
 
 
@@ -90,7 +90,7 @@ def golub_kahan(
     start: Tensor,
     steps: int,
     *,
-    within: Callable[[Tensor], Tensor] | None = None,
+    projector: Callable[[Tensor], Tensor] | None = None,
     dimension: int | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Bidiagonals:
@@ -104,10 +104,10 @@ def golub_kahan(
         Unit start vectors.
     steps : int
         Most steps to take; ``dimension`` at most are taken.
-    within : callable, optional
-        An orthogonal projection on the short side to stay inside of (deflation); the start lies inside it.
+    projector : callable, optional
+        An orthogonal projection P on the short side (deflation): A P is bidiagonalised. The start lies in its range.
     dimension : int, optional
-        Dimension of the space that ``within`` leaves; the short side without it.
+        Dimension of the range of ``projector``; the short side without it.
     on_step : callable, optional
         Called with the number of steps done.
 
@@ -117,23 +117,40 @@ def golub_kahan(
     has found an invariant space: that is a success. Its later entries are zero, and when every probe is there the
     iteration stops. An isometry finishes in one step.
     """
-    recurrence = Recurrence(side, start, within=within, dimension=dimension)
+    recurrence = Recurrence(side, start, projector=projector, dimension=dimension)
     recurrence.advance(side, steps, on_step=on_step)
     return recurrence.bidiagonals()
 
 
 @dataclass(frozen=True)
+class _Breakdown:
+    """Which probes have broken down, (k, B) each: the largest entry so far, and the entry taken as zero."""
+
+    tolerance: float
+    finished: NDArray[np.bool_]
+    largest: Array
+    residual: Array
+
+    def after(self, entries: Array) -> tuple[Array, _Breakdown]:
+        """The next alphas or betas, zero where a probe is finished or they are rounding, which is a breakdown."""
+        entries = np.where(self.finished, 0.0, entries)
+        largest = np.maximum(self.largest, entries)
+        broken = ~self.finished & (entries <= self.tolerance * largest)
+        return np.where(broken, 0.0, entries), _Breakdown(
+            self.tolerance, self.finished | broken, largest, np.where(broken, entries, self.residual)
+        )
+
+
+@dataclass(frozen=True)
 class _State:
-    """What a step leaves for the next one. It is replaced as a whole: an interrupted step has not happened."""
+    """What a step hands to the next one. It is replaced as a whole, so that an interrupted step leaves no trace."""
 
     steps: int
     v: Tensor
     alpha: tuple[Array, ...]
     beta: tuple[Array, ...]
     taken: NDArray[np.int64]
-    finished: NDArray[np.bool_]
-    largest: Array
-    closing: Array
+    breakdown: _Breakdown
 
 
 class Recurrence:
@@ -141,7 +158,7 @@ class Recurrence:
 
     Parameters
     ----------
-    side, start, within, dimension :
+    side, start, projector, dimension :
         As for :func:`golub_kahan`.
     offload : bool
         Keep the bases in pinned host memory and bring them to the device in panels. The numbers are the same.
@@ -152,17 +169,17 @@ class Recurrence:
         side: ShortSide,
         start: Tensor,
         *,
-        within: Callable[[Tensor], Tensor] | None = None,
+        projector: Callable[[Tensor], Tensor] | None = None,
         dimension: int | None = None,
         offload: bool = False,
     ) -> None:
         self.dimension = side.short if dimension is None else dimension
-        self._within = within
-        self._tolerance = closing_tolerance(side)
+        self._projector = projector
         self._left, self._right = (Basis(start, size, offload=offload) for size in (side.long, side.short))
         shape = tuple(start.shape[:2])
         self._state = _State(
-            0, start, (), (), np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape), np.zeros(shape)
+            0, start, (), (), np.zeros(shape, np.int64),
+            _Breakdown(breakdown_tolerance(side), np.zeros(shape, bool), np.zeros(shape), np.zeros(shape)),
         )  # fmt: skip
 
     @property
@@ -172,13 +189,13 @@ class Recurrence:
 
     @property
     def finished(self) -> bool:
-        """Whether the space of every probe is closed: there are no more steps to take."""
-        return bool(self._state.finished.all())
+        """Whether the recurrence of every probe broke down: there are no more steps to take."""
+        return bool(self._state.breakdown.finished.all())
 
     def advance(self, side: ShortSide, steps: int, *, on_step: Callable[[int], None] | None = None) -> None:
         """Go on until ``steps`` are done in all, or every probe has finished.
 
-        ``side`` is the A of the start, perhaps made anew. Whatever is raised in a step, the steps before it stand.
+        ``side`` is the A of the start, perhaps made anew. An exception in a step leaves the steps before it intact.
         """
         if steps < 1:
             raise InputError(f"at least one step is needed; got {steps}")
@@ -191,48 +208,37 @@ class Recurrence:
                 on_step(self.steps)
 
     def _next(self, side: ShortSide) -> _State:
-        state, j, within = self._state, self._state.steps, self._within
-        finished, largest, closing = state.finished.copy(), state.largest, state.closing.copy()
-        v = state.v
-        self._right.put(j, v)
-        u, length = _orthogonal_unit(side.apply(v), self._left, j)
-        alpha = np.where(finished, 0.0, length)
-        taken = state.taken + ~finished
-        largest = np.maximum(largest, alpha)
-        # A v inside the span already built: B gets a zero on its diagonal and the space is complete.
-        closed = ~finished & (alpha <= self._tolerance * largest)
-        closing[closed] = alpha[closed]
-        alpha[closed] = 0.0
-        finished |= closed
-        u = _keep(u, ~finished)
+        state, j, projector = self._state, self._state.steps, self._projector
+        self._right.put(j, state.v)
+        u, length = _orthogonal_unit(side.apply(state.v), self._left, j)
+        taken = state.taken + ~state.breakdown.finished
+        # Where A v lies in the span already built, B gets a zero on its diagonal and the space is complete.
+        alpha, breakdown = state.breakdown.after(length)
+        u = _zero_finished(u, breakdown)
         self._left.put(j, u)
         if j + 1 == self.dimension:
-            finished[:] = True
-        beta = np.zeros_like(alpha)
-        if not finished.all():
+            breakdown = replace(breakdown, finished=np.ones_like(breakdown.finished))
+        v, beta = state.v, np.zeros_like(alpha)
+        if not breakdown.finished.all():
             w = side.adjoint(u)
-            if within is not None:
-                w = within(w)
+            if projector is not None:
+                w = projector(w)
             v, length = _orthogonal_unit(w, self._right, j + 1)
-            if within is not None:
-                # A short remainder, made a unit vector, leans on what was deflated by rounding over its length.
-                v = within(v)
+            if projector is not None:
+                # Normalising a short remainder magnifies what rounding left of it outside the range of the projector.
+                v = projector(v)
                 v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(0.5)
-            beta = np.where(finished, 0.0, length)
-            largest = np.maximum(largest, beta)
-            closed = ~finished & (beta <= self._tolerance * largest)
-            closing[closed] = beta[closed]
-            beta[closed] = 0.0
-            finished |= closed
-            v = _keep(v, ~finished)
-        return _State(j + 1, v, (*state.alpha, alpha), (*state.beta, beta), taken, finished, largest, closing)
+            beta, breakdown = breakdown.after(length)
+            v = _zero_finished(v, breakdown)
+        return _State(j + 1, v, (*state.alpha, alpha), (*state.beta, beta), taken, breakdown)
 
     def bidiagonals(self, *, vectors: bool = True) -> Bidiagonals:
         """What the steps so far have found; without ``vectors`` their ``right`` has width 0."""
         state = self._state
+        right = self._right.whole(state.steps) if vectors else state.v.new_empty(*state.v.shape[:2], 0, 0)
         return Bidiagonals(
-            np.stack(state.alpha, axis=-1), np.stack(state.beta, axis=-1), state.taken, state.finished,
-            state.closing, self._right.whole(state.steps) if vectors else state.v.new_empty(*state.v.shape[:2], 0, 0),
+            np.stack(state.alpha, axis=-1), np.stack(state.beta, axis=-1), state.taken,
+            state.breakdown.finished, state.breakdown.residual, right,
         )  # fmt: skip
 
 
@@ -295,6 +301,6 @@ def _orthogonal_unit(vector: Tensor, basis: Basis, steps: int) -> tuple[Tensor, 
     return unit, full
 
 
-def _keep(vector: Tensor, running: NDArray[np.bool_]) -> Tensor:
-    """Zero the vectors of finished probes, so that what is left of them is rounding no more."""
-    return vector * torch.from_numpy(running).to(vector.device)[..., None]
+def _zero_finished(vector: Tensor, breakdown: _Breakdown) -> Tensor:
+    """The vectors with those of finished probes set to zero: normalised rounding must not enter products."""
+    return vector * torch.from_numpy(~breakdown.finished).to(vector.device)[..., None]

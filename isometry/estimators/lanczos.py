@@ -10,7 +10,7 @@ from isometry.spectrum import Spectrum
 
 from .blocks import Operator, ShortSide
 from .exact import Progress
-from .rows import basis_bytes, measure_rows, merge, probe_groups
+from .probe_rules import basis_bytes, measure_probes, merge, probe_groups
 
 
 def lanczos(
@@ -88,7 +88,7 @@ def lanczos(
                 progress(before + done, stages)
 
         parts.append(
-            measure_rows(operator, inputs, group, steps=steps, seed=seed, probe=probe, on_step=report)
+            measure_probes(operator, inputs, group, steps=steps, seed=seed, probe=probe, on_step=report)
         )
     if progress is not None:
         progress(stages, stages)

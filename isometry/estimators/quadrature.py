@@ -39,8 +39,8 @@ def gauss_rules(bidiagonals: Bidiagonals) -> GaussRules:
     """Gauss nodes and weights of every probe.
 
     The residual of node s_i is beta |last component of its left singular vector|: A v = s u holds exactly and
-    A^T u - s v has that norm (Golub & Van Loan 2013, section 10.4). Where the space closed it is at most the entry
-    that was taken as zero.
+    A^T u - s v has that norm (Golub & Van Loan 2013, section 10.4). Where the recurrence broke down it is at most
+    the entry that was taken as zero.
     """
     matrices = bidiagonals.matrices()
     k, batch, size, _ = matrices.shape
@@ -55,6 +55,6 @@ def gauss_rules(bidiagonals: Bidiagonals) -> GaussRules:
             nodes[index, probe, :count] = values
             weights[index, probe, :count] = mass / mass.sum()
             ends = bidiagonals.remainder()[probe, index] * np.abs(left[-1])
-            residuals[index, probe, :count] = ends + bidiagonals.closing[probe, index]
+            residuals[index, probe, :count] = ends + bidiagonals.breakdown_residual[probe, index]
     present = np.arange(size) < bidiagonals.steps.T[..., None]
     return GaussRules(nodes, weights, residuals, bidiagonals.finished.T[..., None] | ~present)

@@ -26,9 +26,9 @@ from isometry.spectrum.distribution import Quadrature
 from .block_krylov import BlockKrylov, RitzTriplets
 from .blocks import Operator, ShortSide, random_block
 from .exact import Progress
-from .golub_kahan import Bidiagonals, golub_kahan, unseen_below
+from .golub_kahan import Bidiagonals, breakdown_floor, golub_kahan
+from .probe_rules import basis_bytes, join_probes, probe_groups
 from .quadrature import GaussRules, gauss_rules
-from .rows import basis_bytes, joined_probes, probe_groups
 
 DEFAULT_TOL = 1e-2
 _BLOCK = 4
@@ -117,49 +117,58 @@ def randomized(
         return _complete(side, triplets.values, noise, began, seed)
     kept = _kept(triplets, rank, tol)
     most = int(kept.max())
-    taken_out = np.arange(most) < kept[:, None]
-    s, error = (np.where(taken_out, x[:, :most], np.nan) for x in (triplets.values, triplets.residuals))
+    deflated = np.arange(most) < kept[:, None]
+    s, error = (np.where(deflated, x[:, :most], np.nan) for x in (triplets.values, triplets.residuals))
     # (B, short, most): zero columns where an input has fewer.
-    present = torch.from_numpy(taken_out[:, None]).to(side.device)
-    frame = space.vectors(triplets, most)[1].transpose(1, 2) * present
+    present = torch.from_numpy(deflated[:, None]).to(side.device)
+    deflation_basis = space.vectors(triplets, most)[1].transpose(1, 2) * present
     del space
 
-    def outside(block: Tensor) -> Tensor:
+    def projector(block: Tensor) -> Tensor:
         """The part of a (k, B, short) block orthogonal to the leading right singular vectors."""
         for _ in range(2):
-            overlap = torch.einsum("bdr,kbd->kbr", frame, block)
-            block = block - torch.einsum("bdr,kbr->kbd", frame, overlap)
+            overlap = torch.einsum("bdr,kbd->kbr", deflation_basis, block)
+            block = block - torch.einsum("bdr,kbr->kbd", deflation_basis, overlap)
         return block
 
     tick(searches - done)
     free = side.short - int(kept.min())
     of_one = side.batch * basis_bytes(side.shape, min(steps, free), side.dtype)
-    room = None if memory_limit is None else memory_limit - frame.numel() * frame.element_size()
+    room = (
+        None
+        if memory_limit is None
+        else memory_limit - deflation_basis.numel() * deflation_basis.element_size()
+    )
     rests, ends = [], []
     for group in probe_groups(range(probes), of_one, room, side.device):
-        start = outside(
+        start = projector(
             random_block(
                 len(group), side, seed, first_input=first_input, first_probe=group.start, stream=_PROBE
             )
         )
         start = start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)
         rest = golub_kahan(
-            side, start, steps, within=outside, dimension=free, on_step=partial(_tick_for, tick, len(group))
+            side,
+            start,
+            steps,
+            projector=projector,
+            dimension=free,
+            on_step=partial(_tick_for, tick, len(group)),
         )
-        rests.append((gauss_rules(rest), rest.steps, rest.finished, rest.closing))
+        rests.append((gauss_rules(rest), rest.steps, rest.finished, rest.breakdown_residual))
         ends.append(_ends(rest, rests[-1][0]))
         del rest
-    rules = joined_probes([rest[0] for rest in rests])
-    taken, finished, closing = (np.concatenate([rest[i] for rest in rests]) for i in (1, 2, 3))
+    rules = join_probes([rest[0] for rest in rests])
+    taken, finished, breakdown_residual = (np.concatenate([rest[i] for rest in rests]) for i in (1, 2, 3))
     tick(stages)
     rows = (side.batch, probes, most)
     leading = np.broadcast_to(np.nan_to_num(s)[:, None], rows)
-    masses = np.broadcast_to(taken_out[:, None] / side.short, rows)
+    masses = np.broadcast_to(deflated[:, None] / side.short, rows)
     nodes = np.concatenate([leading, rules.nodes], axis=-1)
     weights = np.concatenate([masses, (1 - kept / side.short)[:, None, None] * rules.weights], axis=-1)
     resolved = np.concatenate([np.ones(rows, bool), rules.resolved], axis=-1)
-    floor = np.maximum(noise, unseen_below(closing.T))
-    # Rows that could go on resolve s down to about s_max / steps.
+    floor = np.maximum(noise, breakdown_floor(breakdown_residual.T))
+    # Rules that have not broken down resolve s down to about s_max / steps.
     floor = np.maximum(floor, rules.nodes.max(axis=(1, 2)) / np.where(finished, np.inf, taken).min(axis=0))
     # Where the spectrum decays slowly the rest may hold a larger value than the search found.
     (found, found_error), (bottom, bottom_error) = _as_triplets(side, ends)

@@ -85,11 +85,6 @@ class LeadingTriplets:
     blocks: int
     seconds: float
 
-    @property
-    def missed_above(self) -> Array:
-        """(B,): with probability ``confidence`` no singular value above it is missing from ``values``."""
-        return self.upper[:, -1]
-
     def extremes(self) -> Extremes:
         """The same as the extremes of a :class:`isometry.Spectrum`; the smallest value is not resolved."""
         resolved = np.zeros(self.lowest.shape, bool)
@@ -179,7 +174,7 @@ def leading_triplets(
         # Whichever check is the last one, the events behind all of them hold: delta together.
         check = BlockKrylov(
             side, random_block(_CHECK_BLOCK, side, seed, first_input=first_input, stream=_CHECK + attempt),
-            _CHECK_BLOCK * _CHECK_STEPS, seed=seed + 1, first_input=first_input, outside=space.right,
+            _CHECK_BLOCK * _CHECK_STEPS, seed=seed + 1, first_input=first_input, deflation_basis=space.right,
         )  # fmt: skip
         rest = _check(check, triplets, rank, tol, delta / (attempt * (attempt + 1)), budget)
         confidence = 1 - delta
@@ -187,7 +182,7 @@ def leading_triplets(
         if not done or rest.missed.shape[1] == 0 or kept < rank + space.width:
             break
         space.restart(triplets, min(space.size, kept))
-        space.widen(rest.missed)
+        space.augment(rest.missed)
         space.expand()
     if progress is not None:
         progress(rank, rank)

@@ -1,7 +1,7 @@
-"""One measurement on several processes: who does which unit of work, and how the results come together.
+"""One measurement on several processes: which process computes which unit of work, and how results are gathered.
 
-Under ``torchrun`` every process (rank) runs the same program on the same model and options. Units are dealt out by
-number, each computed as it would be in one process, and gathered once, at the end. Nothing is summed across ranks, so
+Under ``torchrun`` every process runs the same program on the same model and options. Units are distributed by number,
+each computed as it would be in one process, and gathered once, at the end. Nothing is summed across processes, so
 the result is the same bit for bit for any number of them.
 """
 
@@ -25,23 +25,23 @@ Unit = TypeVar("Unit")
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among those that share a measurement.
+class ProcessGroup:
+    """The processes that share a measurement, and the place of this one among them.
 
     Parameters
     ----------
     rank : int
-        Its number.
+        Number of this process.
     size : int
-        How many there are.
+        Number of processes.
     """
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the one that speaks and writes for all."""
+    def is_main(self) -> bool:
+        """Whether this process prints and writes for all of them."""
         return self.rank == 0
 
     def share(self, units: Sequence[Unit]) -> list[Unit]:
@@ -49,7 +49,7 @@ class Ranks:
         return list(units[self.rank :: self.size])
 
     def gather(self, mine: list[Unit]) -> list[Unit]:
-        """What all processes found, on every one of them. Each has to call it, with a list, empty or not."""
+        """The units of all processes, on every process. Each has to call it, with a list, empty or not."""
         if self.size == 1:
             return mine
         found: list[list[Unit]] = [[] for _ in range(self.size)]
@@ -57,7 +57,7 @@ class Ranks:
         return [unit for part in found for unit in part]
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 
 # Units are small enough for several processes and large enough for products of some vectors at once. They are the same
 # for any number of processes: a product of more vectors sums in another order.
@@ -69,15 +69,15 @@ def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys()
 
 
-def present_ranks() -> Ranks:
-    """The process group that is there, or this process alone."""
+def current_process_group() -> ProcessGroup:
+    """The initialised process group, or this process alone."""
     if dist.is_available() and dist.is_initialized():
-        return Ranks(dist.get_rank(), dist.get_world_size())
-    return ALONE
+        return ProcessGroup(dist.get_rank(), dist.get_world_size())
+    return SINGLE_PROCESS
 
 
 @contextmanager
-def process_group() -> Iterator[Ranks]:
+def process_group() -> Iterator[ProcessGroup]:
     """The process group that torchrun asks for, joined for as long as the block lasts; this process alone without it.
 
     Gloo on processors, with NCCL beside it where there are CUDA devices, one for each process on a machine. One torch
@@ -85,7 +85,7 @@ def process_group() -> Iterator[Ranks]:
     only with the same number of threads.
     """
     if not started_by_torchrun() or dist.is_initialized():
-        yield present_ranks()
+        yield current_process_group()
         return
     # torchrun sets the variable itself where it starts several processes, and not where it starts one.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -93,7 +93,7 @@ def process_group() -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield present_ranks()
+        yield current_process_group()
     finally:
         dist.destroy_process_group()
 
@@ -114,9 +114,9 @@ def fingerprint(model: Any, x: Tensor, operator: JacobianOperator) -> str:
     return digest.hexdigest()
 
 
-def refuse_differences(ranks: Ranks, mine: str) -> None:
+def refuse_differences(group: ProcessGroup, mine: str) -> None:
     """Raise on every process where they are not about to measure the same thing."""
-    if len(set(ranks.gather([mine]))) > 1:
+    if len(set(group.gather([mine]))) > 1:
         raise InputError(
             "the processes hold different models or inputs, so their parts are of no one Jacobian: seed them alike, or "
             "load the same weights and input in each"

@@ -1,7 +1,7 @@
 """A stochastic measurement under way: which probes of which inputs are done, to how many steps, and what they show.
 
-Inputs go in groups, each with an operator of its own, and probes in groups within them (`isometry.estimators.rows`).
-Both follow from the options. Whatever breaks in, what is done stands, and :meth:`Sampling.spectrum` tells it.
+Inputs go in groups, each with an operator of its own, and probes in groups within them. Both follow from
+the options. After an interrupt :meth:`Sampling.spectrum` has what completed steps have found.
 """
 
 from __future__ import annotations
@@ -14,9 +14,16 @@ from typing import Any
 from torch import Tensor
 
 from isometry.errors import FallbackWarning
-from isometry.estimators.rows import Rows, RowsInProgress, basis_bytes, merge, probe_groups, side_by_side
+from isometry.estimators.probe_rules import (
+    ProbeRecurrence,
+    ProbeRules,
+    basis_bytes,
+    join_inputs,
+    merge,
+    probe_groups,
+)
 from isometry.jacobian import JacobianOperator
-from isometry.measurement.distributed import ALONE, Ranks
+from isometry.measurement.distributed import SINGLE_PROCESS, ProcessGroup
 from isometry.measurement.stopping import Goal, Limits, reach
 from isometry.spectrum import Spectrum
 
@@ -51,7 +58,7 @@ class Operators:
 
 
 class Sampling:
-    """Rows of a stochastic measurement, as far as they are.
+    """ProbeRules of a stochastic measurement, as far as they are.
 
     Parameters
     ----------
@@ -66,7 +73,7 @@ class Sampling:
         Keep the bases, so that steps can be added.
     tell : callable
         Called with (steps done, steps aimed at) of all groups together.
-    ranks : Ranks
+    group : ProcessGroup
         Processes among which the groups are shared out; each has all rows in the end. Not with ``keep``.
     most_together : int, optional
         Probes of a group at the most, however many fit.
@@ -83,18 +90,18 @@ class Sampling:
         memory_limit: int,
         keep: bool,
         tell: Callable[[int, int], Any],
-        ranks: Ranks = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
         most_together: int | None = None,
     ) -> None:
         self._operators, self._tell = operators, tell
-        self._ranks, self._most_together = ranks, most_together
+        self._process_group, self._most_together = group, most_together
         self._groups = [
             range(first, min(first + at_once, operators.count))
             for first in range(0, operators.count, at_once)
         ]
         self._options = {"seed": seed, "probe": probe}
         self._top, self._memory_limit = top, memory_limit
-        self._cells: dict[tuple[range, range], RowsInProgress | Rows] = {}
+        self._cells: dict[tuple[range, range], ProbeRecurrence | ProbeRules] = {}
         self._pieces: list[range] = []
         self._aim = 0
         self.fixed = not keep
@@ -114,14 +121,14 @@ class Sampling:
     def finished(self) -> bool:
         """Whether the Krylov space of every row is closed, so that there are no more steps to take."""
         return all(
-            bool(cell.finished.all()) if isinstance(cell, Rows) else cell.finished
+            bool(cell.finished.all()) if isinstance(cell, ProbeRules) else cell.finished
             for cell in self._cells.values()
         )
 
     @property
     def begun(self) -> bool:
         """Whether there is anything to report: one whole step of one group."""
-        return any(isinstance(cell, Rows) or cell.steps > 0 for cell in self._cells.values())
+        return any(isinstance(cell, ProbeRules) or cell.steps > 0 for cell in self._cells.values())
 
     def basis_bytes(self, probes: int, steps: int) -> int:
         """Bytes of the Krylov bases of so many probes of all inputs."""
@@ -138,7 +145,7 @@ class Sampling:
         if steps > self.steps:
             return False
         self._cells = {
-            key: cell if isinstance(cell, Rows) else cell.rows() for key, cell in self._cells.items()
+            key: cell if isinstance(cell, ProbeRules) else cell.rules() for key, cell in self._cells.items()
         }
         self.fixed = True
         return True
@@ -151,10 +158,10 @@ class Sampling:
             range(self.probes, probes), of_one, self._memory_limit, whole.device, most=self._most_together
         )
         self._aim = min(steps, *whole.shape)
-        work = self._ranks.share([(inputs, piece) for inputs in self._groups for piece in pieces])
+        work = self._process_group.share([(inputs, piece) for inputs in self._groups for piece in pieces])
         for number, (inputs, piece) in enumerate(work):
             cell = self._cells.get((inputs, piece))
-            if isinstance(cell, Rows):
+            if isinstance(cell, ProbeRules):
                 continue
 
             def on_step(done: int, before: int = number * self._aim) -> None:
@@ -163,14 +170,14 @@ class Sampling:
 
             operator = self._operators(inputs)
             if cell is None:
-                cell = RowsInProgress(operator, inputs, piece, steps=steps, **self._options)  # type: ignore[arg-type]
+                cell = ProbeRecurrence(operator, inputs, piece, steps=steps, **self._options)  # type: ignore[arg-type]
                 self._cells[inputs, piece] = cell
             cell.advance(operator, steps, on_step=on_step)
             if self.fixed:
-                self._cells[inputs, piece] = cell.rows()
+                self._cells[inputs, piece] = cell.rules()
         self._tell(len(work) * self._aim, len(work) * self._aim)
-        if self._ranks.size > 1:
-            self._cells = dict(self._ranks.gather(list(self._cells.items())))
+        if self._process_group.size > 1:
+            self._cells = dict(self._process_group.gather(list(self._cells.items())))
         self._pieces, self.probes, self.steps = pieces, probes, steps
 
     def run(self, goal: Goal | None, limits: Limits, *, began: float, catch: bool) -> str | None:
@@ -191,24 +198,23 @@ class Sampling:
     def spectrum(self) -> Spectrum:
         """What is known so far.
 
-        Rows that are still on their way to the steps that others have would take away more than they give, and count
-        only where there are no others. After the first round every input has rows; within it, the inputs that are
-        through.
+        Probes with fewer steps than others would make it worse, and count only where there are no others. After the
+        first round every input has rules; within it, the inputs that are through.
         """
         enough = self.steps or self._aim
-        found: dict[range, list[Rows]] = {}
+        found: dict[range, list[ProbeRules]] = {}
         for (inputs, _), cell in sorted(
             self._cells.items(), key=lambda item: (item[0][0].start, item[0][1].start)
         ):
-            if isinstance(cell, Rows):
+            if isinstance(cell, ProbeRules):
                 found.setdefault(inputs, []).append(cell)
             elif cell.steps >= enough or (cell.steps and cell.finished):
-                found.setdefault(inputs, []).append(cell.rows())
+                found.setdefault(inputs, []).append(cell.rules())
         if not found:
             inputs, rows = next(
-                (inputs, cell.rows())
+                (inputs, cell.rules())
                 for (inputs, _), cell in self._cells.items()
-                if not isinstance(cell, Rows) and cell.steps
+                if not isinstance(cell, ProbeRules) and cell.steps
             )
             found = {inputs: [rows]}
         counts = [len(rows) for rows in found.values()]
@@ -227,17 +233,17 @@ def whole_inputs(
     tell: Callable[[int, int], Any],
     catch: bool,
     otherwise: Spectrum | None = None,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Spectrum, str | None]:
     """By a method of which no part of an input is of use: the spectrum, and "interrupted" where it was.
 
-    Groups of inputs are shared out among ``ranks``; each has the whole in the end. With ``catch`` an interrupt leaves
+    Groups of inputs are shared out among ``group``; each has the whole in the end. With ``catch`` an interrupt leaves
     the inputs that are through, or ``otherwise`` what was known before.
     """
     parts: list[Spectrum] = []
     firsts = range(0, operators.count, at_once)
     try:
-        for first in ranks.share(firsts):
+        for first in group.share(firsts):
             inputs = range(first, min(first + at_once, operators.count))
 
             def tick(done: int, total: int, inputs: range = inputs) -> None:
@@ -250,6 +256,6 @@ def whole_inputs(
         if not parts:
             assert otherwise is not None, "just asked"
             return otherwise, "interrupted"
-        return side_by_side(parts), "interrupted"
-    found = ranks.gather(list(zip(ranks.share(firsts), parts, strict=True)))
-    return side_by_side([part for _, part in sorted(found, key=lambda item: item[0])]), None
+        return join_inputs(parts), "interrupted"
+    found = group.gather(list(zip(group.share(firsts), parts, strict=True)))
+    return join_inputs([part for _, part in sorted(found, key=lambda item: item[0])]), None

@@ -23,11 +23,11 @@ from isometry.jacobian.function import Output
 from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
 from isometry.measurement.convergence import DEFAULT_TOP, warn_of_underflow, warn_stopped, warn_unconverged
 from isometry.measurement.distributed import (
-    ALONE,
     SHARED_INPUTS,
     SHARED_PROBES,
+    SINGLE_PROCESS,
+    current_process_group,
     fingerprint,
-    present_ranks,
     refuse_differences,
 )
 from isometry.measurement.lanczos_run import Operators, Sampling, whole_inputs
@@ -176,15 +176,15 @@ def measure(
         raise InputError(
             "rtol and budget are judged on all rows, which shared processes have at the end only"
         )
-    ranks = present_ranks() if shared else ALONE
+    group = current_process_group() if shared else SINGLE_PROCESS
     began = time.perf_counter()
     make = partial(
         JacobianOperator, model, batched=batched, source=source, target=target, output=output,
         dtype=dtype, device=device, memory_limit=memory_limit, tf32=tf32,
     )  # fmt: skip
     operators = Operators(make, x, make(x))
-    if ranks.size > 1:
-        refuse_differences(ranks, fingerprint(model, x, operators.whole))
+    if group.size > 1:
+        refuse_differences(group, fingerprint(model, x, operators.whole))
     way = plan(
         method, operators.whole, probes=probes, steps=steps, memory_limit=memory_limit, goal=goal, kind=probe
     )
@@ -194,13 +194,13 @@ def measure(
     catch = on_interrupt == "return" and not shared
     peak, spent = way.peak_bytes, 0
     spectrum, reason = None, None
-    with _listener(progress if ranks.leads or callable(progress) else False, name) as tell:
+    with _listener(progress if group.is_main or callable(progress) else False, name) as tell:
         if way.method == "lanczos":
             sampling = Sampling(
                 operators, at_once, seed=seed, probe=probe, top=top or DEFAULT_TOP,
                 memory_limit=memory_limit, keep=goal is not None and goal.quantity != "mean_square",
                 tell=lambda done, total: tell(done, total, f"{name or 'spectrum'} (lanczos)"),
-                ranks=ranks, most_together=SHARED_PROBES if shared else None,
+                group=group, most_together=SHARED_PROBES if shared else None,
             )  # fmt: skip
             reason = sampling.run(goal, way.limits, began=began, catch=catch)
             spectrum, spent = sampling.spectrum(), sampling.products
@@ -211,7 +211,7 @@ def measure(
                 operators, 1 if shared else at_once,
                 _estimator(way, rank=rank or top or DEFAULT_RANK, tol=tol, seed=seed, memory_limit=memory_limit),
                 tell=lambda done, total: tell(done, total, f"{name or 'spectrum'} ({way.method})"),
-                catch=catch, otherwise=spectrum, ranks=ranks,
+                catch=catch, otherwise=spectrum, group=group,
             )  # fmt: skip
             spectrum = replace(found, products=found.products + spent) if found is not spectrum else found
     assert spectrum is not None, "one of the two has run"
@@ -232,7 +232,7 @@ def measure(
             **spectrum.provenance,
             **record(operators.whole, x, seed=seed, options=options),
             "predicted_peak_bytes": max(peak, way.peak_bytes),
-            **({"processes": ranks.size} if ranks.size > 1 else {}),
+            **({"processes": group.size} if group.size > 1 else {}),
             **said,
         },
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isometry.errors import InputError
-from isometry.estimators.rows import basis_bytes, probe_groups
+from isometry.estimators.probe_rules import basis_bytes, probe_groups
 from isometry.jacobian import JacobianOperator
 from isometry.measurement.stopping import EDGES, FIRST_STEPS, LEAST_PROBES, MOST_PROBES, Goal, Limits
 

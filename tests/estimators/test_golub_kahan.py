@@ -9,7 +9,7 @@ import torch
 from isometry.errors import InputError
 from isometry.estimators import gauss_rules, golub_kahan
 from isometry.estimators.blocks import ShortSide, random_block
-from isometry.estimators.golub_kahan import Recurrence, closing_tolerance
+from isometry.estimators.golub_kahan import Recurrence, breakdown_tolerance
 from isometry.jacobian import MatrixOperator
 
 EPS = float(np.finfo(float).eps)
@@ -99,10 +99,10 @@ def test_an_isometry_closes_at_the_first_step(shape: tuple[int, int], dtype: tor
     assert side.products == 8
     assert bidiagonals.alpha[:, 0, 0] == pytest.approx(np.full(4, 3.0), rel=10 * torch.finfo(dtype).eps)
     # What was taken as zero is kept, because it is the residual.
-    assert np.all(bidiagonals.closing <= closing_tolerance(side) * 3.1)
+    assert np.all(bidiagonals.breakdown_residual <= breakdown_tolerance(side) * 3.1)
     rules = gauss_rules(bidiagonals)
     assert rules.resolved.all()
-    assert np.array_equal(rules.residuals[..., 0], bidiagonals.closing.T)
+    assert np.array_equal(rules.residuals[..., 0], bidiagonals.breakdown_residual.T)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -117,7 +117,7 @@ def test_two_values_close_after_two_steps(dtype: torch.dtype, known) -> None:
     assert rules.nodes[0] == pytest.approx(np.tile([2.0, 0.5], (3, 1)), abs=20 * eps)
     mass = ((start[:, 0].double() @ truth.v) ** 2)[:, :15].sum(-1).numpy()
     assert rules.weights[0, :, 0] == pytest.approx(mass, abs=50 * eps)
-    assert float(bidiagonals.closing.max()) <= closing_tolerance(side) * 2
+    assert float(bidiagonals.breakdown_residual.max()) <= breakdown_tolerance(side) * 2
 
 
 def test_a_singular_matrix_closes_with_a_zero(known) -> None:
@@ -165,7 +165,7 @@ def test_deflation_never_touches_what_was_taken_out(known) -> None:
 
     start = outside(random_block(3, side, 0))
     start = start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)
-    bidiagonals = golub_kahan(side, start, 100, within=outside, dimension=28)
+    bidiagonals = golub_kahan(side, start, 100, projector=outside, dimension=28)
     assert np.all(bidiagonals.steps == 28)
     assert bidiagonals.finished.all()
     assert float((bidiagonals.right @ frame).abs().max()) < 20 * EPS

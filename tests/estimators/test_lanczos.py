@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from isometry.errors import InputError
-from isometry.estimators import exact, lanczos, measure_rows
+from isometry.estimators import exact, lanczos, measure_probes
 from isometry.estimators.blocks import ShortSide, random_block
 from isometry.jacobian import MatrixOperator
 
@@ -154,9 +154,9 @@ def test_probes_that_do_not_fit_together_go_in_groups(known, monkeypatch: pytest
 
     def watched(operator, inputs, probes, **options):
         blocks.append(probes)
-        return measure_rows(operator, inputs, probes, **options)
+        return measure_probes(operator, inputs, probes, **options)
 
-    monkeypatch.setattr(module, "measure_rows", watched)
+    monkeypatch.setattr(module, "measure_probes", watched)
     # 4 steps of 30 + 50 numbers of 8 bytes each: the limit holds two probes.
     seen: list[tuple[int, int]] = []
     options = {"probes": 5, "steps": 4, "seed": 3}

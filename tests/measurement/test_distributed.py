@@ -13,7 +13,7 @@ import torch
 
 import isometry
 from isometry.errors import InputError
-from isometry.measurement.distributed import Ranks, started_by_torchrun
+from isometry.measurement.distributed import ProcessGroup, started_by_torchrun
 
 # One torch thread each. Standalone: a free port of its own, so that several tests run side by side.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -38,7 +38,7 @@ def numbers(spectrum: isometry.Spectrum) -> list[np.ndarray]:
 
 def test_units_are_shared_out_evenly_and_once() -> None:
     units = list(range(10))
-    shares = [Ranks(rank, 3).share(units) for rank in range(3)]
+    shares = [ProcessGroup(rank, 3).share(units) for rank in range(3)]
     assert sorted(unit for share in shares for unit in share) == units
     assert {len(share) for share in shares} == {3, 4}
 
@@ -165,8 +165,8 @@ DIFFERENT = """
 import os, torch, isometry
 from isometry.measurement.distributed import process_group
 
-with process_group() as ranks:
-    torch.manual_seed(ranks.rank)
+with process_group() as group:
+    torch.manual_seed(group.rank)
     model = torch.nn.Linear(4, 4)
     try:
         isometry.measure(model, torch.ones(4), "lanczos", shared=True, progress=False)

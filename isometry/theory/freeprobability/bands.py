@@ -1,4 +1,4 @@
-"""One band of the spectrum, traced from edge to edge (or down to where no mass is left)."""
+"""The curve through one band of the spectrum, from edge to edge or down to where no mass is left. Internal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SpectralCurve(Protocol):
         """Coordinates at which the density may be infinite."""
         ...
 
-    def looking_down(self, top: float) -> list[float]:
+    def lower_search_range(self, top: float) -> list[float]:
         """How far below the top to look for the place where no mass is left, in growing steps."""
         ...
 
@@ -47,7 +47,7 @@ class SpectralCurve(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class TracedBand:
+class ResolvedBand:
     """One band resolved: its curve, s growing with log lambda, and its exact ends where they are edges.
 
     ``blurred`` is the mass next to infinite densities, inside panels a relative 1e-9 of lambda wide: there the cdf is
@@ -91,7 +91,7 @@ class Chart:
         return 2.0 / np.pi * float(np.arcsin(np.sqrt(share)))
 
 
-def trace(
+def resolve_band(
     curve: SpectralCurve,
     band: Band,
     above: tuple[float, float],
@@ -99,7 +99,7 @@ def trace(
     lowest: bool,
     noise: float,
     width: float,
-) -> TracedBand | None:
+) -> ResolvedBand | None:
     """The curve through one band, or None where the band carries no mass that could be seen.
 
     Parameters
@@ -120,7 +120,7 @@ def trace(
     ConvergenceError
         When the curve cannot be followed or does not come out smooth.
     """
-    offsets, below, unknown, log_top = _look_down(curve, band)
+    offsets, below, unknown, log_top = _sample_downwards(curve, band)
     low, cut = band.low, False
     reach = band.high - band.low
     enough = np.flatnonzero(below <= REMAINING_MASS)
@@ -161,7 +161,7 @@ def trace(
     at_top = above[1] + between
     at_bottom = None if cut or not lowest else 1.0
     flat, blurred = resolved.flattened(at_bottom, at_top, narrowest=NARROWEST * width)
-    return TracedBand(
+    return ResolvedBand(
         flat,
         curve.log_lambda_at(low) if band.low_edge and not cut else None,
         curve.log_lambda_at(band.high) if band.high_edge else None,
@@ -177,7 +177,7 @@ def _where_mass_ends(curve: SpectralCurve, band: Band, near: float, far: float) 
     for _ in range(2):
         between = np.linspace(near, far, 10)[1:-1]
         found = curve.points(band.high - between)
-        below = continuous_below(curve.product, found.log_lambda, found.mass_above)
+        below = continuous_mass_below(curve.product, found.log_lambda, found.mass_above)
         enough = np.append(np.flatnonzero(below <= REMAINING_MASS), between.size)
         index = int(enough[0])
         grid = np.concatenate([[near], between, [far]])
@@ -194,32 +194,32 @@ def _first_panels(chart: Chart, cusps: list[float]) -> Array:
     return np.sort([even[0], even[-1], *apart, *inner])
 
 
-def _look_down(curve: SpectralCurve, band: Band) -> tuple[Array, Array, NDArray, float]:
+def _sample_downwards(curve: SpectralCurve, band: Band) -> tuple[Array, Array, NDArray, float]:
     """Offsets below the top, continuous mass below each, the unknowns there, and log lambda at the topmost.
 
     Stage by stage: far down averages get dear, and mostly there is no mass left to look for.
     """
     reach = band.high - band.low
-    stages = [stage for stage in curve.looking_down(band.high) if stage < reach]
+    stages = [stage for stage in curve.lower_search_range(band.high) if stage < reach]
     if np.isfinite(reach):
         # Nearer to an edge nothing is learned, and a solution is hard to come by.
         stages.append(reach * (1 - (1e-4 if band.low_edge else 1e-9)))
     offsets = np.geomspace(1e-5 * min(reach, stages[0] / 16.0), stages[0], 36)
     found = curve.points(band.high - offsets)
-    below, unknown = continuous_below(curve.product, found.log_lambda, found.mass_above), found.unknown
+    below, unknown = continuous_mass_below(curve.product, found.log_lambda, found.mass_above), found.unknown
     log_top = float(found.log_lambda[0])
     for nearer, further in itertools.pairwise(stages):
         if below[-1] <= REMAINING_MASS:
             break
         steps = np.geomspace(nearer, further, 9)[1:]
         found = curve.points(band.high - steps)
-        more = continuous_below(curve.product, found.log_lambda, found.mass_above)
+        more = continuous_mass_below(curve.product, found.log_lambda, found.mass_above)
         offsets, below = np.concatenate([offsets, steps]), np.concatenate([below, more])
         unknown = np.concatenate([unknown, found.unknown])
     return offsets, below, unknown, log_top
 
 
-def continuous_below(product: FreeProduct, log_lambda: Array, mass_above: Array) -> Array:
+def continuous_mass_below(product: FreeProduct, log_lambda: Array, mass_above: Array) -> Array:
     """Continuous mass at or below each lambda: what is neither above nor in a point mass below."""
     result = 1.0 - mass_above
     for place, mass in product.atoms:

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from isometry.errors import InputError
 from isometry.spectrum import Spectrum
 from isometry.spectrum.distribution import Curve
-from isometry.theory.freeprobability.circle_continuation import Problem, free_curve
+from isometry.theory.freeprobability.discrete_curve import Problem, free_curve
 
 Array = NDArray[np.float64]
 

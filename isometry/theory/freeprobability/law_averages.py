@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from isometry.theory.freeprobability.branches import upper_log
 from isometry.theory.freeprobability.panel_tree import PanelTree
 from isometry.theory.freeprobability.panels import PanelRule
 
@@ -143,7 +144,7 @@ class LawAverages:
         sums[3] += np.where(narrow, (share * slope * tilted).sum(axis=-1), 0.0)
         if log is not None:
             # Im(-d/w) >= 0 in the upper half-plane, so the principal logarithm is the right branch.
-            log += (np.log(_upper(difference / w[..., None])) * masses).sum(axis=-1)
+            log += (upper_log(difference / w[..., None]) * masses).sum(axis=-1)
 
     def _add_continuous(
         self,
@@ -160,10 +161,3 @@ class LawAverages:
         sums[:, own] += more[:4]
         if log is not None:
             log[own] += more[4]
-
-
-def _upper(values: ComplexArray) -> ComplexArray:
-    """The same numbers with -0.0 imaginary parts made +0.0, so that negative reals have argument +pi."""
-    signed = values.copy()
-    signed.imag[signed.imag == 0.0] = 0.0
-    return signed

@@ -34,8 +34,8 @@ SMALLEST_ANGLE = 5e-10
 class CurvePoints:
     """Points of the spectrum's curve, (n,) each: log lambda - C, density per log lambda, mass above lambda.
 
-    ``unknown``, (n, k), is what the solver iterated on (the angle, or the complex unknowns of `turning`), a start for
-    neighbouring points.
+    ``unknown``, (n, k), is what the solver iterated on: the angle, or the complex unknowns of `continuation`. It is a
+    first guess for neighbouring points.
     """
 
     log_lambda: Array
@@ -149,7 +149,7 @@ class LeadingCurve:
         """A point mass of d inside a band may leave a cusp there: it does where L (1 - p) = 1."""
         return [float(np.log(value)) for value in self.group.law.values]
 
-    def looking_down(self, top: float) -> list[float]:
+    def lower_search_range(self, top: float) -> list[float]:
         """How far down in log |w| mass has to be looked for, by stages; mostly e^-30 is the lowest worth seeing."""
         del top
         return [16.0, 24.0, 32.0, 40.0, 48.0, 56.0, 64.0, 100.0, 200.0, 400.0, 650.0]

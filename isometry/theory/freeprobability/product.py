@@ -29,6 +29,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from isometry.theory.freeprobability.branches import lower_log
 from isometry.theory.freeprobability.law_averages import Averages, LawAverages
 from isometry.theory.freeprobability.slope_law import SlopeLaw, point_masses
 
@@ -136,13 +137,6 @@ class FreeProduct:
             if abs(group.size * group.law.nonzero_mass - 1.0) < 1e-12:
                 return group
         return None
-
-
-def lower_log(values: ComplexArray) -> ComplexArray:
-    """log with arguments in [-pi, 0]: the branch of the closed lower half-plane, negative reals included."""
-    signed = np.array(values, complex)
-    signed.imag[signed.imag == 0.0] = -0.0
-    return np.log(signed)
 
 
 def log_ratio(numerator: ComplexArray, denominator: ComplexArray, excess: ComplexArray) -> ComplexArray:

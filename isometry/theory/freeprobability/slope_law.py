@@ -24,7 +24,6 @@ from scipy.optimize import brentq, minimize_scalar
 from isometry.errors import TheoryError
 from isometry.theory.activations import Activation
 from isometry.theory.freeprobability.law_averages import Averages, LawAverages
-from isometry.theory.freeprobability.panel_tree import PanelTree
 from isometry.theory.freeprobability.panels import PanelRule
 
 Array = NDArray[np.float64]
@@ -111,17 +110,6 @@ class SlopeLaw:
         result = (self.values[:, None] ** powers).T @ self.masses
         if self.continuous is not None:
             result = result + self.continuous.average(lambda d: d[..., None] ** powers)
-        return result
-
-    def mean_log(self) -> float:
-        """E[log d; d > 0]."""
-        result = float(np.log(self.values) @ self.masses)
-        if self.continuous is not None:
-            # E log(1 + d/epsilon) + log epsilon: graded panels take the logarithm at a zero of phi' as well.
-            epsilon = 1e-26 * self.continuous.largest
-            tree = PanelTree((self.continuous,))
-            whole = tree.sums(np.array([-epsilon], complex), np.zeros(1, int), logarithm=True)[4, 0].real
-            result += float(whole) + math.log(epsilon) * float(self.continuous.mass.sum())
         return result
 
 

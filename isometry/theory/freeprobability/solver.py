@@ -16,13 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
-from isometry.theory.freeprobability.bands import SpectralCurve, TracedBand, continuous_below, trace
-from isometry.theory.freeprobability.continuation import TurningCurve
-from isometry.theory.freeprobability.continuation_edges import outer_band
+from isometry.theory.freeprobability.bands import (
+    ResolvedBand,
+    SpectralCurve,
+    continuous_mass_below,
+    resolve_band,
+)
 from isometry.theory.freeprobability.edges import find_bands
 from isometry.theory.freeprobability.leading import LeadingCurve
 from isometry.theory.freeprobability.product import FreeProduct
+from isometry.theory.freeprobability.product_curve import ProductCurve
 from isometry.theory.freeprobability.pushforward import law_of_one_layer, single_factor
+from isometry.theory.freeprobability.real_edges import outer_band
 from isometry.theory.freeprobability.series import log_moments
 
 Array = NDArray[np.float64]
@@ -113,24 +118,24 @@ def _solve_relative(product: FreeProduct, moments: Array, points: int) -> Law:
     group = product.leading_group
     curve: SpectralCurve
     if group is None:
-        curve, bands = TurningCurve(product), [outer_band(product)]
+        curve, bands = ProductCurve(product), [outer_band(product)]
     else:
         curve = LeadingCurve(product, group)
         bands = find_bands(curve)
-    traced: list[TracedBand] = []
+    resolved: list[ResolvedBand] = []
     for band in reversed(bands):
         # From the top down, so that each band knows how much mass lies above it.
-        above = traced[0].bottom if traced else (np.inf, 0.0)
-        found = trace(curve, band, above, lowest=band is bands[0], noise=noise, width=width)
-        traced = traced if found is None else [found, *traced]
-    if not traced and 1.0 - atom_mass < 1e-6:
+        above = resolved[0].bottom if resolved else (np.inf, 0.0)
+        found = resolve_band(curve, band, above, lowest=band is bands[0], noise=noise, width=width)
+        resolved = resolved if found is None else [found, *resolved]
+    if not resolved and 1.0 - atom_mass < 1e-6:
         return _point_law(product.atoms, moments)
-    if not traced:
+    if not resolved:
         raise ConvergenceError(
             f"no band was found for {1.0 - atom_mass:.3g} of the mass. No spectrum is given; please report the "
             "ensemble."
         )
-    return _assemble(product, traced, moments, points, noise)
+    return _assemble(product, resolved, moments, points, noise)
 
 
 def _point_law(atoms: tuple[tuple[float, float], ...], moments: Array) -> Law:
@@ -156,7 +161,7 @@ def _noise(product: FreeProduct, width: float) -> float:
 
 
 def _assemble(
-    product: FreeProduct, bands: list[TracedBand], moments: Array, points: int, rounding: float
+    product: FreeProduct, bands: list[ResolvedBand], moments: Array, points: int, rounding: float
 ) -> Law:
     continuous_mass = 1.0 - sum(mass for _, mass in product.atoms)
     _check_integrals(product, bands, continuous_mass, rounding)
@@ -191,7 +196,7 @@ def _assemble(
     )
 
 
-def _grid(product: FreeProduct, bands: list[TracedBand], u: Array) -> tuple[Array, Array, Array]:
+def _grid(product: FreeProduct, bands: list[ResolvedBand], u: Array) -> tuple[Array, Array, Array]:
     """(log lambda, continuous cdf, density) at the places u of every panel of every band, increasing."""
     columns: list[Array] = []
     for band in bands:
@@ -200,7 +205,7 @@ def _grid(product: FreeProduct, bands: list[TracedBand], u: Array) -> tuple[Arra
         if u[0] == 0.0:
             # Neighbouring panels share a point.
             rows = np.concatenate([values[:, :, :-1].reshape(3, -1), values[:, -1, -1:]], axis=1)
-        rows[2] = continuous_below(product, rows[0], rows[2])
+        rows[2] = continuous_mass_below(product, rows[0], rows[2])
         if u[0] == 0.0:
             for index, edge in ((0, band.low_edge), (-1, band.high_edge)):
                 if edge is not None:
@@ -227,7 +232,7 @@ def _cubic(grid: Array, cdf: Array, density: Array, at: Array) -> Array:
 
 
 def _check_integrals(
-    product: FreeProduct, bands: list[TracedBand], continuous_mass: float, rounding: float
+    product: FreeProduct, bands: list[ResolvedBand], continuous_mass: float, rounding: float
 ) -> None:
     """Mass and mean of the density, integrated along the curve, against what they must be."""
 

@@ -32,8 +32,8 @@ from isometry.theory.meanfield.variance import (
     ActivationLike,
     checked_deviation,
     chi_1,
-    imbalance,
     q_map_slope_minus_one,
+    relative_variance_drift,
 )
 
 Array = NDArray[np.float64]
@@ -58,8 +58,8 @@ class CriticalPoint:
         Variances of weights (times fan_in) and biases. `sigma_w` and `sigma_b` are their roots.
     chi_1 : float
         sigma_w2 E phi'^2, computed; one to rounding.
-    chi_c, xi_c : float
-        Slope of the c-map at c* = 1, equal to chi_1, and its depth scale in layers: infinite.
+    xi_c : float
+        Depth scale of correlations, in layers: infinite, since the slope of the c-map at c* = 1 is chi_1.
     q_slope : float
         Derivative of the q-map at q_star.
     stable : bool
@@ -76,7 +76,6 @@ class CriticalPoint:
     sigma_w2: float
     sigma_b2: float
     chi_1: float
-    chi_c: float
     xi_c: float
     q_slope: float
     stable: bool
@@ -212,7 +211,9 @@ def _at(phi: Activation, q: float, *, note: str = "") -> CriticalPoint:
         # The slope is one: at q = 0, or where a hard-tanh is linear to all digits. What decides is which way the
         # q-map bends further out, and a hard-tanh bends only from 0.01 on.
         bends = (
-            imbalance(phi, larger, weight2, 0.0) for larger in (1e-10, 1e-6, 1e-3, 1e-2, 1e-1) if larger > q
+            relative_variance_drift(phi, larger, weight2, 0.0)
+            for larger in (1e-10, 1e-6, 1e-3, 1e-2, 1e-1)
+            if larger > q
         )
         stable = next((bend for bend in bends if abs(bend) > NOISE), 0.0) < 0.0
     xi_variance = _scale(excess)
@@ -232,7 +233,6 @@ def _at(phi: Activation, q: float, *, note: str = "") -> CriticalPoint:
         sigma_w2=weight2,
         sigma_b2=bias2,
         chi_1=chi_1(phi, math.sqrt(weight2), q),
-        chi_c=chi_1(phi, math.sqrt(weight2), q),
         xi_c=math.inf,
         q_slope=1.0 + excess,
         stable=stable,
@@ -285,7 +285,7 @@ def _homogeneous(
     note = "Every variance is stationary: q* is what the input makes it, neither attracted nor repelled."
     if q is None:
         note += " q_star = 1 is written by convention."
-    return CriticalPoint(phi.name, variance, weight2, 0.0, 1.0, 1.0, math.inf, 1.0, False, math.inf, note)
+    return CriticalPoint(phi.name, variance, weight2, 0.0, 1.0, math.inf, 1.0, False, math.inf, note)
 
 
 def _search(phi: Activation, name: str, target: float) -> CriticalPoint:

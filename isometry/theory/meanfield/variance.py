@@ -31,7 +31,7 @@ SMALLEST_Q = 1e-14
 LARGEST_Q = 1e12
 # Averages are promised up to here, and looked for beyond only to see where a variance that grows comes to rest.
 SETTLED_Q = 1e4
-# The relative imbalance q_map(q)/q - 1 is known to a few roundings: below this its sign says nothing.
+# The relative drift q_map(q)/q - 1 is known to a few roundings: below this its sign says nothing.
 NOISE = 4e-15
 
 
@@ -107,7 +107,7 @@ def chi_1(activation: ActivationLike, sigma_w: float, q: float) -> float:
     return weight**2 * gaussian_average(lambda h: phi.derivative(h) ** 2, q, kinks=phi.kinks)
 
 
-def imbalance(activation: Activation, q: float, sigma_w2: float, sigma_b2: float) -> float:
+def relative_variance_drift(activation: Activation, q: float, sigma_w2: float, sigma_b2: float) -> float:
     """q_map(q) / q - 1 at q > 0: positive where the variance grows. Exact to rounding of sigma_w2, also near zero.
 
     For phi(0) = 0, E phi^2 / q = E (phi / h)^2 x^2 is split at phi'(0), x = h / sqrt(q): what is left of the
@@ -209,30 +209,30 @@ def fixed_points(activation: ActivationLike, sigma_w: float, sigma_b: float) -> 
 def _searched_fixed_points(phi: Activation, weight: float, bias: float) -> tuple[FixedPoint, ...]:
     sigma_w2, sigma_b2 = weight**2, bias**2
     grid = _q_grid(sigma_b2)
-    balances: list[float] = []
+    drifts: list[float] = []
     for q in grid:
         try:
-            balances.append(imbalance(phi, float(q), sigma_w2, sigma_b2))
+            drifts.append(relative_variance_drift(phi, float(q), sigma_w2, sigma_b2))
         except ConvergenceError:
             # A wave (sin) has too many periods under a Gaussian this wide; below, its averages are as good as any.
             if q <= SETTLED_Q:
                 raise
             break
-    grid, balance = grid[: len(balances)], np.array(balances)
-    if np.all(np.abs(balance) < NOISE):
+    grid, drift = grid[: len(drifts)], np.array(drifts)
+    if np.all(np.abs(drift) < NOISE):
         raise TheoryError(
             f"with {phi.name}, sigma_w = {weight:.6g} and sigma_b = {bias:.6g} every variance seems fixed: the q-map "
             "is the identity to rounding. Give the variance (q_star or q0) instead of asking for it."
         )
-    roots = _roots(phi, sigma_w2, sigma_b2, grid, balance)
+    roots = _roots(phi, sigma_w2, sigma_b2, grid, drift)
     points: list[FixedPoint] = []
     if sigma_b2 == 0.0 and (sigma_w2 == 0.0 or remainder(phi).value == 0.0):
-        points.append(_at_zero(phi, sigma_w2, balance))
+        points.append(_at_zero(phi, sigma_w2, drift))
     elif sigma_w2 == 0.0:
         return (FixedPoint(sigma_b2, 0.0, True),)
     for q, stable_by_sign in roots:
         excess = q_map_slope_minus_one(phi, q, sigma_w2)
-        # At a point of slope one the sign of the imbalance on both sides decides.
+        # At a point of slope one the sign of the drift on both sides decides.
         stable = stable_by_sign if abs(excess) < 1e-9 else -2.0 < excess < 0.0
         points.append(FixedPoint(q, 1.0 + excess, bool(stable)))
     return tuple(points)
@@ -269,7 +269,7 @@ def fixed_point(activation: ActivationLike, sigma_w: float, sigma_b: float, *, q
         if point.q == start and point.stable:
             return point.q
     weight2, bias2 = float(sigma_w) ** 2, float(sigma_b) ** 2
-    grows = start == 0.0 or imbalance(phi, start, weight2, bias2) > 0
+    grows = start == 0.0 or relative_variance_drift(phi, start, weight2, bias2) > 0
     ahead = [point for point in points if (point.q > start if grows else point.q < start)]
     nearest = (min if grows else max)(ahead, key=lambda point: point.q, default=None)
     if nearest is not None and nearest.stable:
@@ -339,15 +339,15 @@ def _homogeneous_fixed_points(activation: Activation, sigma_w2: float, sigma_b2:
 
 
 def _roots(
-    activation: Activation, sigma_w2: float, sigma_b2: float, grid: Array, balance: Array
+    activation: Activation, sigma_w2: float, sigma_b2: float, grid: Array, drift: Array
 ) -> list[tuple[float, bool]]:
     """(root, whether the variance moves towards it from both sides) for each change of sign, and for touching pairs."""
 
     def of_log(log_q: float) -> float:
-        return imbalance(activation, math.exp(log_q), sigma_w2, sigma_b2)
+        return relative_variance_drift(activation, math.exp(log_q), sigma_w2, sigma_b2)
 
     logs = np.log(grid)
-    known = [(float(x), float(y)) for x, y in zip(logs, balance, strict=True) if abs(y) > NOISE]
+    known = [(float(x), float(y)) for x, y in zip(logs, drift, strict=True) if abs(y) > NOISE]
     # A maximum below zero or a minimum above it may touch zero between grid points: look closer.
     found: list[tuple[float, float]] = []
     for (x0, y0), (_, y1), (x2, y2) in zip(known, known[1:], known[2:], strict=False):
@@ -367,10 +367,10 @@ def _roots(
     return roots
 
 
-def _at_zero(activation: Activation, sigma_w2: float, balance: Array) -> FixedPoint:
+def _at_zero(activation: Activation, sigma_w2: float, drift: Array) -> FixedPoint:
     excess = q_map_slope_minus_one(activation, 0.0, sigma_w2)
     if abs(excess) < 1e-9:
-        known = balance[np.abs(balance) > NOISE]
+        known = drift[np.abs(drift) > NOISE]
         stable = bool(known[0] < 0) if known.size else False
     else:
         stable = excess < 0.0

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from isometry.theory import laws
 from isometry.theory.activations import get_activation
-from isometry.theory.freeprobability.continuation import TurningCurve
-from isometry.theory.freeprobability.continuation_edges import outer_band
 from isometry.theory.freeprobability.leading import LeadingCurve
+from isometry.theory.freeprobability.panel_tree import PanelTree
 from isometry.theory.freeprobability.product import FreeProduct, Group
+from isometry.theory.freeprobability.product_curve import ProductCurve
+from isometry.theory.freeprobability.real_edges import outer_band
 from isometry.theory.freeprobability.slope_law import SlopeLaw, slope_law
 from isometry.theory.freeprobability.solver import Law, solve
 from isometry.theory.prediction import curve_of, predict
@@ -30,6 +31,18 @@ def product(law: SlopeLaw, depth: int, *, gaussian: bool) -> FreeProduct:
 
 def gaussian_product(depth: int) -> FreeProduct:
     return FreeProduct(0.0, np.array([1.0]), np.array([1.0 + depth]))
+
+
+def mean_log(law: SlopeLaw) -> float:
+    """E[log d; d > 0], by graded panels that take the logarithm at a zero of phi' as well."""
+    result = float(np.log(law.values) @ law.masses)
+    if law.continuous is not None:
+        # E log(1 + d/epsilon) + log epsilon
+        epsilon = 1e-26 * law.continuous.largest
+        tree = PanelTree((law.continuous,))
+        whole = tree.sums(np.array([-epsilon], complex), np.zeros(1, int), logarithm=True)[4, 0].real
+        result += float(whole) + math.log(epsilon) * float(law.continuous.mass.sum())
+    return result
 
 
 def cdf(law: Law, log_lambda: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -172,7 +185,7 @@ def test_smooth_limit_has_its_edges_and_its_density(variance: float) -> None:
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("gaussian", [True, False])
 def test_two_methods_agree_on_every_activation(name: str, gaussian: bool) -> None:
-    """One w leads, bracketed in its angle; or t is turned in from the negative axis: nothing is shared."""
+    """One w leads, bracketed in its angle; or t is continued from the negative axis: nothing is shared."""
     law = slope_law(get_activation(name), 0.3)
     single = product(law, 4, gaussian=gaussian)
     leading = LeadingCurve(single, single.groups[0])
@@ -181,7 +194,7 @@ def test_two_methods_agree_on_every_activation(name: str, gaussian: bool) -> Non
     split = FreeProduct(
         single.log_scale, single.sizes, single.exponents, (Group(law, 1.0, 1.0), Group(law, 1.0, 3.0))
     )
-    got = TurningCurve(split).points(expected.log_lambda)
+    got = ProductCurve(split).points(expected.log_lambda)
     np.testing.assert_allclose(got.mass_above, expected.mass_above, atol=1e-11)
     np.testing.assert_allclose(got.density, expected.density, rtol=1e-8)
     band, edges = outer_band(split), solve(single, points=200).log_edges
@@ -197,7 +210,7 @@ def test_mean_logarithm_tests_the_lower_tail(name: str, depth: int, gaussian: bo
     # E log lambda = L (log sigma_w^2 - g + E log phi'^2) when nothing sits at zero.
     law = slope_law(get_activation(name), 0.2)
     result = solve(product(law, depth, gaussian=gaussian))
-    expected = depth * (-math.log(law.moments(1)[0]) - gaussian + law.mean_log())
+    expected = depth * (-math.log(law.moments(1)[0]) - gaussian + mean_log(law))
     # The mean of log lambda from the cdf: int F, by Simpson's rule with midpoints, from the grid's end at 5e-10 down.
     low, high = result.log_lambda[:-1], result.log_lambda[1:]
     mean_cdf = (cdf(result, low) + 4 * cdf(result, 0.5 * (low + high)) + cdf(result, high)) / 6
@@ -323,7 +336,7 @@ def test_two_orthogonal_layers_with_half_their_mass_in_a_point_are_a_cusp_and_no
 def test_edges_that_a_gaussian_tail_softens_lose_no_mass(name: str, q: float, depth: int) -> None:
     law = slope_law(get_activation(name), q)
     result = solve(product(law, depth, gaussian=False))
-    expected = depth * (law.mean_log() - math.log(law.moments(1)[0]))
+    expected = depth * (mean_log(law) - math.log(law.moments(1)[0]))
     low, high = result.log_lambda[:-1], result.log_lambda[1:]
     mean_cdf = (cdf(result, low) + 4 * cdf(result, 0.5 * (low + high)) + cdf(result, high)) / 6
     mean = result.log_lambda[-1] - float(np.sum(mean_cdf * (high - low)))

@@ -1,10 +1,10 @@
-"""The unit of work of a stochastic measurement: some probes of some inputs, and how units become one spectrum.
+"""The unit of work of a stochastic measurement: the Gauss rules of some probes of some inputs, and their union.
 
-A measure with B inputs and k probes has B x k rows, each a Gauss rule (nodes, weights) of the measure that one probe
-sees of one Jacobian. :func:`measure_rows` finds a rectangle of rows, anywhere: rows depend on (seed, input, probe)
-alone and are numpy arrays, so that they may come from another process. :func:`merge` puts rectangles together, in the
-order of their numbers. A product of many vectors at once sums in another order than one of few: rows repeat bit for
-bit where the rectangles are the same, which :func:`probe_groups` sees to, and to rounding otherwise.
+B inputs and k probes have B x k Gauss rules (nodes, weights), one for each probe of each Jacobian.
+:func:`measure_probes` computes those of a range of probes of a range of inputs. A rule depends on (seed, input, probe)
+alone and is made of numpy arrays, so that it may come from another process. :func:`merge` joins units to a spectrum, in
+the order of their numbers. A product of many vectors at once sums in another order than one of few: rules repeat bit
+for bit where the units are the same, which :func:`probe_groups` ensures, and to rounding otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from isometry.spectrum import Extremes, Spectrum
 from isometry.spectrum.distribution import Quadrature
 
 from .blocks import Operator, Precision, ShortSide, orthogonal_group, random_block
-from .golub_kahan import Recurrence, unseen_below
+from .golub_kahan import Recurrence, breakdown_floor
 from .quadrature import GaussRules, gauss_rules
 
 Array = NDArray[np.float64]
@@ -34,7 +34,7 @@ _TOGETHER = {"cpu": 16, "cuda": 256}
 
 
 @dataclass(frozen=True)
-class Rows:
+class ProbeRules:
     """Gauss rules of a range of probes of a range of inputs.
 
     Parameters
@@ -43,8 +43,8 @@ class Rows:
         Their numbers within the whole measurement.
     rules : GaussRules
         (B, k, K) arrays.
-    steps, finished, closing : (B, k) arrays
-        Steps of each row, whether its Krylov space closed, and what was taken as zero there.
+    steps, finished, breakdown_residual : (B, k) arrays
+        Steps of each rule, whether its recurrence broke down, and the entry taken as zero there.
     shape : (int, int)
         (m, n) of each J.
     precision : Precision
@@ -59,7 +59,7 @@ class Rows:
     rules: GaussRules
     steps: NDArray[np.int64]
     finished: NDArray[np.bool_]
-    closing: Array
+    breakdown_residual: Array
     shape: tuple[int, int]
     precision: Precision
     products: int
@@ -69,15 +69,15 @@ class Rows:
     device: str
 
 
-class RowsInProgress:
-    """A rectangle of rows that can be given more steps; it keeps the bases that this takes.
+class ProbeRecurrence:
+    """The recurrences of some probes of some inputs. They keep their bases, so that steps can be added.
 
     Parameters
     ----------
     operator : Operator
         With a batch of ``len(inputs)``, or without a batch for one input.
     inputs, probes : range
-        Which rows.
+        Their numbers within the whole measurement.
     seed : int
     probe : {"gaussian", "rademacher", "orthogonal"}
     steps : int
@@ -126,18 +126,18 @@ class RowsInProgress:
         self._products, self._side = self.products, ShortSide(operator)
         self._recurrence.advance(self._side, steps, on_step=on_step)
 
-    def rows(self) -> Rows:
-        """What the steps so far have found."""
+    def rules(self) -> ProbeRules:
+        """The Gauss rules of the steps so far."""
         side, bidiagonals = self._side, self._recurrence.bidiagonals(vectors=False)
-        return Rows(
+        return ProbeRules(
             self.inputs, self.probes, gauss_rules(bidiagonals),
-            bidiagonals.steps.T, bidiagonals.finished.T, bidiagonals.closing.T,
+            bidiagonals.steps.T, bidiagonals.finished.T, bidiagonals.breakdown_residual.T,
             side.shape, side.precision, self.products, self.seed, self.probe,
             str(side.dtype).removeprefix("torch."), str(side.device),
         )  # fmt: skip
 
 
-def measure_rows(
+def measure_probes(
     operator: Operator,
     inputs: range,
     probes: range,
@@ -146,11 +146,11 @@ def measure_rows(
     seed: int = 0,
     probe: str = "gaussian",
     on_step: Callable[[int], None] | None = None,
-) -> Rows:
-    """The rows of these probes of these inputs, by ``steps`` steps of Golub-Kahan: a unit of work."""
-    progress = RowsInProgress(operator, inputs, probes, seed=seed, probe=probe, steps=steps)
-    progress.advance(operator, steps, on_step=on_step)
-    return progress.rows()
+) -> ProbeRules:
+    """The Gauss rules of these probes of these inputs, by ``steps`` steps of Golub-Kahan: a unit of work."""
+    recurrence = ProbeRecurrence(operator, inputs, probes, seed=seed, probe=probe, steps=steps)
+    recurrence.advance(operator, steps, on_step=on_step)
+    return recurrence.rules()
 
 
 def basis_bytes(shape: tuple[int, int], steps: int, dtype: torch.dtype) -> int:
@@ -168,8 +168,8 @@ def probe_groups(
 ) -> list[range]:
     """The ranges in which probes are measured, one after another: as many together as the limit holds, or ``most``.
 
-    They follow from options alone, not from the number of processes or the memory that happens to be free, so that
-    the same rows come out bit for bit.
+    They follow from options alone, not from the number of processes or the free memory, so that the rules repeat bit
+    for bit.
 
     Raises
     ------
@@ -187,12 +187,12 @@ def probe_groups(
     return [range(first, min(first + most, probes.stop)) for first in range(probes.start, probes.stop, most)]
 
 
-def merge(parts: Sequence[Rows], *, top: int = 6) -> Spectrum:
-    """The spectrum of rows that were measured apart: rectangles without gap or overlap, in any order.
+def merge(parts: Sequence[ProbeRules], *, top: int = 6) -> Spectrum:
+    """The spectrum of units that were measured apart, without gap or overlap, in any order.
 
     Parameters
     ----------
-    parts : sequence of Rows
+    parts : sequence of ProbeRules
     top : int
         How many of the largest singular values to report with residuals.
     """
@@ -205,7 +205,7 @@ def merge(parts: Sequence[Rows], *, top: int = 6) -> Spectrum:
     _refuse_gaps([inputs for inputs, _ in each], "inputs")
     if len({spectrum.n_probes for _, spectrum in each}) > 1:
         raise InputError("every input needs as many probes as the others")
-    return side_by_side([spectrum for _, spectrum in each])
+    return join_inputs([spectrum for _, spectrum in each])
 
 
 def _refuse_gaps(ranges: list[range], what: str) -> None:
@@ -216,16 +216,16 @@ def _refuse_gaps(ranges: list[range], what: str) -> None:
             )
 
 
-def _of_the_same_inputs(parts: list[Rows], top: int) -> Spectrum:
+def _of_the_same_inputs(parts: list[ProbeRules], top: int) -> Spectrum:
     first = parts[0]
-    rules = joined_probes([part.rules for part in parts])
-    steps, finished, closing = (
+    rules = join_probes([part.rules for part in parts])
+    steps, finished, breakdown_residual = (
         np.concatenate([getattr(part, name) for part in parts], axis=1)
-        for name in ("steps", "finished", "closing")
+        for name in ("steps", "finished", "breakdown_residual")
     )
     s_max = rules.nodes.max(axis=(1, 2))
-    floor = np.maximum(first.precision.noise_floor(s_max), unseen_below(closing))
-    # Rows that could go on resolve s down to about s_max / steps.
+    floor = np.maximum(first.precision.noise_floor(s_max), breakdown_floor(breakdown_residual))
+    # Rules that have not broken down resolve s down to about s_max / steps.
     least = np.where(finished, np.inf, steps).min(axis=1)
     floor = np.maximum(floor, s_max / least)
     return Spectrum(
@@ -242,8 +242,8 @@ def _of_the_same_inputs(parts: list[Rows], top: int) -> Spectrum:
     )  # fmt: skip
 
 
-def joined_probes(rules: list[GaussRules]) -> GaussRules:
-    """The rules of groups of probes as one, probes in order."""
+def join_probes(rules: list[GaussRules]) -> GaussRules:
+    """One array of rules from groups of probes, in order."""
     size = max(part.nodes.shape[-1] for part in rules)
 
     def joined(name: str, fill: float | bool) -> np.ndarray:
@@ -260,8 +260,8 @@ def _padded(array: np.ndarray, size: int, fill: float | bool) -> np.ndarray:
     return np.pad(array, gap, constant_values=fill)
 
 
-def side_by_side(spectra: Sequence[Spectrum]) -> Spectrum:
-    """The spectra of groups of inputs, all by one method, as one; inputs in order."""
+def join_inputs(spectra: Sequence[Spectrum]) -> Spectrum:
+    """One spectrum of the spectra of groups of inputs, all by one method, in the order of the inputs."""
     if len(spectra) == 1:
         return spectra[0]
     quadratures = [s.distribution for s in spectra if isinstance(s.distribution, Quadrature)]

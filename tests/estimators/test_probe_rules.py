@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from isometry.errors import InputError
-from isometry.estimators import lanczos, measure_rows, merge, probe_groups
+from isometry.estimators import lanczos, measure_probes, merge, probe_groups
 from isometry.estimators.blocks import ShortSide, random_block
 from isometry.jacobian import MatrixOperator
 
@@ -22,7 +22,7 @@ def test_rectangles_in_any_order_are_the_whole(probe: str, known) -> None:
     a = torch.stack([known(np.linspace(0.1, 2.0, 40), (40, 50), seed=k).a for k in range(3)])
     whole = lanczos(MatrixOperator(a), probes=20, steps=9, seed=4, probe=probe)
     parts = [
-        measure_rows(MatrixOperator(a[i.start : i.stop]), i, k, steps=9, seed=4, probe=probe)
+        measure_probes(MatrixOperator(a[i.start : i.stop]), i, k, steps=9, seed=4, probe=probe)
         for i in (range(2, 3), range(2))
         for k in (range(7, 20), range(7))
     ]
@@ -36,27 +36,27 @@ def test_rectangles_in_any_order_are_the_whole(probe: str, known) -> None:
     assert merged.extremes.top_residual == pytest.approx(whole.extremes.top_residual, abs=1e-9)
     assert merged.provenance == whole.provenance
     # The same rectangles are the same bits.
-    again = measure_rows(MatrixOperator(a[:2]), range(2), range(7, 20), steps=9, seed=4, probe=probe)
+    again = measure_probes(MatrixOperator(a[:2]), range(2), range(7, 20), steps=9, seed=4, probe=probe)
     assert np.array_equal(again.rules.nodes, parts[2].rules.nodes)
 
 
 def test_rows_of_different_lengths(known) -> None:
     """One rectangle of 3 steps beside one of 12: padded; what the shorter resolves is the floor."""
     operator = MatrixOperator(known(np.linspace(0.1, 2.0, 40)).a)
-    short = measure_rows(operator, range(1), range(4), steps=3)
-    long = measure_rows(operator, range(1), range(4, 8), steps=12)
+    short = measure_probes(operator, range(1), range(4), steps=3)
+    long = measure_probes(operator, range(1), range(4, 8), steps=12)
     merged = merge([long, short])
     assert merged.distribution.nodes.shape == (1, 8, 12)
     assert merged.floor == pytest.approx(merged.s_max / 3)
     assert merged.provenance["steps"] == 12
-    assert merge([long, measure_rows(operator, range(1), range(8, 9), steps=12)]).floor < merged.s_max / 11
+    assert merge([long, measure_probes(operator, range(1), range(8, 9), steps=12)]).floor < merged.s_max / 11
 
 
 def test_missing_and_doubled_parts_are_refused(known) -> None:
     a = torch.stack([known(np.linspace(0.1, 2.0, 12), seed=k).a for k in range(2)])
 
     def part(inputs: range, probes: range):
-        return measure_rows(MatrixOperator(a[inputs.start : inputs.stop]), inputs, probes, steps=2)
+        return measure_probes(MatrixOperator(a[inputs.start : inputs.stop]), inputs, probes, steps=2)
 
     for second in (range(3, 4), range(1, 3)):
         with pytest.raises(
