@@ -45,7 +45,6 @@ ROUNDING_UNITS = 1000
 SMALLEST_TOLERANCE = 1e-6
 # Rounding of a dense SVD, where the spectra themselves name no floor; relative to s_max.
 SMALLEST_FLOOR = 1e-13
-ROUNDING = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @dataclass(frozen=True)
@@ -377,8 +376,7 @@ def _distances(measured: Spectrum, predicted: Spectrum, log_floor: float, tolera
 
 
 def _tolerance(*spectra: Spectrum) -> float:
-    units = [ROUNDING.get(str(spectrum.provenance.get("dtype")), 0.0) for spectrum in spectra]
-    return max(SMALLEST_TOLERANCE, ROUNDING_UNITS * max(units))
+    return max(SMALLEST_TOLERANCE, ROUNDING_UNITS * max(s.distribution.errors.eps for s in spectra))
 
 
 def _log_floor(measured: Spectrum, predicted: Spectrum, floor: float | None) -> float:

@@ -30,7 +30,6 @@ of what is allowed.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,7 +39,6 @@ from scipy.special import ndtr, stdtrit
 
 from isometry.comparison.distances import places, spread_integral
 from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Quadrature
 
 Array = NDArray[np.float64]
 
@@ -87,27 +85,15 @@ class Chance:
 def error_band(spectrum: Spectrum, t: Array) -> tuple[Array, Array]:
     """How far the true cdf may lie below and above the one reported: probes at `SIGMAS`, and truncation."""
     d = spectrum.distribution
-    if not isinstance(d, Quadrature) or (bool(np.all(d.resolved)) and probe_factor(spectrum) == 0):
+    factor = probe_factor(spectrum)
+    if d.all_resolved and factor == 0:
         return np.zeros(t.size), np.zeros(t.size)
-    inputs, probes, _ = d.nodes.shape
-    values = np.empty((inputs, probes, t.size))
-    down, up = np.zeros(t.size), np.zeros(t.size)
-    with np.errstate(divide="ignore"):
-        logs = np.log(d.nodes_above_floor)
-    for row in np.ndindex(inputs, probes):
-        order = np.argsort(logs[row])
-        nodes, weights, sure = logs[row][order], d.weights[row][order], d.resolved[row][order]
-        sums = np.concatenate([[0.0], np.cumsum(weights)])
-        values[row] = sums[np.searchsorted(nodes, t, side="right")]
-        # The nodes on either side of a place: their masses stand for a neighbourhood, unless they are resolved.
-        gauss, mass = nodes[~sure], np.concatenate([[0.0], weights[~sure], [0.0]])
-        below = np.searchsorted(gauss, t, side="right")
-        down += mass[below] / (inputs * probes)
-        up += mass[np.minimum(below + 1, mass.size - 1)] / (inputs * probes)
-    spread = values.var(axis=1, ddof=1).sum(axis=0) / probes if probes > 1 else np.zeros(t.size)
-    # The largest standard error, everywhere: a sup is taken, and in the tails few probes show too small a spread.
-    error = np.nan_to_num(probe_factor(spectrum)) * math.sqrt(float(spread.max(initial=0.0))) / inputs
-    return down + error, up + error
+    cdf, (lower, upper), error = d.cdf(t), d.cdf_bounds(t), 0.0
+    if d.n_probes > 1 and t.size:
+        # The largest standard error, everywhere: a sup is taken, and in the tails few probes show too small a spread.
+        rows = d.row_cdf(t)
+        error = factor * d.standard_error(rows[..., int(rows.var(axis=1).sum(axis=0).argmax())])
+    return np.maximum(cdf - lower, 0) + error, np.maximum(upper - cdf, 0) + error
 
 
 def probe_factor(spectrum: Spectrum) -> float:
@@ -186,10 +172,7 @@ def _input_variance(predicted: Spectrum) -> float:
 
 def _relative_error(spectrum: Spectrum, k: int) -> float:
     """Standard error of m_k over probes, as a fraction of m_k."""
-    d = spectrum.distribution
-    if not isinstance(d, Quadrature):
-        return 0.0
-    values = d.row_moments(2 * k)[1]
+    values = spectrum.distribution.row_moments(2 * k)[1]
     mean = float(values.mean())
     return spectrum.standard_error(values) / mean if mean > 0 else 0.0
 
@@ -219,23 +202,7 @@ def network_width(measured: Spectrum, predicted: Spectrum) -> float:
             return float(min(own, *(measured.shape or ())))
     if measured.kind == "predicted":
         return math.inf
-    channels = _channels(measured)
-    if channels is not None:
+    channels = measured.provenance.get("channels")
+    if isinstance(channels, int) and isinstance(measured.provenance.get("ensemble"), Mapping):
         return float(channels)
     return float(min(measured.shape)) if measured.shape else math.nan
-
-
-def _channels(spectrum: Spectrum) -> int | None:
-    """Channels of a convolutional trunk: the first axis of a (c, *positions) input that J maps onto itself."""
-    record = spectrum.provenance
-    if not isinstance(record.get("ensemble"), Mapping) or spectrum.shape is None:
-        return None
-    written = re.match(r"\(([\d, ]+)\)", str(record.get("input", "")))
-    axes = [int(number) for number in re.findall(r"\d+", written[1])] if written else []
-    options = record.get("options")
-    if isinstance(options, Mapping) and options.get("batched"):
-        axes = axes[1:]
-    while axes and axes[0] == 1:
-        axes = axes[1:]
-    same = spectrum.shape == (math.prod(axes), math.prod(axes))
-    return axes[0] if len(axes) > 1 and same else None

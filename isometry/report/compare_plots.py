@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from isometry.comparison import Comparison
 from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Quadrature
 
 from .plots import house_style, new_figure, plot_spectra
 
@@ -74,10 +73,8 @@ def _draw_cdfs(comparison: Comparison, ax: Axes) -> None:
 
 def _bins(comparison: Comparison, shown: int | None) -> int:
     """Cells over the whole range of which about ``shown`` are above the floor."""
-    measured = comparison.measured.distribution
     if shown is None:
-        resolved = not isinstance(measured, Quadrature) or bool(np.all(measured.resolved))
-        shown = 60 if resolved else 16
+        shown = 60 if comparison.measured.distribution.all_resolved else 16
     ranges = [spectrum.distribution.log_range for spectrum in (comparison.measured, comparison.predicted)]
     low, high = min(a for a, _ in ranges), max(b for _, b in ranges)
     floor = math.log(comparison.floor) if comparison.floor > 0 else low

@@ -183,13 +183,13 @@ def cdf_bounds(quadrature: GaussRules, extremes: Extremes | None, errors: ErrorM
     rows = inputs * probes
     known /= n * rows
     if not dimensions:
-        return CdfBounds(*known, *sampled, 0.0, np.inf)
+        return CdfBounds(known[0], known[1], sampled[0], sampled[1], 0.0, np.inf)
     share = sum(dimensions) / (n * rows)
     sampled = np.clip(sampled / (rows * share), 0, 1)
     # All mass is all values, but all mass less its rounding would be nearly all values only.
     sampled[1] = np.where(sampled[1] > 1 - _ROUNDING, 1.0, sampled[1])
     degrees = probe_degrees(dimensions) if errors.on_the_sphere else sum(dimensions)
-    return CdfBounds(*known, *sampled, share, degrees, errors.on_the_sphere)
+    return CdfBounds(known[0], known[1], sampled[0], sampled[1], share, degrees, errors.on_the_sphere)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,10 @@ class Curve:
         return (float(places.min()), float(places.max())) if places.size else (np.nan, np.nan)
 
     @property
+    def all_resolved(self) -> bool:
+        return True
+
+    @property
     def singular(self) -> bool:
         return self.zero_mass > 0
 
@@ -182,8 +186,8 @@ class Curve:
     def row_moments(self, power: float) -> tuple[float, Array]:
         return self.log_moment(power), np.ones((1, 1))
 
-    def row_cdf(self, log_s: float, *, left: bool = False) -> Array:
-        return self.cdf(np.full((1, 1), log_s), left=left)
+    def row_cdf(self, log_s: ArrayLike, *, left: bool = False) -> Array:
+        return self.cdf(log_s, left=left)[None, None]
 
     def standard_error(self, values: Array, *, over: str = "probes") -> float:
         return 0.0

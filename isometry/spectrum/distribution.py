@@ -55,6 +55,11 @@ class Distribution(Protocol):
         ...
 
     @property
+    def all_resolved(self) -> bool:
+        """Whether all mass lies where it is said to, and none stands for its neighbourhood."""
+        ...
+
+    @property
     def singular(self) -> bool:
         """Whether singular values lie at zero, to rounding; mass below a floor of too few steps says nothing of it."""
         ...
@@ -117,8 +122,8 @@ class Distribution(Protocol):
         """(scale, (inputs, probes) array a): E[s^power] of each row is exp(scale) * a."""
         ...
 
-    def row_cdf(self, log_s: float, *, left: bool = False) -> Array:
-        """Mass of {ln s <= log_s} for every row, (inputs, probes)."""
+    def row_cdf(self, log_s: ArrayLike, *, left: bool = False) -> Array:
+        """As :meth:`cdf` for every row, (inputs, probes, *log_s.shape)."""
         ...
 
     def input(self, index: int) -> Distribution:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def mass_at_most(nodes: Array, weights: Array, places: Array, *, extra: int = 0) -> Array:
+def mass_at_most(nodes: Array, weights: Array, places: Array, *, extra: int = 0, left: bool = False) -> Array:
     """Sum of the weights of the nodes at or below each place, and of ``extra`` nodes more or, if negative, fewer.
+
+    With ``left`` of the nodes below each place.
 
     The mass of a measure whose point masses the nodes are. For the nodes of a Gauss rule ``extra`` = -1 and 1 give a
     lower and an upper bound of the mass of the measure behind it.
@@ -26,5 +28,5 @@ def mass_at_most(nodes: Array, weights: Array, places: Array, *, extra: int = 0)
     """
     order = np.argsort(nodes, kind="stable")
     sums = np.concatenate([[0.0], np.cumsum(weights[order])])
-    below = np.searchsorted(nodes[order], places, side="right")
+    below = np.searchsorted(nodes[order], places, side="left" if left else "right")
     return np.asarray(sums[np.clip(below + extra, 0, nodes.size)])

@@ -128,6 +128,10 @@ class Quadrature:
         return (float(finite[0]), float(finite[-1])) if finite.size else (np.nan, np.nan)
 
     @property
+    def all_resolved(self) -> bool:
+        return bool(np.all(self.resolved))
+
+    @property
     def singular(self) -> bool:
         below = (self.weights > 0) & (self.nodes <= self.floor[:, None, None])
         return bool(np.any(below & self.resolved))
@@ -181,12 +185,17 @@ class Quadrature:
             terms = (np.where(present, self.nodes, dominant) / dominant) ** power
             return power * float(np.log(dominant)), np.sum(self.weights * terms, axis=-1)
 
-    def row_cdf(self, log_s: float, *, left: bool = False) -> Array:
-        """Mass of {ln s <= log_s} for every row, (inputs, probes)."""
-        slack = float(same_place(np.asarray(log_s, float)))
-        t = self._log(self.nodes_above_floor)
-        inside = t < log_s - slack if left else t <= log_s + slack
-        return np.sum(self.weights * inside, axis=-1)
+    def row_cdf(self, log_s: ArrayLike, *, left: bool = False) -> Array:
+        """Mass of {ln s <= log_s} for every row, (inputs, probes, *log_s.shape)."""
+        points = np.asarray(log_s, float)
+        slack = same_place(points)
+        places = points - slack if left else points + slack
+        logs = self._log(self.nodes_above_floor)
+        found = [
+            mass_at_most(logs[row], self.weights[row], places, left=left)
+            for row in np.ndindex(logs.shape[:2])
+        ]
+        return np.reshape(found, (*logs.shape[:2], *points.shape))
 
     @staticmethod
     def _log(values: Array) -> Array:

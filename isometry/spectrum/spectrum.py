@@ -445,7 +445,8 @@ class Spectrum:
         points = _nonnegative(s)
         with np.errstate(divide="ignore"):
             logs = np.log(points).ravel()
-        errors = [self.standard_error(self.distribution.row_cdf(t), over=over) for t in logs]
+        rows = self.distribution.row_cdf(logs)
+        errors = [self.standard_error(rows[..., place], over=over) for place in range(logs.size)]
         return np.array(errors).reshape(points.shape)
 
     def isometry_stderr(self, low: float = 0.5, high: float = 2.0, *, over: str = "probes") -> float:

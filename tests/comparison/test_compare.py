@@ -12,8 +12,7 @@ from isometry.comparison import Comparison, compare
 from isometry.comparison.distances import kolmogorov_smirnov, spread_integral, wasserstein
 from isometry.comparison.finite_size import error_band, network_width
 from isometry.errors import InputError
-from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Curve, Quadrature
+from isometry.spectrum import Curve, Quadrature, Spectrum
 from isometry.theory.freeprobability.discrete import Factor, free_product
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.distribution import Curve, Quadrature
+from isometry.spectrum import Curve, Extremes, Quadrature, Spectrum
 
 PROVENANCE = {
     "model": "VanillaCNN(depth=4)",

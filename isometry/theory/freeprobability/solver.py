@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
+from isometry.spectrum.monotone_cubic import monotone_cubic
 from isometry.theory.freeprobability.bands import (
     ResolvedBand,
     SpectralCurve,
@@ -171,7 +172,7 @@ def _assemble(
     for _ in range(4):
         log_lambda, cdf, density = _grid(product, bands, np.arange(per_panel + 1) / per_panel)
         middle = _grid(product, bands, (np.arange(per_panel) + 0.5) / per_panel)
-        worst = float(np.max(np.abs(_cubic(log_lambda, cdf, density, middle[0]) - middle[1])))
+        worst = float(np.max(np.abs(monotone_cubic(log_lambda, cdf, density, middle[0]) - middle[1])))
         if worst < 1e-8 + blurred:
             break
         per_panel *= 2
@@ -220,15 +221,6 @@ def _grid(product: FreeProduct, bands: list[ResolvedBand], u: Array) -> tuple[Ar
     secant = np.diff(cdf) / np.diff(log_lambda)
     limit = 3.0 * np.maximum(np.append(secant, 0.0), np.insert(secant, 0, 0.0))
     return log_lambda, cdf, np.minimum(density, limit)
-
-
-def _cubic(grid: Array, cdf: Array, density: Array, at: Array) -> Array:
-    """The cubic between grid points that has these values and slopes, limited to be monotone."""
-    i = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, grid.size - 2)
-    width, rise = grid[i + 1] - grid[i], cdf[i + 1] - cdf[i]
-    u = np.clip((at - grid[i]) / width, 0.0, 1.0)
-    left, right = (np.minimum(density[j] * width, 3 * rise) for j in (i, i + 1))
-    return cdf[i] + u * u * (3 - 2 * u) * rise + u * (1 - u) * ((1 - u) * left - u * right)
 
 
 def _check_integrals(

@@ -9,8 +9,7 @@ import sys
 
 import numpy as np
 
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.distribution import Quadrature
+from isometry.spectrum import Extremes, Quadrature, Spectrum
 
 
 def spectra() -> list[Spectrum]:
