@@ -111,7 +111,7 @@ def cost(
     operator = isometry.JacobianOperator(model, x)
     single = x if operator.input_shape == x.shape else x[0]
     with torch.no_grad():
-        plain = linearise(model, single, one_tap=False, fourier=False)
+        plain = linearise(model, single, single_taps=False, fourier=False)
         value = model(single)
         pull, rows = vmap(vjp(model, single)[1]), []
         push = vmap(lambda v: jvp(model, (single,), (v,))[1])
@@ -120,8 +120,8 @@ def cost(
             batch = v if single.dim() == 3 else v.flatten(0, 1)
             calls: dict[str, Callable[[], object]] = {
                 "forward": lambda batch=batch: model(batch),
-                "replay J v": lambda v=v: plain.push(v),
-                "replay J^T u": lambda u=u: plain.pull(u),
+                "replay J v": lambda v=v: plain.matmat(v),
+                "replay J^T u": lambda u=u: plain.rmatmat(u),
                 "operator J v": lambda v=v: operator.matmat(v),
                 "operator J^T u": lambda u=u: operator.rmatmat(u),
                 "torch.func J v": lambda v=v: push(v),

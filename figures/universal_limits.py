@@ -24,7 +24,7 @@ from scipy.special import erfinv
 
 import isometry
 from isometry.errors import ConvergenceError
-from isometry.theory.activations import gaussian_average, get_activation
+from isometry.theory import gaussian_average, get_activation
 from isometry.theory.freeprobability.product import FreeProduct
 from isometry.theory.freeprobability.solver import solve
 from isometry.theory.prediction import curve_of

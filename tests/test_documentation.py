@@ -39,6 +39,12 @@ def modules() -> list[str]:
     return sorted(module.name for module in found if "__main__" not in module.name)
 
 
+@pytest.fixture(autouse=True)
+def _one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep starts one process, not one for each processor: each loads torch for a handful of points."""
+    monkeypatch.setattr("isometry.sweeps.engines.default_workers", lambda devices: 1)
+
+
 @pytest.mark.parametrize("name", modules())
 def test_docstring_examples_run(name: str) -> None:
     module = importlib.import_module(name)

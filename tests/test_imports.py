@@ -1,4 +1,4 @@
-"""What an import may load, and that no module stands where a public function belongs. Each in a fresh process."""
+"""Which modules an import loads, and that no module stands where a public function belongs: in new interpreters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -19,12 +20,6 @@ def fresh(code: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def loaded_by(*modules: str) -> set[str]:
-    """Names of all modules loaded in a new interpreter that imports ``modules``."""
-    imports = "; ".join(f"import {module}" for module in modules)
-    return set(json.loads(fresh(f"import json, sys; {imports}; print(json.dumps(sorted(sys.modules)))")))
 
 
 def submodules(package: str) -> list[str]:
@@ -42,22 +37,51 @@ def submodules(package: str) -> list[str]:
     return names
 
 
-def test_import_isometry_is_light() -> None:
-    loaded = loaded_by("isometry")
+WITHOUT_TORCH = ["isometry.theory", "isometry.store", "isometry.report"]
+
+
+@pytest.fixture(scope="module")
+def without_torch() -> dict[str, set[str]]:
+    """Names of the modules that are loaded after each import, one import after another in one new interpreter."""
+    steps = [["isometry"], ["isometry.spectrum", "isometry.spectrum.distribution"]]
+    steps += [submodules(package) for package in WITHOUT_TORCH]
+    found = json.loads(
+        fresh(
+            "import importlib, json, sys\nfound = {}\n"
+            f"for names in {steps!r}:\n"
+            "    [importlib.import_module(name) for name in names]\n"
+            "    found[names[0]] = sorted(sys.modules)\n"
+            "print(json.dumps(found))"
+        )
+    )
+    return {name: set(modules) for name, modules in found.items()}
+
+
+@pytest.fixture(scope="module")
+def with_torch() -> dict[str, Any]:
+    """Modules loaded by a measurement, and then, with every module imported, whether each public name is a module."""
+    everything = [name for name in submodules("isometry") if not name.startswith("isometry.cli")]
+    return json.loads(
+        fresh(
+            "import importlib, json, sys, torch, types, isometry\n"
+            "isometry.measure(torch.nn.Linear(3, 3), torch.ones(3))\n"
+            "loaded = sorted(sys.modules)\n"
+            f"[importlib.import_module(name) for name in {everything!r}]\n"
+            "kinds = {n: isinstance(getattr(isometry, n), types.ModuleType) for n in isometry.__all__}\n"
+            "print(json.dumps({'loaded': loaded, 'kinds': kinds}))"
+        )
+    )
+
+
+def test_import_isometry_is_light(without_torch: dict[str, set[str]]) -> None:
+    loaded = without_torch["isometry"]
     heavy = {"matplotlib", "rich", "h5py", "isometry.cli", "torch", "scipy", "click", "jinja2"}
     assert not loaded & heavy
     assert "isometry" in loaded
 
 
-def test_measuring_loads_no_drawing_no_files_and_no_command_line() -> None:
-    loaded = json.loads(
-        fresh(
-            "import json, sys, torch, isometry\n"
-            "isometry.measure(torch.nn.Linear(3, 3), torch.ones(3))\n"
-            "print(json.dumps(sorted(sys.modules)))"
-        )
-    )
-    assert not set(loaded) & {
+def test_measuring_loads_no_drawing_no_files_and_no_command_line(with_torch: dict[str, Any]) -> None:
+    assert not set(with_torch["loaded"]) & {
         "matplotlib",
         "rich",
         "h5py",
@@ -68,30 +92,23 @@ def test_measuring_loads_no_drawing_no_files_and_no_command_line() -> None:
     }
 
 
-@pytest.mark.parametrize("room", ["isometry.theory", "isometry.store", "isometry.report"])
-def test_rooms_that_never_load_torch(room: str) -> None:
-    modules = submodules(room)
+@pytest.mark.parametrize("package", WITHOUT_TORCH)
+def test_packages_that_never_load_torch(package: str, without_torch: dict[str, set[str]]) -> None:
+    modules = submodules(package)
     assert len(modules) > 3
-    assert "torch" not in loaded_by(*modules)
+    assert set(modules) <= without_torch[package]
+    assert "torch" not in without_torch[package]
 
 
-def test_a_spectrum_is_numpy_alone() -> None:
-    loaded = loaded_by("isometry.spectrum", "isometry.spectrum.distribution")
+def test_a_spectrum_is_numpy_alone(without_torch: dict[str, set[str]]) -> None:
+    loaded = without_torch["isometry.spectrum"]
     assert "numpy" in loaded
     assert not loaded & {"torch", "scipy", "h5py", "matplotlib"}
 
 
-def test_every_public_name_is_there_and_is_no_module_by_accident() -> None:
+def test_every_public_name_is_there_and_is_no_module_by_accident(with_torch: dict[str, Any]) -> None:
     """Whatever was imported before: a module of the same name would take a function's place."""
-    everything = [name for name in submodules("isometry") if not name.startswith("isometry.cli")]
-    found = json.loads(
-        fresh(
-            "import importlib, json, types, isometry\n"
-            f"[importlib.import_module(name) for name in {everything!r}]\n"
-            "kinds = {n: isinstance(getattr(isometry, n), types.ModuleType) for n in isometry.__all__}\n"
-            "print(json.dumps(kinds))"
-        )
-    )
+    found = with_torch["kinds"]
     assert set(found) == set(isometry.__all__)
     assert {name for name, is_module in found.items() if is_module} == {"init", "nn"}
 

@@ -76,6 +76,8 @@ class JacobianOperator:
 
     Attributes
     ----------
+    model, x, memory_limit :
+        As given; ``options`` has all other arguments too.
     shape : (int, int)
         (m, n) of one sample's Jacobian.
     input_shape, output_shape : torch.Size
@@ -133,6 +135,11 @@ class JacobianOperator:
         if memory_limit < 1:
             raise InputError(f"memory_limit is a positive number of bytes; got {memory_limit}")
         refuse_training_mode(model if isinstance(model, nn.Module) else None)
+        self.model, self.x, self.memory_limit = model, x, memory_limit
+        self.options: dict[str, Any] = {
+            "batched": batched, "source": source, "target": target, "output": output, "dtype": dtype,
+            "device": device, "chunk": chunk, "memory_limit": memory_limit, "check": check, "tf32": tf32,
+        }  # fmt: skip
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
         # Whatever the model draws while it is tried out, the caller's random state stays as it is.
         with torch.random.fork_rng(devices=list(devices)), no_collection():
@@ -203,6 +210,10 @@ class JacobianOperator:
         """J^T u for a block: (k, *output_shape) -> (k, *input_shape); with a batch (k, B, ...) on both sides."""
         block = self._block(vectors, self._value.shape, "J^T u takes")
         return self._apply(self._reverse, block)
+
+    def of_inputs(self, inputs: range) -> JacobianOperator:
+        """The operator of some inputs of the batch, with the options of this one."""
+        return JacobianOperator(self.model, self.x[inputs.start : inputs.stop], **self.options)
 
     def adjoint_test(self, seed: int = 0) -> float:
         """|<J v, u> - <v, J^T u>| / (|J v| |u| + |v| |J^T u|) for one random pair; raises AdjointError if it is large.
@@ -289,7 +300,9 @@ class JacobianOperator:
         try:
             with torch.no_grad(), self._numerics(), _torch_silent():
                 look = partial(refuse_random, self._value) if check else lambda _: None
-                replay = checked_replay(self._function, self.point, self._value, unit=self._unit(), look=look)
+                replay = checked_replay(
+                    self._function, self.point, self._value, unit=self._unit(), on_output=look
+                )
         except NoRule as missing:
             reason = f"no linear map for {missing}"
         except Disagreement as wrong:
@@ -300,11 +313,11 @@ class JacobianOperator:
                 raise _too_large() from error
             raise
         else:
-            self.backend, self._reverse, self._forward = "replay", replay.pull, replay.push
+            self.backend, self._reverse, self._forward = "replay", replay.rmatmat, replay.matmat
             self.bytes_per_probe = replay.bytes_per_probe
             if memory_limit is not None:
                 self.chunk = self._most_within(memory_limit, self.bytes_per_probe)
-            return replay.pair
+            return replay.checked
         self.backend = f"torch.func ({reason})"
         if check:
             refuse_random(self._value, self._evaluate())

@@ -1,7 +1,7 @@
 """Activations by name: from a name to a torch module, and back from a module to the name the theory knows.
 
-The names are those of `isometry.theory.activations` (``"tanh"``, ``"relu"``, ``"leaky_relu(0.2)"``, ...), so that
-one string builds the network and predicts its spectrum.
+Names and modules are those of `isometry.theory.activations.TORCH_MODULES` (``"tanh"``, ``"relu"``, ...), so that one
+string builds the network and predicts its spectrum.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from isometry.errors import InputError
+from isometry.theory.activations import TORCH_MODULES
 
 _CALL = re.compile(r"^(?P<name>\w+)\((?P<argument>[^()]*)\)$")
 
@@ -34,23 +36,12 @@ class Erf(nn.Module):
         return f"scale={self.scale:.6g}"
 
 
-_FACTORIES: dict[str, Callable[[], nn.Module]] = {
-    "linear": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "hard_tanh": nn.Hardtanh,
-    "tanh": nn.Tanh,
-    "erf": Erf,
-    "erf_scaled": lambda: Erf(math.sqrt(math.pi) / 2),
-    "sigmoid": nn.Sigmoid,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "elu": nn.ELU,
-    "selu": nn.SELU,
-    "softplus": nn.Softplus,
+_MODULES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    name: (Erf if module == "Erf" else getattr(nn, module), arguments)
+    for name, (module, arguments) in TORCH_MODULES.items()
 }
 
-ACTIVATION_NAMES = tuple(_FACTORIES)
+ACTIVATION_NAMES = tuple(_MODULES)
 
 # Modules that transform elementwise without parameters; one that is here but has no name above is an error
 # in `critical_init_`, not something to walk past.
@@ -93,36 +84,28 @@ def make_activation(activation: str | nn.Module) -> Callable[[], nn.Module]:
         except ValueError:
             raise InputError(f"the slope in {activation!r} is not a number; write leaky_relu(0.2).") from None
         return lambda: nn.LeakyReLU(slope)
-    if activation not in _FACTORIES:
+    if activation not in _MODULES:
         raise InputError(
             f"unknown activation {activation!r}: the names are {', '.join(ACTIVATION_NAMES)} "
             "(and leaky_relu(slope)). For another function pass a torch.nn.Module, with sigma_w."
         )
-    return _FACTORIES[activation]
+    kind, arguments = _MODULES[activation]
+    return lambda: kind(**arguments)
 
 
 def activation_name(module: nn.Module) -> str | None:
     """Name of a module's function in `isometry.theory.activations`; None when the theory has no name for it."""
     if isinstance(module, nn.LeakyReLU):
         return f"leaky_relu({module.negative_slope!r})"
-    if isinstance(module, Erf):
-        if module.scale == 1.0:
-            return "erf"
-        return "erf_scaled" if math.isclose(module.scale, math.sqrt(math.pi) / 2) else None
-    if isinstance(module, nn.Hardtanh):  # ReLU6 derives from it, with limits of its own
-        return "hard_tanh" if (module.min_val, module.max_val) == (-1.0, 1.0) else None
-    if isinstance(module, nn.GELU):
-        return "gelu" if module.approximate == "none" else None
-    if isinstance(module, nn.ELU):
-        return "elu" if module.alpha == 1.0 else None
-    if isinstance(module, nn.Softplus):
-        return "softplus" if module.beta == 1.0 else None
-    plain: dict[type[nn.Module], str] = {
-        nn.Identity: "linear",
-        nn.ReLU: "relu",
-        nn.Tanh: "tanh",
-        nn.Sigmoid: "sigmoid",
-        nn.SiLU: "silu",
-        nn.SELU: "selu",
-    }
-    return plain.get(type(module))
+    for name, (kind, arguments) in _MODULES.items():
+        if type(module) is kind and all(
+            _same(getattr(module, key), value) for key, value in arguments.items()
+        ):
+            return name
+    return None
+
+
+def _same(value: object, wanted: object) -> bool:
+    if isinstance(value, float) and isinstance(wanted, float):
+        return math.isclose(value, wanted)
+    return value == wanted

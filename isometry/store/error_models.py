@@ -50,8 +50,8 @@ def decode_error_model(group: h5py.Group) -> ErrorModel:
     if version != VERSION:
         raise NewerSchemaError(
             f"{group.file.filename}: {group.name.lstrip('/')} has an error model of version {version} and was written "
-            f"by a newer isometry (this one reads {VERSION}): you may need to update, `pip install --upgrade isometry`. "
-            "Other entries of the file can be read."
+            f"by a newer isometry (this one reads {VERSION}): you may need to update, `pip install --upgrade "
+            "isometry`. Other entries of the file can be read."
         )
     names = {key: _PREFIX + key for key in _TYPES}
     return ErrorModel(

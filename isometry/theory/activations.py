@@ -1,7 +1,8 @@
-"""Activation functions phi as theory sees them: function, derivative, kinks and, where linear by pieces, slopes.
+"""Activation functions phi: function, derivative, kinks, slopes where linear by pieces, and the torch module.
 
-The named ones are written so that neither they nor their derivatives overflow or cancel for any float64.
-Any other function of arrays can be used through `get_activation`, with its derivative or without.
+A new named activation needs an entry in `_NAMED` and one in `TORCH_MODULES`, and nothing elsewhere. The named functions
+and their derivatives neither overflow nor cancel for any float64. Any other function of arrays can be used through
+`get_activation`, with its derivative or without.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from isometry.errors import InputError, TheoryError
 from isometry.theory.derivatives import checked_values, derivative_disagrees, numerical_derivative
-from isometry.theory.gaussian import gaussian_average
 from isometry.theory.kinks import find_kinks, linear_slopes
 
-__all__ = ["ACTIVATION_NAMES", "Activation", "gaussian_average", "get_activation", "leaky_relu"]
+__all__ = ["ACTIVATION_NAMES", "TORCH_MODULES", "Activation", "get_activation", "leaky_relu"]
 
 Array = NDArray[np.float64]
 ArrayFunction = Callable[[Array], Array]
@@ -74,6 +74,16 @@ class Activation:
         return float(self.function(np.zeros(1))[0]) == 0.0
 
 
+def _special(name: str, h: Array) -> Array:
+    # Late: building a network looks names up here and needs no scipy.
+    from scipy import special
+
+    return getattr(special, name)(h)
+
+
+_erf, _normal_cdf, _logistic = (partial(_special, name) for name in ("erf", "ndtr", "expit"))
+
+
 def _tanh_derivative(h: Array) -> Array:
     # 1 - tanh^2 has no digits left at |h| = 18; this one has all of them until it underflows.
     decay = np.exp(-2.0 * np.abs(h))
@@ -85,7 +95,7 @@ def _erf_derivative(h: Array) -> Array:
 
 
 def _scaled_erf(h: Array) -> Array:
-    return special.erf(math.sqrt(math.pi) / 2.0 * h)
+    return _erf(math.sqrt(math.pi) / 2.0 * h)
 
 
 def _scaled_erf_derivative(h: Array) -> Array:
@@ -93,23 +103,23 @@ def _scaled_erf_derivative(h: Array) -> Array:
 
 
 def _sigmoid_derivative(h: Array) -> Array:
-    return special.expit(h) * special.expit(-h)
+    return _logistic(h) * _logistic(-h)
 
 
 def _gelu(h: Array) -> Array:
-    return h * special.ndtr(h)
+    return h * _normal_cdf(h)
 
 
 def _gelu_derivative(h: Array) -> Array:
-    return special.ndtr(h) + h * np.exp(-0.5 * h * h) / math.sqrt(2.0 * math.pi)
+    return _normal_cdf(h) + h * np.exp(-0.5 * h * h) / math.sqrt(2.0 * math.pi)
 
 
 def _silu(h: Array) -> Array:
-    return h * special.expit(h)
+    return h * _logistic(h)
 
 
 def _silu_derivative(h: Array) -> Array:
-    return special.expit(h) * (1.0 + h * special.expit(-h))
+    return _logistic(h) * (1.0 + h * _logistic(-h))
 
 
 def _elu(h: Array) -> Array:
@@ -189,17 +199,34 @@ _NAMED: dict[str, Activation] = {
         Activation("relu", _relu, partial(_step, below=0.0), kinks=(0.0,), slopes=(0.0, 1.0)),
         Activation("hard_tanh", _hard_tanh, _hard_tanh_derivative, kinks=(-1.0, 1.0), slopes=(0.0, 1.0, 0.0)),
         Activation("tanh", np.tanh, _tanh_derivative),
-        Activation("erf", special.erf, _erf_derivative),
+        Activation("erf", _erf, _erf_derivative),
         Activation("erf_scaled", _scaled_erf, _scaled_erf_derivative),
-        Activation("sigmoid", special.expit, _sigmoid_derivative),
+        Activation("sigmoid", _logistic, _sigmoid_derivative),
         Activation("gelu", _gelu, _gelu_derivative),
         Activation("silu", _silu, _silu_derivative),
         Activation("elu", _elu, _elu_derivative, kinks=(0.0,)),
         Activation("selu", _selu, _selu_derivative, kinks=(0.0,)),
-        Activation("softplus", _softplus, special.expit),
+        Activation("softplus", _softplus, _logistic),
     )
 }
 ACTIVATION_NAMES: tuple[str, ...] = (*_NAMED, "leaky_relu")
+
+# The module of `torch.nn` (or `isometry.nn.activations.Erf`) that each name stands for, and its arguments.
+TORCH_MODULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear": ("Identity", {}),
+    "relu": ("ReLU", {}),
+    "leaky_relu": ("LeakyReLU", {"negative_slope": DEFAULT_LEAK}),
+    "hard_tanh": ("Hardtanh", {"min_val": -1.0, "max_val": 1.0}),
+    "tanh": ("Tanh", {}),
+    "erf": ("Erf", {"scale": 1.0}),
+    "erf_scaled": ("Erf", {"scale": math.sqrt(math.pi) / 2.0}),
+    "sigmoid": ("Sigmoid", {}),
+    "gelu": ("GELU", {"approximate": "none"}),
+    "silu": ("SiLU", {}),
+    "elu": ("ELU", {"alpha": 1.0}),
+    "selu": ("SELU", {}),
+    "softplus": ("Softplus", {"beta": 1.0}),
+}
 
 _LEAKY_PATTERN = re.compile(r"leaky_relu(?:\(\s*(?:slope\s*=\s*)?([^()\s]+)\s*\))?")
 

@@ -1,4 +1,4 @@
-"""phi' of a function that came without it: the complex step where it works, high-order differences elsewhere.
+"""phi' of a function that came without it: the complex step where it works, high-order differences elsewhere. Internal.
 
 The complex step, phi'(h) = Im phi(h + i e) / e with e = 1e-100, is exact to rounding for a function analytic
 on each piece and written with operations that know complex numbers (Squire and Trapp 1998, SIAM Review 40,

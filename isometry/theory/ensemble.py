@@ -43,17 +43,22 @@ class Ensemble:
         that W^T W = sigma_w^2, or W W^T = sigma_w^2 where the layer shrinks); one for all or one per layer. A
         read-out layer counts as a layer here.
     sigma_w, sigma_b : float, optional
-        Standard deviations (not variances) of weights and biases. ``sigma_b`` alone says too little.
+        Standard deviations (not variances) of weights and biases; with ``sigma_w`` alone ``sigma_b`` is 0. The variance
+        q is then the stable fixed point, which linear, ReLU and leaky ReLU do not need: their phi' does not depend on
+        it. ``sigma_b`` alone is refused.
     q_star : float, optional
         Stationary variance of the pre-activations. Alone it means the critical point (chi_1 = 1) with this q*;
         with ``sigma_w`` it fixes the bias variance.
     widths : tuple of int, optional
-        N_0 .. N_L (with a read-out N_0 .. N_{L+1}); None means that all are equal.
+        N_0 .. N_L (with a read-out N_0 .. N_{L+1}); None means that all are equal. J is N_L x N_0. Only their ratios
+        matter to the spectrum.
     residual : float, optional
         Strength a of the branch in x_l = x_{l-1} + a phi(h_l); None means no skip connection. Networks that stay
-        of order one at any depth have a of order 1/sqrt(L).
+        of order one at any depth have a of order 1/sqrt(L). The variance of h_1 is ``q0``, or else ``q_star``, or else
+        the fixed point of the network without the skip, and grows from there.
     q0 : float, optional
-        Variance of the first pre-activation h_1; None means that it is q* from the first layer on.
+        Variance of the first pre-activation h_1: the q-map is followed from there, each layer with its own q. None
+        means that it is q* from the first layer on.
     readout : bool
         Whether one more linear layer, of the same sigma_w, follows the last activation.
 

@@ -1,4 +1,4 @@
-"""Gaussian averages E f(sqrt(q) z), z ~ N(0, 1), to rounding: the integrals that mean-field theory is made of.
+"""Gaussian averages E f(sqrt(q) z), z ~ N(0, 1), to rounding. Internal but for `gaussian_average`.
 
 Gauss-Hermite rules lose digits at kinks and wherever the function changes faster than the Gaussian. Here the
 line is cut into panels, at every kink and with a geometric grading around h = 0 where activations change, a

@@ -1,4 +1,4 @@
-"""Where a function that came without its kinks has them, and whether it is linear between them.
+"""Where a function that came without its kinks has them, and whether it is linear between them. Internal.
 
 A kink shows in differences of order m + 1 over a width w: they fall like w^m where the m-th derivative jumps, and
 faster where it does not. Each place where they stand out is narrowed down until the two can be told apart, and located

@@ -1,4 +1,4 @@
-"""The singular-value spectrum of J = D_L W_L ... D_1 W_1 at infinite width, from free probability."""
+"""The singular-value spectrum of J = D_L W_L ... D_1 W_1 at infinite width. Internal but for `predict`."""
 
 from __future__ import annotations
 
@@ -19,52 +19,30 @@ from isometry.theory.meanfield.layer_variances import LayerVariances, layer_vari
 
 
 def predict(
-    activation: Ensemble | Mapping[str, object] | Activation | str | Callable[..., object],
+    ensemble: Ensemble | Mapping[str, object] | Activation | str | Callable[..., object] | None = None,
     depth: int | None = None,
     *,
-    weights: str | tuple[str, ...] = "gaussian",
-    sigma_w: float | None = None,
-    sigma_b: float | None = None,
-    q_star: float | None = None,
-    widths: tuple[int, ...] | None = None,
-    residual: float | None = None,
-    q0: float | None = None,
-    readout: bool = False,
     points: int = 2000,
+    **fields: Any,
 ) -> Spectrum:
-    """The spectrum that mean-field theory and free probability predict; no matrix is sampled.
+    """The singular-value spectrum of an ensemble at infinite width, from mean-field theory and free probability.
 
-    ``predict(Ensemble(...))`` or ``predict("tanh", 64, weights="orthogonal", q_star=0.05)``; or what a measurement
-    recorded of its network, ``predict(spectrum.provenance["ensemble"])``.
+    No matrix is sampled. ``predict("tanh", 64, q_star=0.05)`` is short for
+    ``predict(Ensemble("tanh", 64, q_star=0.05))``; ``predict(spectrum.provenance["ensemble"])`` takes the network that
+    a measurement recorded.
 
     Parameters
     ----------
-    activation : Ensemble, mapping, str, Activation or callable
-        A whole ensemble, or one as `Ensemble.to_dict` writes it, or phi as `get_activation` takes it.
-    depth : int
-        Number L of layers; as many D as W.
-    weights : "gaussian", "orthogonal" or one of them per matrix
-        First layer first. Gaussian: Var W = sigma_w^2/fan_in; orthogonal: Haar, scaled so that W^T W = sigma_w^2, or
-        W W^T = sigma_w^2 where a layer shrinks.
-    sigma_w, sigma_b : float, optional
-        Standard deviations; ``sigma_b`` is 0 unless given. q is then the stable fixed point, which linear, ReLU and
-        leaky ReLU do not need, for their phi' does not depend on it.
-    q_star : float, optional
-        Alone: the critical point (chi_1 = 1) with this variance of the pre-activations. With ``sigma_w``: the
-        variance is this one and the bias is what keeps it.
-    widths : tuple of int, optional
-        N_0 .. N_L, the read-out's width after them; J is N_L x N_0. Only their ratios matter.
-    residual : float, optional
-        Strength a of the branch in x_l = x_{l-1} + a phi(h_l), so J = prod_l (1 + a D_l W_l). The law is that of
-        large depth at fixed c = sum_l a^2 sigma_w^2 E phi'^2 (Tarnowski et al. 2019, arXiv 1809.08848), with an error
-        of order c/L; give a = 1/sqrt(L) for branches of unit strength in all. The variance of h_1 is ``q0``, or else
-        ``q_star``, or else the fixed point of the network without the skip, and grows from there.
-    q0 : float, optional
-        Variance of the first pre-activation: the q-map is followed from there, each layer with its own q.
-    readout : bool
-        Whether one more matrix W_{L+1} of the same sigma_w follows.
+    ensemble : Ensemble, mapping, str, Activation or callable
+        The network; a mapping is one that `Ensemble.to_dict` wrote. Otherwise the activation phi of an ensemble, as
+        `get_activation` takes it (also as ``activation=``), and ``depth`` and ``fields`` are its other fields.
+    depth : int, optional
+        Number L of layers, with an activation only.
     points : int
         Size of the grid of the curve.
+    **fields
+        The other fields of `Ensemble`, with an activation only: ``weights``, ``sigma_w``, ``sigma_b``, ``q_star``,
+        ``widths``, ``residual``, ``q0``, ``readout``.
 
     Returns
     -------
@@ -77,7 +55,7 @@ def predict(
     Raises
     ------
     InputError
-        When the arguments do not describe a network.
+        When the arguments do not describe a network, or contradict the ensemble that came first.
     TheoryError
         When the mathematics has no answer: no fixed point, no critical point, no signal.
     ConvergenceError
@@ -91,6 +69,9 @@ def predict(
     The law is that of infinite width at fixed depth. At width N one draw's mean square fluctuates around it by a
     relative O(sqrt(L)/N), and the largest singular value falls short of the edge as L/N grows.
 
+    A residual network has the law of large depth at fixed c = sum_l a^2 sigma_w^2 E phi'^2 (Tarnowski et al. 2019,
+    arXiv 1809.08848), with an error of order c/L.
+
     References
     ----------
     Pennington, Schoenholz, Ganguli 2017 (arXiv 1711.04735) and 2018 (arXiv 1802.09979), the master equation; Xiao et
@@ -103,33 +84,43 @@ def predict(
     (9.481481, 0.5)
     """
     began = time.perf_counter()
-    if isinstance(activation, Mapping):
-        activation = Ensemble.from_dict(dict(activation))
-    if isinstance(activation, Ensemble):
-        if depth is not None:
-            raise InputError("predict(ensemble) takes no depth: the ensemble has one.")
-        ensemble = activation
-        phi = get_activation(ensemble.activation)
-    else:
-        if depth is None:
-            raise InputError("predict(activation, depth) needs the number of layers.")
-        phi = get_activation(activation)
-        ensemble = Ensemble(
-            activation if isinstance(activation, str) else phi, depth, weights=weights, sigma_w=sigma_w,
-            sigma_b=sigma_b, q_star=q_star, widths=widths, residual=residual, q0=q0, readout=readout,
-        )  # fmt: skip
-    variances = layer_variances(ensemble, phi)
-    assembly = assemble(ensemble, phi, variances)
+    network = _as_ensemble(ensemble, depth, fields)
+    phi = get_activation(network.activation)
+    variances = layer_variances(network, phi)
+    assembly = assemble(network, phi, variances)
     law = solve(assembly.product, points=points)
-    shape = None if ensemble.widths is None else (ensemble.widths[-1], ensemble.widths[0])
     return Spectrum(
         curve_of(law, assembly.rank_share),
         method="predicted",
-        shape=shape,
-        name=_name(ensemble),
+        shape=None if network.widths is None else (network.widths[-1], network.widths[0]),
+        name=_name(network),
         seconds=time.perf_counter() - began,
-        provenance=_provenance(ensemble, variances, assembly, law),
+        provenance=_provenance(network, variances, assembly, law),
     )
+
+
+def _as_ensemble(
+    given: Ensemble | Mapping[str, object] | Activation | str | Callable[..., object] | None,
+    depth: int | None,
+    fields: dict[str, Any],
+) -> Ensemble:
+    """The ensemble that came first, or the one of an activation, a depth and other fields."""
+    if given is None:
+        given = fields.pop("activation", None)
+    if isinstance(given, Mapping):
+        return _as_ensemble(Ensemble.from_dict(given), depth, fields)
+    if isinstance(given, Ensemble):
+        extra = [*(["depth"] if depth is not None else []), *fields]
+        if extra:
+            raise InputError(
+                f"predict(ensemble) takes no {extra[0]}: the ensemble has one. Use dataclasses.replace(ensemble, "
+                f"{extra[0]}=...) for another."
+            )
+        return given
+    if given is None or depth is None:
+        raise InputError("predict needs an Ensemble, or an activation and a depth, the number of layers.")
+    activation = given if isinstance(given, str) else get_activation(given)
+    return Ensemble(activation, depth, **fields)
 
 
 def curve_of(law: Law, rank_share: float = 1.0) -> Curve:

@@ -228,10 +228,9 @@ def test_width_comes_from_the_record_before_the_shape():
         return Spectrum(plain.distribution, method="exact", shape=plain.shape, provenance=provenance)
 
     assert network_width(plain, law) == 768
-    assert network_width(recorded(ensemble=ensemble, input="(12, 8, 8) float32"), law) == 12
-    batched = recorded(ensemble=ensemble, input="(5, 12, 8, 8) float32", options={"batched": True})
-    assert network_width(batched, law) == 12
-    assert network_width(recorded(ensemble=ensemble, input="(768,) float32"), law) == 768
+    assert network_width(recorded(ensemble=ensemble, channels=12), law) == 12
+    assert network_width(recorded(channels=12), law) == 768
+    assert network_width(recorded(ensemble=ensemble, input="(12, 8, 8) float32"), law) == 768
     assert network_width(recorded(ensemble={**ensemble, "widths": [768, 90, 300]}), law) == 90
     assert network_width(law, law) == math.inf
 
@@ -328,13 +327,13 @@ def tanh_draw(q, weights, rng):
 @pytest.fixture(scope="module")
 def orthogonal_draws():
     rng = np.random.default_rng(3)
-    return [tanh_draw(0.2, "orthogonal", rng) for _ in range(20)]
+    return [tanh_draw(0.2, "orthogonal", rng) for _ in range(12)]
 
 
 def test_draws_of_the_right_ensemble_agree(orthogonal_draws):
     law = tanh_law(0.2, "orthogonal")
     verdicts = [compare(draw, law).agrees for draw in orthogonal_draws]
-    assert sum(bool(verdict) for verdict in verdicts) >= 18
+    assert sum(bool(verdict) for verdict in verdicts) >= 11
 
 
 @pytest.mark.parametrize(("q", "weights"), [(0.4, "orthogonal"), (0.1, "orthogonal"), (0.2, "gaussian")])

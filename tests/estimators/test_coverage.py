@@ -1,11 +1,13 @@
 """The errors are honest: bounds never fail, and over 200 seeds 95 % intervals cover the exact value as often as said.
 
 Of 200 intervals of true level 0.95 between 180 and 198 cover with probability 0.9989. Networks enter by their dense
-Jacobian: the estimators see products alone, and 200 measurements must stay quick.
+Jacobian: the estimators see products alone, and 200 measurements must stay quick. The 200 measurements are the inputs
+of one batch, each with random vectors of its own; test_contract.py asserts that a batch changes no measurement.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from isometry.estimators import lanczos, randomized
 from isometry.estimators.blocks import ShortSide, random_block
 from isometry.jacobian import JacobianOperator, MatrixOperator
+from isometry.spectrum import Spectrum
 from isometry.spectrum.cdf_bounds import cdf_bounds
 
 SEEDS = 200
@@ -46,14 +49,19 @@ WAYS = {
 }
 
 
+def measurements(estimator: Callable[..., Spectrum], a: Tensor, seeds: int = SEEDS) -> list[Spectrum]:
+    """So many measurements of one matrix, each with random vectors of its own: the inputs of one batch."""
+    together = estimator(MatrixOperator(a.expand(seeds, *a.shape)))
+    return [together.input(index) for index in range(seeds)]
+
+
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_interval_of_the_mean_square_covers(matrix: str, way: str) -> None:
     a = MATRICES[matrix]()
     exact = float(a.square().sum()) / min(a.shape)
     covered, errors = 0, []
-    for seed in range(SEEDS):
-        spectrum = WAYS[way](MatrixOperator(a), seed=seed)
+    for spectrum in measurements(WAYS[way], a):
         low, high = spectrum.mean_square_interval(0.95)
         covered += low <= exact <= high
         errors.append(spectrum.mean_square - exact)
@@ -73,8 +81,7 @@ def test_the_interval_covers_for_every_kind_of_probe(probe: str, probes: int) ->
     a = chance_matrix()
     exact = float(a.square().sum()) / 20
     covered, errors, stated = 0, [], []
-    for seed in range(SEEDS):
-        spectrum = lanczos(MatrixOperator(a), probes=probes, steps=1, probe=probe, seed=seed)
+    for spectrum in measurements(partial(lanczos, probes=probes, steps=1, probe=probe), a):
         low, high = spectrum.mean_square_interval(0.95)
         covered += low <= exact <= high
         errors.append(spectrum.mean_square - exact)
@@ -96,10 +103,9 @@ def test_one_dominating_value_needs_deflation() -> None:
     generator = torch.Generator().manual_seed(3)
     q = torch.linalg.qr(torch.randn(60, 60, generator=generator, dtype=torch.float64))[0]
     s = torch.cat([torch.tensor([500.0]), torch.linspace(0.5, 1.5, 59)]).double()
-    operator, exact = MatrixOperator(q * s @ q.T), float(s.square().mean())
-    covered = 0
-    for seed in range(SEEDS):
-        low, high = randomized(operator, rank=2, probes=6, steps=2, seed=seed).mean_square_interval(0.95)
+    exact, covered = float(s.square().mean()), 0
+    for spectrum in measurements(partial(randomized, rank=2, probes=6, steps=2), q * s @ q.T):
+        low, high = spectrum.mean_square_interval(0.95)
         covered += low <= exact <= high
     assert 180 <= covered <= 198
 
@@ -120,9 +126,8 @@ def test_the_error_of_the_isometry_share_covers() -> None:
     generator = torch.Generator().manual_seed(2)
     q = torch.linalg.qr(torch.randn(20, 20, generator=generator, dtype=torch.float64))[0]
     s = torch.cat([torch.linspace(0.6, 1.9, 12), torch.linspace(2.5, 4.0, 8)]).double()
-    operator, covered = MatrixOperator(q * s @ q.T), 0
-    for seed in range(SEEDS):
-        spectrum = lanczos(operator, probes=6, steps=20, seed=seed)
+    covered = 0
+    for spectrum in measurements(partial(lanczos, probes=6, steps=20), q * s @ q.T):
         # Student's t at 5 degrees of freedom.
         covered += abs(spectrum.isometry() - 0.6) <= 2.5706 * spectrum.isometry_stderr()
     assert 180 <= covered <= 198
@@ -220,8 +225,7 @@ def covered_by_bands(way: str, matrix: str, known, seeds: int) -> tuple[np.ndarr
     share = np.mean((values >= 0.5) & (values <= 2.0))
     pointwise, at_values = np.zeros(places.size), np.zeros(everywhere.size)
     simultaneous = between = 0
-    for seed in range(seeds):
-        spectrum = BAND_WAYS[way](MatrixOperator(truth.a), seed=seed)
+    for spectrum in measurements(BAND_WAYS[way], truth.a, seeds):
         lower, upper = spectrum.cdf_band(places)
         pointwise += (lower <= cdf) & (cdf <= upper)
         lower, upper = spectrum.cdf_band(everywhere)
@@ -264,8 +268,8 @@ def test_with_truncation_the_band_covers_more_often(steps: int, known) -> None:
     truth = known(values)
     places, cdf = gaps(values)
     covered = np.zeros(places.size)
-    for seed in range(SEEDS):
-        lower, upper = lanczos(MatrixOperator(truth.a), probes=8, steps=steps, seed=seed).cdf_band(places)
+    for spectrum in measurements(partial(lanczos, probes=8, steps=steps), truth.a):
+        lower, upper = spectrum.cdf_band(places)
         covered += (lower <= cdf) & (cdf <= upper)
     assert covered.min() >= 0.93 * SEEDS
 
@@ -277,8 +281,8 @@ def test_the_band_of_float32_covers(known) -> None:
     places = np.concatenate([0.5 * (np.sort(values)[1:] + np.sort(values)[:-1]), [1.0, 1.1]])
     cdf = np.array([np.mean(values <= place) for place in places])
     covered = np.zeros(places.size)
-    for seed in range(60):
-        lower, upper = lanczos(MatrixOperator(truth.a), probes=4, steps=40, seed=seed).cdf_band(places)
+    for spectrum in measurements(partial(lanczos, probes=4, steps=40), truth.a, 60):
+        lower, upper = spectrum.cdf_band(places)
         covered += (lower <= cdf) & (cdf <= upper)
     assert covered.mean() >= 0.93 * 60
 

@@ -102,7 +102,7 @@ def test_products_that_are_not_finite_are_no_reason_to_give_up() -> None:
 def test_nothing_is_captured_on_a_processor() -> None:
     replay = linearise(nn.Tanh(), torch.zeros(3))
     for _ in range(4):
-        replay.push(torch.ones(2, 3)), replay.pull(torch.ones(2, 3))
+        replay.matmat(torch.ones(2, 3)), replay.rmatmat(torch.ones(2, 3))
     assert "_graphs" not in vars(replay)
 
 
@@ -118,7 +118,7 @@ def test_a_graph_gives_the_products_of_its_program(init: str) -> None:
     for count in (1, 8, 1, 8, 1, 8, 1, 8):
         block = torch.randn(count, 16, 8, 8, device="cuda")
         for found, expected in (
-            (operator.matmat(block), exact.forward(block)),
-            (operator.rmatmat(block), exact.reverse(block)),
+            (operator.matmat(block), exact.direct(block)),
+            (operator.rmatmat(block), exact.transposed(block)),
         ):
             assert torch.allclose(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))

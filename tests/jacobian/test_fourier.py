@@ -7,8 +7,9 @@ import torch
 from torch.nn.functional import conv1d, conv2d, pad
 
 from isometry.errors import FallbackWarning
-from isometry.jacobian.replay import fourier, linearise
-from isometry.jacobian.replay.fourier import FourierConvolution, _basis, fourier_pays
+from isometry.jacobian.replay import linearise
+from isometry.jacobian.replay.maps import fourier
+from isometry.jacobian.replay.maps.fourier import FourierConvolution, _basis, fourier_pays
 from isometry.nn import VanillaCNN
 
 
@@ -36,7 +37,7 @@ def test_agrees_with_the_convolution_and_its_transpose(
     before = [step * (count // 2) for count, step in zip(taps, dilation, strict=True)]
     around = [extent for extent in reversed(before) for _ in range(2)]
     convolve = conv2d if len(size) == 2 else conv1d
-    ways = FourierConvolution(weight, size, before, dilation)
+    by_frequencies = FourierConvolution(weight, size, before, dilation)
     x, u = (torch.randn(4, count, *size, dtype=torch.float64) for count in (c_in, c_out))
 
     def direct(block: torch.Tensor) -> torch.Tensor:
@@ -49,8 +50,8 @@ def test_agrees_with_the_convolution_and_its_transpose(
     if max(before) <= min(size):
         assert torch.equal(direct(x), convolve(pad(x, around, mode="circular"), weight, dilation=dilation))
     expected, transposed = torch.func.vjp(direct, x)
-    assert torch.allclose(ways.push(x, False), expected, atol=1e-12)
-    assert torch.allclose(ways.pull(u, False), transposed(u)[0], atol=1e-12)
+    assert torch.allclose(by_frequencies.matmat(x, False), expected, atol=1e-12)
+    assert torch.allclose(by_frequencies.rmatmat(u, False), transposed(u)[0], atol=1e-12)
 
 
 def test_rounding_in_single_precision_is_that_of_the_convolution() -> None:
@@ -59,7 +60,7 @@ def test_rounding_in_single_precision_is_that_of_the_convolution() -> None:
     x = torch.randn(8, 64, 8, 8)
     exact = conv2d(pad(x.double(), (1, 1, 1, 1), mode="circular"), weight.double())
     direct = conv2d(pad(x, (1, 1, 1, 1), mode="circular"), weight)
-    ours = FourierConvolution(weight, (8, 8), (1, 1), (1, 1)).push(x, False)
+    ours = FourierConvolution(weight, (8, 8), (1, 1), (1, 1)).matmat(x, False)
     # Sums of 64 and 576 terms: either is some units of rounding off, and ours not twice as far as theirs.
     assert (ours - exact).norm() < 2 * (direct - exact).norm()
 
@@ -77,13 +78,13 @@ def test_networks_replay_alike_with_and_without() -> None:
     x = torch.randn(16, 8, 8, dtype=torch.float64)
     by_taps = linearise(lambda z: model(z[None])[0], x, fourier=False)
     by_frequencies = linearise(lambda z: model(z[None])[0], x)
-    found = [type(step.edge.map).__name__ for step in by_frequencies.forward.steps]
+    found = [type(step.edge.map).__name__ for step in by_frequencies.direct.steps]
     assert found.count("FourierConvolution") == 3
     # Few vectors go by the taps, many by the frequencies.
     for count in (1, 3, 4, 20):
         block = torch.randn(count, 16, 8, 8, dtype=torch.float64)
-        assert torch.allclose(by_frequencies.push(block), by_taps.push(block), rtol=0, atol=1e-12)
-        assert torch.allclose(by_frequencies.pull(block), by_taps.pull(block), rtol=0, atol=1e-12)
+        assert torch.allclose(by_frequencies.matmat(block), by_taps.matmat(block), rtol=0, atol=1e-12)
+        assert torch.allclose(by_frequencies.rmatmat(block), by_taps.rmatmat(block), rtol=0, atol=1e-12)
 
 
 def test_a_wrong_block_is_found_at_first_use_and_the_taps_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +101,6 @@ def test_a_wrong_block_is_found_at_first_use_and_the_taps_are_taken(monkeypatch:
     by_taps, found = linearise(model, x, fourier=False), linearise(model, x)
     block = torch.randn(8, 16, 8, 8)
     with pytest.warns(FallbackWarning, match="tap by tap instead"):
-        first = found.push(block)
-    assert torch.equal(first, by_taps.push(block))
-    assert torch.equal(found.pull(block), by_taps.pull(block))
+        first = found.matmat(block)
+    assert torch.equal(first, by_taps.matmat(block))
+    assert torch.equal(found.rmatmat(block), by_taps.rmatmat(block))

@@ -302,3 +302,12 @@ def test_a_gpu_gives_the_same_jacobian(name: str, dense_jacobian) -> None:
         found, dense, rtol=0, atol=50 * torch.finfo(torch.float32).eps * float(dense.abs().max())
     )
     assert next(model.parameters(), torch.empty(0)).device.type == "cpu"
+
+
+def test_some_inputs_of_a_batch_have_the_operator_they_would_have_alone() -> None:
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    whole = JacobianOperator(torch.tanh, x, batched=True, dtype=torch.float64, memory_limit=10**6)
+    part = whole.of_inputs(range(1, 3))
+    assert (part.batch, part.dtype, part.memory_limit) == (2, torch.float64, 10**6)
+    v = torch.randn(3, 5, 4, dtype=torch.float64)
+    assert torch.equal(part.matmat(v[:, 1:3]), whole.matmat(v)[:, 1:3])

@@ -172,7 +172,7 @@ def test_a_wrong_rule_is_caught_and_said_and_the_numbers_are_right(
 
 def test_a_wrong_transpose_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     class OneWay(Multiple):
-        def push(self, v: Tensor, owned: bool) -> Tensor:
+        def matmat(self, v: Tensor, overwrite: bool) -> Tensor:
             return 2.0 * v
 
     monkeypatch.setitem(rules.RULES, "sin", lambda _: [Link(0, 0, (OneWay(1.0),))])

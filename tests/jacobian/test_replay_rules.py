@@ -346,13 +346,13 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 
 def dense(replay: Replay, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     n, m = z.numel(), y.numel()
-    forward = replay.push(torch.eye(n, dtype=z.dtype).reshape(n, *z.shape)).reshape(n, m).T
-    return forward, replay.pull(torch.eye(m, dtype=z.dtype).reshape(m, *y.shape)).reshape(m, n)
+    forward = replay.matmat(torch.eye(n, dtype=z.dtype).reshape(n, *z.shape)).reshape(n, m).T
+    return forward, replay.rmatmat(torch.eye(m, dtype=z.dtype).reshape(m, *y.shape)).reshape(m, n)
 
 
-def assert_dense(function: Callable[[Tensor], Tensor], z: Tensor, *, one_tap: bool = True) -> Replay:
+def assert_dense(function: Callable[[Tensor], Tensor], z: Tensor, *, single_taps: bool = True) -> Replay:
     with strict_numerics(z.device):
-        replay = linearise(function, z, one_tap=one_tap)
+        replay = linearise(function, z, single_taps=single_taps)
         y = function(z.clone())
         # Reverse mode cannot do without a constant that is written over.
         jacobian = torch.func.jacfwd if function is constants_that_change else torch.func.jacrev
@@ -433,7 +433,7 @@ def test_float32_convolutions_in_the_layouts_of_the_processor(
     pull = torch.func.vjp(convolve, z)[1]
     expected = torch.stack([convolve(one) for one in v]), torch.stack([pull(one)[0] for one in u])
     # Sums of at most 180 products.
-    for found, right in zip((replay.push(v.float()), replay.pull(u.float())), expected, strict=True):
+    for found, right in zip((replay.matmat(v.float()), replay.rmatmat(u.float())), expected, strict=True):
         assert torch.allclose(found.double(), right, rtol=0, atol=2e-5)
 
 
@@ -448,10 +448,10 @@ def test_a_circular_float32_network_goes_channels_last_all_the_way() -> None:
     z = point(2, 4, 8, 9)
     wide, replay = linearise(network, z), linearise(network, z.float())
     v, u = point(3, 2, 4, 8, 9), point(3, 2, 6, 8, 9)
-    assert torch.allclose(replay.push(v.float()).double(), wide.push(v), rtol=0, atol=1e-5)
-    assert torch.allclose(replay.pull(u.float()).double(), wide.pull(u), rtol=0, atol=1e-5)
+    assert torch.allclose(replay.matmat(v.float()).double(), wide.matmat(v), rtol=0, atol=1e-5)
+    assert torch.allclose(replay.rmatmat(u.float()).double(), wide.rmatmat(u), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in IMAGES if "one tap" in name])
-def test_one_tap_as_a_whole_kernel(name: str) -> None:
-    assert_dense(IMAGES[name], point(*IMAGE), one_tap=False)
+def test_a_single_tap_as_a_whole_kernel(name: str) -> None:
+    assert_dense(IMAGES[name], point(*IMAGE), single_taps=False)

@@ -190,6 +190,12 @@ def ordinary() -> Reader:
 
 
 @pytest.fixture(scope="module")
+def alone() -> str:
+    """A page with a law and three inputs."""
+    return render_html([sampled()])
+
+
+@pytest.fixture(scope="module")
 def several() -> str:
     """A page with a law, three inputs, and a second spectrum."""
     return render_html([sampled(), spectrum("b")])
@@ -238,8 +244,8 @@ def test_a_recipe_is_one_command_or_python_that_compiles(text: str, method: str)
         assert [type(line).__name__ for line in tree.body] == ["Import", "Assign", "Assign", "Assign"]
 
 
-def test_numbers_verdict_law_and_provenance_are_there() -> None:
-    reader = read(render_html([sampled()]))
+def test_numbers_verdict_law_and_provenance_are_there(alone: str) -> None:
+    reader = read(alone)
     one = sampled()
     for words in (
         one.verdict(), "1,200", "float32", "1024 x 1024", "predicted law", "Against the law of its recorded ensemble",
@@ -283,8 +289,8 @@ def test_extreme_spectra_have_a_page(one: Spectrum) -> None:
     assert "nan" not in reader.words.lower().split()
 
 
-def test_the_same_spectra_give_the_same_page() -> None:
-    assert render_html([sampled()]) == render_html([sampled()])
+def test_the_same_spectra_give_the_same_page(alone: str) -> None:
+    assert render_html([sampled()]) == alone
 
 
 def test_the_page_is_written_whole(tmp_path) -> None:

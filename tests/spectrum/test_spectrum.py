@@ -16,7 +16,7 @@ from isometry.spectrum import Curve, Extremes, Quadrature, Spectrum
 from isometry.spectrum.wording import REPORTED_QUANTILES
 
 # A shared machine pauses now and then: no deadline. 40 draws of each property keep the file at seconds.
-several = settings(max_examples=40, deadline=None)
+several = settings(max_examples=25, deadline=None)
 
 MASS = st.floats(0.01, 1.0)
 

@@ -126,7 +126,7 @@ def test_stopping_at_any_step_leaves_the_file_as_before_or_as_after(act, stride,
 def test_without_the_journal_the_same_kills_would_tear_the_file(original, tmp_path):
     """The test above can fail: the file as it stands between two steps, before anybody finishes it."""
     path = tmp_path / "a.h5"
-    for at in range(10_000):
+    for at in range(0, 10_000, 4):
         shutil.copyfile(original, path)
         with pytest.MonkeyPatch.context() as monkeypatch:
             interrupter = Interrupter(monkeypatch, at, Killed())
@@ -240,9 +240,9 @@ def kill_at_random(path: Path, rounds: int, seed: int) -> int:
     return len(promised)
 
 
-def test_twenty_writers_killed_at_random_lose_nothing(tmp_path):
+def test_twelve_writers_killed_at_random_lose_nothing(tmp_path):
     # Some must have been stored for this to mean anything; a writer stores one in about 0.1 s.
-    assert kill_at_random(tmp_path / "a.h5", 20, seed=0) > 5
+    assert kill_at_random(tmp_path / "a.h5", 12, seed=0) > 3
 
 
 @pytest.mark.slow

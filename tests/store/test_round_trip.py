@@ -103,7 +103,7 @@ counter = itertools.count()
 
 
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 @given(spectrum=spectra())
 def test_any_spectrum_comes_back_bit_for_bit(spectrum, tmp_path_factory):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from store_samples import assert_same, dense, measured, predicted
 
-from isometry.errors import IsometryError, NewerSchemaError, StoreError
+from isometry.errors import NewerSchemaError, StoreError
 from isometry.spectrum import Extremes, Quadrature, Spectrum
 from isometry.store import open_store, validate
 
@@ -101,30 +101,6 @@ def test_a_file_of_zeros_after_its_signature(stored):
     stored.write_bytes(content[:8] + bytes(len(content) - 8))
     with pytest.raises(StoreError, match=r"damaged"):
         open_store(stored)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_damaged_bytes_anywhere_never_leak_an_error_of_the_library(seed, stored):
-    """Every single spectrum is either what it was or a StoreError; with one error, validate says so."""
-    generator = np.random.default_rng(seed)
-    content = bytearray(stored.read_bytes())
-    start = int(generator.integers(8, len(content) - 64))
-    content[start : start + 64] = generator.bytes(64)
-    stored.write_bytes(bytes(content))
-    failures = 0
-    for name, expected in (("measured", measured()), ("predicted", predicted())):
-        try:
-            found = open_store(stored)[name]
-        except IsometryError:
-            failures += 1
-        else:
-            for key in ("nodes", "log_s"):
-                if hasattr(expected.distribution, key):
-                    assert np.array_equal(
-                        getattr(found.distribution, key), getattr(expected.distribution, key)
-                    )
-    if failures:
-        assert validate(stored)
 
 
 def test_a_newer_schema(stored):

@@ -13,11 +13,11 @@ from isometry.errors import ConvergenceError, InputError, NonFiniteError, Theory
 from isometry.theory.activations import (
     ACTIVATION_NAMES,
     Activation,
-    gaussian_average,
     get_activation,
     leaky_relu,
 )
 from isometry.theory.derivatives import difference_derivative
+from isometry.theory.gaussian import gaussian_average
 from isometry.theory.kinks import find_kinks, linear_slopes
 
 VARIANCES = (1e-12, 1e-6, 1e-2, 0.5, 1.0, 30.0, 1e4)

@@ -312,6 +312,10 @@ def test_where_there_is_no_answer_an_error_says_which(
 def test_an_ensemble_brings_its_own_depth() -> None:
     with pytest.raises(InputError, match="takes no depth"):
         predict(Ensemble("relu", 3), 4)
+    with pytest.raises(InputError, match="takes no sigma_w"):
+        predict(Ensemble("relu", 3), sigma_w=2.0)
+    with pytest.raises(TypeError, match="sigma"):
+        predict("relu", 3, sigma=2.0)
 
 
 def test_a_point_mass_beyond_the_floats_is_infinite_and_silent() -> None:

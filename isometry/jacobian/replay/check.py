@@ -1,4 +1,4 @@
-"""No replay without a test: its products are held against those of torch.func before anyone sees them."""
+"""Comparing the products of a replay with those of torch.func, before the replay is used."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import Tensor
 from torch.autograd import forward_ad as forward_mode
 from torch.func import vjp
 
-from .recording import NoRule
+from .tape import NoRule
 
-# Units of rounding by which two ways through the same network may differ: some hundred over a thousand layers.
+# Units of rounding by which two evaluations of one product may differ: some hundred over a thousand layers.
 _UNITS = 1000
-# And by how many times the rounding that a product shows by itself.
+# Multiples of the rounding that a product shows by itself by which they may differ.
 _TIMES_NOISE = 32
 
 
 class Disagreement(Exception):
-    """A recorded map that is not the Jacobian. The text says by how much it is off."""
+    """A recorded map that is not the Jacobian. The text gives the difference."""
 
 
-def reference_pull(function: Callable[[Tensor], Tensor], point: Tensor, u: Tensor) -> Tensor:
-    """J^T u without a replay.
+def reference_rmatmat(function: Callable[[Tensor], Tensor], point: Tensor, u: Tensor) -> Tensor:
+    """J^T u by torch.func, or by plain autograd where that fails.
 
     Raises
     ------
     NoRule
-        Where neither torch.func nor plain autograd differentiates the function: there is nothing to test against.
+        Where neither differentiates the function: there is nothing to compare with.
     """
     try:
         return vjp(function, point)[1](u)[0]
@@ -43,14 +43,14 @@ def reference_pull(function: Callable[[Tensor], Tensor], point: Tensor, u: Tenso
         raise NoRule("a derivative that autograd has not either") from error
 
 
-def reference_push(function: Callable[[Tensor], Tensor], point: Tensor, v: Tensor) -> Tensor | None:
-    """J v without a replay, or None where an operation has no forward-mode formula."""
+def reference_matmat(function: Callable[[Tensor], Tensor], point: Tensor, v: Tensor) -> Tensor | None:
+    """J v by forward mode, or None where an operation has no forward-mode formula."""
     try:
         # PyTorch's forward mode itself: torch.func.jvp wraps each operation once more, for the same number.
         with torch.inference_mode(False), torch.enable_grad(), forward_mode.dual_level():
             value = function(forward_mode.make_dual(point.detach().clone(), v.clone()))
-            pushed = forward_mode.unpack_dual(value).tangent
-            return torch.zeros_like(value) if pushed is None else pushed.clone()
+            tangent = forward_mode.unpack_dual(value).tangent
+            return torch.zeros_like(value) if tangent is None else tangent.clone()
     except (NotImplementedError, RuntimeError):
         return None
 
@@ -66,8 +66,8 @@ def compare(what: str, found: Tensor, expected: Tensor, unit: float, noise: Call
     unit : float
         Of rounding, relative.
     noise : callable
-        Length of the rounding in ``found``; asked for only where the two differ by more than 1000 units, as they may
-        where what is large cancels in J (layer norm along its own input).
+        The length of the rounding in ``found``; called only where the two differ by more than 1000 units, as they may
+        where large terms cancel in J (layer norm along its own input).
     """
     finite = torch.isfinite(expected)
     if not torch.equal(finite, torch.isfinite(found)):
@@ -82,7 +82,7 @@ def compare(what: str, found: Tensor, expected: Tensor, unit: float, noise: Call
 
 
 def rounding_of(product: Callable[[Tensor], Tensor], vector: Tensor, found: Tensor, seed: int) -> float:
-    """||A v + A w - A (v + w)|| for another w, where A v has been found; v of whole numbers, so that v + w is exact."""
+    """||A v + A w - A (v + w)|| for another w, given ``found`` = A v; v of whole numbers, so that v + w is exact."""
     generator = torch.Generator().manual_seed(seed)
     other = torch.randint(-127, 128, vector.shape, generator=generator).to(vector)
     out = product(torch.stack([other, vector + other])).double()

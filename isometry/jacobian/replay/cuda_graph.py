@@ -1,8 +1,8 @@
 """A product as one CUDA graph for each shape of block: thousands of small kernels are then launched at once.
 
 A graph reads and writes fixed memory: a block is copied into it, and its result out of it. It is captured on a side
-stream after the same product has run there, so that libraries have chosen their algorithms and whatever is made at the
-first use is made (PyTorch, "CUDA semantics", section "CUDA Graphs").
+stream after the same product has run there, so that libraries have chosen their algorithms and lazily made tensors
+exist (PyTorch, "CUDA semantics", section "CUDA Graphs").
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from isometry.errors import FallbackWarning
 
-# Each graph keeps memory for its intermediates: whole chunks, the last one, and single vectors are what comes again.
-MOST_SHAPES = 4
+# Each graph keeps memory for its intermediates. Whole chunks, the last one, and single vectors come again.
+_MOST_SHAPES = 4
 # A shape that comes only once is not worth a capture, which takes several products.
 _USES_BEFORE = 2
 # PyTorch's advice for the libraries behind it: some choose only at the second or third call.
@@ -49,10 +49,10 @@ Capture = Callable[[Product, Tensor], Captured]
 
 
 def capture_on_one_pool() -> Capture:
-    """What captures graphs that share their memory for intermediates.
+    """A function that captures graphs which share their memory for intermediates.
 
-    They may, for they never run at the same time, each writes whatever it reads but its block, and results are copied
-    out at once.
+    They may share it: they never run at the same time, each writes whatever it reads but its block, and results are
+    copied out at once.
     """
     pool: Any = torch.cuda.graph_pool_handle()
 
@@ -74,14 +74,14 @@ def capture_on_one_pool() -> Capture:
 
 
 class Graphed:
-    """A product that is captured for the shapes of block that come again, the latest used of which are kept.
+    """A product that is captured for the shapes of block that come again; the latest used graphs are kept.
 
     Parameters
     ----------
     product : callable
         (k, ...) -> (k, ...). It must do the same to every block of one shape, and read no number on the host.
     capture : callable
-        What makes the graph, as :func:`capture_on_one_pool` gives it.
+        Makes the graph, as :func:`capture_on_one_pool` gives it.
     most : int
         Graphs kept at once.
 
@@ -90,7 +90,7 @@ class Graphed:
     The settings of precision that are in force at the capture stay in the graph.
     """
 
-    def __init__(self, product: Product, capture: Capture, most: int = MOST_SHAPES) -> None:
+    def __init__(self, product: Product, capture: Capture, most: int = _MOST_SHAPES) -> None:
         self._product, self._capture, self._most = product, capture, most
         self._graphs: OrderedDict[tuple[Any, ...], Captured] = OrderedDict()
         self._uses: dict[tuple[Any, ...], int] = {}
@@ -138,5 +138,5 @@ class Graphed:
 def _differ(found: Tensor, expected: Tensor) -> bool:
     """Whether two results of the same kernels differ by more than the order in which they may add up."""
     bound = _UNITS * torch.finfo(expected.dtype).eps * expected.double().norm()
-    # NaN and inf are left to whoever looks at products.
+    # Products that hold NaN or inf are refused elsewhere.
     return bool(torch.isfinite(bound) & ~((found - expected).double().norm() <= bound))

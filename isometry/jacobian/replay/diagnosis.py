@@ -1,4 +1,4 @@
-"""Where in a network a product stops being finite: a second recording, with the names of the modules, step by step."""
+"""The module and operation at which a product stops being finite, from a second recording with module names."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .graph import build
+from .graph import graph_of
 from .program import Program, Step
-from .recording import NoRule, record
+from .recording import record
+from .tape import NoRule
 
 
 def first_nonfinite(
@@ -21,7 +22,7 @@ def first_nonfinite(
     *,
     transposed: bool,
 ) -> str | None:
-    """What makes the first NaN or inf in a product, as "module 'layer.3' (ReLU), operation sqrt"; None if not found.
+    """The origin of the first NaN or inf in a product, as "module 'layer.3' (ReLU), operation sqrt"; None if not found.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ def first_nonfinite(
     """
     first: list[str] = []
 
-    def look(step: Step, made: Tensor) -> None:
+    def observe(step: Step, made: Tensor) -> None:
         if not first and not bool(torch.isfinite(made).all()):
             edge = step.edge
             kind = type(module.get_submodule(edge.module)).__name__ if module is not None else ""
@@ -48,12 +49,12 @@ def first_nonfinite(
             first.append(f"{where}operation {edge.operation}")
 
     try:
-        with _names(module) as now:
-            tape = record(function, point, module_now=now)
+        with _module_names(module) as current_module:
+            tape = record(function, point, current_module=current_module)
         shape = point.shape if transposed else tape.output.shape
-        program = Program(build(tape, join=False), shape, transposed=transposed)
+        program = Program(graph_of(tape), shape, transposed=transposed)
         for vector in block:
-            program.watch(vector[None], look)
+            program.observed(vector[None], observe)
             if first:
                 return first[0]
     except NoRule:
@@ -62,8 +63,8 @@ def first_nonfinite(
 
 
 @contextmanager
-def _names(module: nn.Module | None) -> Iterator[Callable[[], str]]:
-    """A function that says which module is running, innermost."""
+def _module_names(module: nn.Module | None) -> Iterator[Callable[[], str]]:
+    """A function that returns the name of the innermost module that is running."""
     running: list[str] = []
     handles = []
     for name, part in module.named_modules() if module is not None else ():

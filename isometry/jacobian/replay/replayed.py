@@ -1,4 +1,4 @@
-"""From a function and a point to a replay of its Jacobian."""
+"""From a function and a point to a replay of its Jacobian: its linear maps, recorded once and applied to blocks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from torch import Tensor
 
 from isometry.errors import ModelError
 
-from .check import compare, compare_adjoint, reference_pull, reference_push, rounding_of
+from .cheaper_convolutions import use_fourier_blocks, use_single_taps
+from .check import compare, compare_adjoint, reference_matmat, reference_rmatmat, rounding_of
 from .cuda_graph import Graphed, capture_on_one_pool
-from .graph import build
+from .fusion import fuse
+from .graph import graph_of
 from .program import Program
-from .recording import NoRule, Tape, flat_tensors, record
+from .recording import record
+from .tape import NoRule, Tape, flat_tensors
 
 Function = Callable[[Tensor], Tensor]
 
@@ -26,37 +29,37 @@ class Replay:
 
     Parameters
     ----------
-    forward, reverse : Program
-        (k, \\*input) -> (k, \\*output) and back.
+    direct, transposed : Program
+        J v, (k, \\*input) -> (k, \\*output), and J^T u.
     parameters : list
         Tensors of the model that the maps hold, with the version that they hold.
     bytes_per_probe : int
-        Most memory that values take at once for each probe, in either direction, with room to work; 0 if not measured.
-    pair : tuple of Tensor
+        Peak of memory that values take for each probe, in either product, with room to work; 0 if not measured.
+    checked : tuple of Tensor
         (v, J v, u, J^T u) of the random vectors, of whole numbers, it was checked with; empty if it was not.
     """
 
-    forward: Program
-    reverse: Program
+    direct: Program
+    transposed: Program
     parameters: list[tuple[Tensor, int]]
     bytes_per_probe: int = 0
-    pair: tuple[Tensor, ...] = ()
+    checked: tuple[Tensor, ...] = ()
 
-    def push(self, v: Tensor) -> Tensor:
-        """J v."""
+    def matmat(self, v: Tensor) -> Tensor:
+        """J v for a block."""
         self._refuse_changes()
-        return self._graphs[0](v) if v.device.type == "cuda" else self.forward(v)
+        return self._graphs[0](v) if v.device.type == "cuda" else self.direct(v)
 
-    def pull(self, u: Tensor) -> Tensor:
-        """J^T u."""
+    def rmatmat(self, u: Tensor) -> Tensor:
+        """J^T u for a block."""
         self._refuse_changes()
-        return self._graphs[1](u) if u.device.type == "cuda" else self.reverse(u)
+        return self._graphs[1](u) if u.device.type == "cuda" else self.transposed(u)
 
     @cached_property
     def _graphs(self) -> tuple[Graphed, Graphed]:
         """Both products on a GPU, where launching the kernels one by one takes longer than small ones run."""
         capture = capture_on_one_pool()
-        return Graphed(self.forward, capture), Graphed(self.reverse, capture)
+        return Graphed(self.direct, capture), Graphed(self.transposed, capture)
 
     def _refuse_changes(self) -> None:
         for tensor, version in self.parameters:
@@ -70,22 +73,22 @@ def linearise(
     function: Function,
     point: Tensor,
     *,
-    one_tap: bool = True,
+    single_taps: bool = True,
     fourier: bool = True,
-    look: Callable[[Tensor], None] = lambda _: None,
+    on_output: Callable[[Tensor], None] | None = None,
 ) -> Replay:
-    """Record ``function`` at ``point`` and make both products of its Jacobian, untested.
+    """The replay of the Jacobian of ``function`` at ``point``, unchecked.
 
     Parameters
     ----------
     function : callable
     point : Tensor
-    one_tap : bool
+    single_taps : bool
         Whether convolutions whose kernel has a single tap that is not zero leave the others out.
     fourier : bool
         Whether circular convolutions of small maps are multiplied frequency by frequency.
-    look : callable, optional
-        Called with the output of the run that is recorded; what it raises is raised.
+    on_output : callable, optional
+        Called with the output of the run that is recorded; its exceptions pass.
 
     Raises
     ------
@@ -93,9 +96,15 @@ def linearise(
         Naming the first operation that has no linear map.
     """
     tape = record(function, point)
-    look(tape.output.detach())
+    if on_output is not None:
+        on_output(tape.output.detach())
     shape, parameters = tape.output.shape, _parameters(tape)
-    graph = build(tape, one_tap=one_tap, fourier=fourier)
+    graph = graph_of(tape)
+    fuse(graph)
+    if single_taps:
+        use_single_taps(graph)
+    if fourier:
+        use_fourier_blocks(graph)
     return Replay(
         Program(graph, shape, transposed=False),
         Program(graph, point.shape, transposed=True),
@@ -110,12 +119,12 @@ def checked_replay(
     *,
     unit: float | None = None,
     seed: int = 5381,
-    look: Callable[[Tensor], None] = lambda _: None,
+    on_output: Callable[[Tensor], None] | None = None,
 ) -> Replay:
     """A replay whose products of random vectors are those of torch.func, within 1000 units of rounding.
 
-    J^T u is held against ``vjp`` (plain autograd where that fails), J v against ``jvp``, or, where an operation has no
-    forward-mode formula, against J^T u by <J v, u> = <v, J^T u>.
+    J^T u is compared with ``vjp`` (plain autograd where that fails), J v with ``jvp``, or, where an operation has no
+    forward-mode formula, with J^T u by <J v, u> = <v, J^T u>.
 
     Parameters
     ----------
@@ -125,13 +134,13 @@ def checked_replay(
         function(point).
     unit : float, optional
         Of rounding; that of the type if not given.
-    look : callable, optional
-        Called with function(point) as it was when it was recorded, a second evaluation; what it raises is raised.
+    on_output : callable, optional
+        Called with the output of the run that is recorded, a second evaluation; its exceptions pass.
 
     Raises
     ------
     NoRule
-        Where something cannot be recorded, or there is nothing to test it against.
+        Where something cannot be recorded, or there is nothing to compare with.
     Disagreement
         Where the recorded map is not the Jacobian.
     """
@@ -141,39 +150,27 @@ def checked_replay(
     v, u = (
         (2 * torch.randint(-64, 64, like.shape, generator=generator) + 1).to(like) for like in (point, value)
     )
-    return _checked(function, point, u, v, unit, seed, look)
-
-
-def _checked(
-    function: Function,
-    point: Tensor,
-    u: Tensor,
-    v: Tensor,
-    unit: float,
-    seed: int,
-    look: Callable[[Tensor], None],
-) -> Replay:
-    pulled = reference_pull(function, point, u)
+    expected = reference_rmatmat(function, point, u)
     try:
-        replay = linearise(function, point, look=look)
-        (jtu,), reverse_bytes = replay.reverse.measured(u[None])
-        (jv,), forward_bytes = replay.forward.measured(v[None])
+        replay = linearise(function, point, on_output=on_output)
+        (jtu,), transposed_bytes = replay.transposed.with_peak_bytes(u[None])
+        (jv,), direct_bytes = replay.direct.with_peak_bytes(v[None])
     except NoRule:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         text = str(error).split("\n", 1)[0][:120]
         raise NoRule(f"a rule that fails ({type(error).__name__}: {text})") from error
-    compare("J^T u", jtu, pulled, unit, partial(rounding_of, replay.reverse, u, jtu, seed))
-    pushed = reference_push(function, point, v)
-    if pushed is None:
+    compare("J^T u", jtu, expected, unit, partial(rounding_of, replay.transposed, u, jtu, seed))
+    tangent = reference_matmat(function, point, v)
+    if tangent is None:
         compare_adjoint(v, jv, u, jtu, unit)
     else:
-        compare("J v", jv, pushed, unit, partial(rounding_of, replay.forward, v, jv, seed))
-    return replace(replay, bytes_per_probe=max(reverse_bytes, forward_bytes), pair=(v, jv, u, jtu))
+        compare("J v", jv, tangent, unit, partial(rounding_of, replay.direct, v, jv, seed))
+    return replace(replay, bytes_per_probe=max(transposed_bytes, direct_bytes), checked=(v, jv, u, jtu))
 
 
 def _parameters(tape: Tape) -> list[tuple[Tensor, int]]:
-    """What the tape holds that does not depend on the input: parameters, views of them, masks."""
+    """The tensors on the tape that do not depend on the input (parameters, views of them, masks), with versions."""
     found: dict[int, Tensor] = {}
     for operation in tape.operations:
         for position, tensor in enumerate(flat_tensors(operation.args, operation.kwargs)):

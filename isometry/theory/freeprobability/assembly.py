@@ -1,4 +1,4 @@
-"""From an ensemble to its `FreeProduct`: which factors, at which levels, and which point masses survive.
+"""From an ensemble to its `FreeProduct`: which factors, at which levels, and which point masses survive. Internal.
 
 Widths are relative to the rank of J: rank = min over the levels of N_l P(phi' != 0), and N_0. The point masses of a
 product with orthogonal weights are counted by dimensions: an eigenspace of D_l^2 of dimension p N_l meets a generic

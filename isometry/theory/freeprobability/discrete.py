@@ -1,4 +1,6 @@
-"""The law of a product of free factors with given singular values: J = A_K ... A_1, each A_l by its own numbers.
+"""The law of a product of free factors with given singular values: J = A_K ... A_1.
+
+Internal but for `Factor` and `free_product`.
 
 Nothing is assumed of the factors but that they are free of each other: each A_l is a list of squared singular values
 a with multiplicities, as measured from a weight matrix or from the slopes phi'(h) of one layer. With unnormalised

@@ -1,4 +1,4 @@
-"""Edges of the spectrum: real w off the values of d where dz/dw = 0.
+"""Edges of the spectrum: real w off the values of d where dz/dw = 0. Internal.
 
 Outside the spectrum w, t and z are real. A stretch of the real axis is a gap of the spectrum where arg z = 0 there
 and K = d log z / d log w > 0; it ends where K = 0, an edge with a square root, or at a value of d itself, when the

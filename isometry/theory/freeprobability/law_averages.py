@@ -1,4 +1,4 @@
-"""Averages of 1/(w - d) and their kin over one or several laws of d, all in one pass."""
+"""Averages of 1/(w - d) and their kin over one or several laws of d, all in one pass. Internal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real curve of a product with one group of layers: w parametrises the spectrum and nothing is inverted.
+"""The real curve of a product with one group of layers: w parametrises the spectrum and nothing is inverted. Internal.
 
 With w = r e^{i theta} in the upper half-plane and t = nu m(w), z is an explicit function of w. For every r exactly
 one theta in [0, pi) makes z real; lambda = z increases with r; theta = 0 is a gap of the spectrum. So a bracketed

@@ -1,4 +1,4 @@
-"""Averages of 1/(w - d(x)) over the Gaussian line, at any distance of w from the values of d.
+"""Averages of 1/(w - d(x)) over the Gaussian line, at any distance of w from the values of d. Internal.
 
 The integrand has a pole wherever d(x) = w. When w = r e^{i theta} comes close to the real axis the poles come
 close to the line of integration, and a fixed rule fails (Gauss-Hermite with 40 nodes is wrong by 5e-2). Here the

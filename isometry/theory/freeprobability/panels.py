@@ -1,4 +1,4 @@
-"""Panels of the Gaussian line that resolve d(x) = phi'(sqrt(q) x)^2, with a 16-point Gauss-Legendre rule each.
+"""Panels of the Gaussian line with a 16-point rule each that resolve d(x) = phi'(sqrt(q) x)^2. Internal.
 
 Whether a pole of 1/(w - d) is close to a panel is read from the values of d on it: with d nearly linear in x across
 it, the pole sits at (w - middle)/half-range in units of the half-length; with log d nearly linear (an exponential

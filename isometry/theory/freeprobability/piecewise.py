@@ -1,4 +1,4 @@
-"""A curve known point by point, as polynomials on panels that are halved until they are accurate.
+"""A curve known point by point, as polynomials on panels that are halved until they are accurate. Internal.
 
 The spectral curve is analytic between its edges in the variable used here, so sixteen Gauss-Legendre points on a
 few dozen panels give every quantity along it to nine digits or more; the size of the last Legendre coefficients

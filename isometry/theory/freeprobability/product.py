@@ -1,4 +1,4 @@
-"""The product of S-transforms of all layers, as one explicit function log z(t).
+"""The product of S-transforms of all layers, as one explicit function log z(t). Internal.
 
 With T(z) = sum_k tr (J J^T)^k z^-k, the same at every level of the network because a trace is cyclic, each factor
 of J = D_L W_L ... D_1 W_1 contributes at its own level: x_l = T/N_l is the M-transform normalised by N_l, and

@@ -1,4 +1,4 @@
-"""Ends of the spectrum of a product of several kinds of layers: real t where d log z / dt = 0.
+"""Ends of the spectrum of a product of several kinds of layers: real t where d log z / dt = 0. Internal.
 
 Above the spectrum t > 0 and every w_g is real and above the values of d_g; in a gap between 0 and the spectrum
 t < -1 and every w_g is real and below them, or negative. Each is found from t by a monotone inversion.

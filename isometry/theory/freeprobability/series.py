@@ -1,4 +1,4 @@
-"""Moments of the spectrum by series inversion.
+"""Moments of the spectrum by series inversion. Internal.
 
 With log z = C - log t + A(t), A(t) = a_1 t + a_2 t^2 + ..., and t = sum_k m_k z^-k the Lagrange inversion formula
 gives every moment in closed form,

@@ -1,4 +1,4 @@
-"""The law of d = phi'(sqrt(q) x)^2, x standard normal: what one layer's D^2 = diag phi'(h)^2 contributes.
+"""The law of d = phi'(sqrt(q) x)^2, x standard normal: what one layer's D^2 = diag phi'(h)^2 contributes. Internal.
 
 All of free probability here asks one thing of an activation: averages over this law,
 

@@ -1,4 +1,4 @@
-"""The law of the nonzero eigenvalues lambda of J J^T, from the product of its layers' S-transforms.
+"""The law of the nonzero eigenvalues lambda of J J^T, from the product of its layers' S-transforms. Internal.
 
 A `FreeProduct` gives z(t) explicitly; this module follows the real curve Im z = 0 through every band of the
 spectrum, puts a grid on it, adds the point masses and the moments, and checks the result against what is known

@@ -1,6 +1,6 @@
-"""Mean-field theory of signal propagation, gathered: variances, correlations and the critical line.
+"""Mean-field theory of signal propagation: variances, correlations, the critical line, and spatial modes.
 
-Each idea has its own module (`variance`, `correlation`, `critical`); this one is where users find them.
+Public are the names here and those of `convolution`; the other modules are internal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the correlation c of two inputs moves from layer to layer: ordered phase, chaotic phase, depth scale.
+"""How the correlation c of two inputs moves from layer to layer: ordered phase, chaotic phase, depth scale. Internal.
 
     c_{l+1} = (sigma_w^2 E phi(u1) phi(u2) + sigma_b^2) / q*      (the c-map; Cov(u) = q* [[1, c], [c, 1]])
     chi_c*  = sigma_w^2 E phi'(u1) phi'(u2) at c = c*             (its slope at the fixed point c*)

@@ -1,4 +1,4 @@
-"""The critical line: the pairs (sigma_w, sigma_b) at which gradients neither grow nor shrink, chi_1 = 1.
+"""The critical line: the pairs (sigma_w, sigma_b) at which gradients neither grow nor shrink, chi_1 = 1. Internal.
 
 For each stationary variance q there is at most one such pair,
 

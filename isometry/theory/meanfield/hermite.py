@@ -1,4 +1,4 @@
-"""Covariances E phi(u1) phi(u2) of correlated Gaussians as power series in the correlation.
+"""Covariances E phi(u1) phi(u2) of correlated Gaussians as power series in the correlation. Internal.
 
 With phi(sqrt(q) z) = sum_k a_k(q) h_k(z), h_k = He_k / sqrt(k!), Mehler's formula gives
 E phi(u1) phi(u2) = sum_k a_k(q1) a_k(q2) c^k. All terms are positive where q1 = q2 and c > 0, so that neither the

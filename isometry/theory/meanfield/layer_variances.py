@@ -1,4 +1,4 @@
-"""Variance q of the pre-activations of every layer, and a handful of values that stand for all of them.
+"""Variance q of the pre-activations of every layer, and a handful of values that stand for all of them. Internal.
 
 Layers share their law of D^2 when they share q. A network that is not started at q* has a different q in every layer,
 but q is a smooth coordinate: a sum over layers of a smooth function of log q is an integral against the empirical

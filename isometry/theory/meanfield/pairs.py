@@ -1,4 +1,4 @@
-"""Averages over two correlated Gaussians, E f(u1, u2): what the correlation map is made of.
+"""Averages over two correlated Gaussians, E f(u1, u2): what the correlation map is made of. Internal.
 
 With u1 = sqrt(q1) (a s + b t), u2 = sqrt(q2) (a s - b t), a = sqrt((1+c)/2), b = sqrt((1-c)/2), and s, t independent
 standard normals, both kinks and near-perfect correlation stay easy: for each s the kinks are known points in t,

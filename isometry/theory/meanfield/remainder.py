@@ -1,4 +1,4 @@
-"""What an activation does beyond its tangent at zero, without cancellation.
+"""What an activation does beyond its tangent at zero, without cancellation. Internal.
 
 Mean-field theory near criticality at small q* lives on differences such as q E phi'^2 - E phi^2, which is 4/3 q^3
 for tanh: at q = 1e-12 the subtraction has lost every digit. Two functions carry what is left,

@@ -1,4 +1,4 @@
-"""How the variance q of pre-activations moves from layer to layer, and where it comes to rest.
+"""How the variance q of pre-activations moves from layer to layer, and where it comes to rest. Internal.
 
     q_{l+1} = sigma_w^2 E phi(sqrt(q_l) z)^2 + sigma_b^2        (the q-map)
     chi_1   = sigma_w^2 E phi'(sqrt(q) z)^2                     (growth of squared gradients per layer)

@@ -1,4 +1,4 @@
-"""A circular convolution as what it is in Fourier space: one small matrix for each spatial frequency.
+"""A circular convolution in Fourier space: one small matrix for each spatial frequency.
 
 On a grid of n positions with circular padding K * x is block-diagonal in the Fourier basis, khat(f) = sum_b K_b
 exp(2 pi i f . b / n) (Xiao et al. 2018, arXiv 1806.05393, section 2.4; Sedghi, Gupta & Long 2019, arXiv 1805.10408,
@@ -20,15 +20,15 @@ from torch import Tensor
 
 from isometry.errors import FallbackWarning
 
-from .maps import LinearMap, Plain, elements
+from .linear_map import LinearMap, UnfusedMap, elements
 
-# Fewer vectors than this do not pay for reading a matrix for each frequency instead of one for each tap.
-FEWEST_BY_FREQUENCY = 4
+# Below this many vectors, reading a matrix for each frequency takes longer than reading one for each tap.
+_FEWEST_VECTORS = 4
 # By how many units of rounding of |K| |x| the two forms may differ; a wrong phase or sign is off by about 1 / unit.
 _UNITS = 1000
 
 
-class FourierConvolution(Plain):
+class FourierConvolution(UnfusedMap):
     """y(a) = sum_b K_b x(a + dilation b - padding) on a circular grid, and its transpose, on blocks of vectors.
 
     Parameters
@@ -67,34 +67,38 @@ class FourierConvolution(Plain):
         c_out, c_in = self._weight.shape[:2]
         return 2 * c_out * c_in * self._positions * self._weight.element_size()
 
-    def push(self, v: Tensor, owned: bool) -> Tensor:
+    def matmat(self, v: Tensor, overwrite: bool) -> Tensor:
         """K * x: (k, c_in, *size) -> (k, c_out, *size)."""
         if self._direct is not None and not self._pays(v, self._weight.shape[1]):
-            return self._direct.push(v, owned)
-        return self._act(v, self._forward)
+            return self._direct.matmat(v, overwrite)
+        return self._product(v, self._blocks)
 
-    def pull(self, u: Tensor, owned: bool) -> Tensor:
+    def rmatmat(self, u: Tensor, overwrite: bool) -> Tensor:
         """Its transpose: (k, c_out, *size) -> (k, c_in, *size)."""
         if self._direct is not None and not self._pays(u, self._weight.shape[0]):
-            return self._direct.pull(u, owned)
-        return self._act(u, self._reverse)
+            return self._direct.rmatmat(u, overwrite)
+        return self._product(u, self._transposed_blocks)
 
     def _pays(self, block: Tensor, channels: int) -> bool:
         vectors = block.numel() // (channels * self._positions)
-        return vectors >= FEWEST_BY_FREQUENCY and self._agrees
+        return vectors >= _FEWEST_VECTORS and self._agrees
 
     @cached_property
     def _agrees(self) -> bool:
-        """Whether both products are those by the taps, which set-up has held against torch.func."""
+        """Whether both products agree with those by the taps, which set-up has compared with torch.func."""
         assert self._direct is not None
         generator = torch.Generator().manual_seed(5381)
         size = float(self._weight.double().norm())
-        for act, exact, channels in (
-            (partial(self._act, blocks=self._forward), self._direct.push, self._weight.shape[1]),
-            (partial(self._act, blocks=self._reverse), self._direct.pull, self._weight.shape[0]),
+        for product, exact, channels in (
+            (partial(self._product, blocks=self._blocks), self._direct.matmat, self._weight.shape[1]),
+            (
+                partial(self._product, blocks=self._transposed_blocks),
+                self._direct.rmatmat,
+                self._weight.shape[0],
+            ),
         ):
             vector = torch.randn((1, channels, *self._size), generator=generator).to(self._weight)
-            difference = (act(vector) - exact(vector, False).reshape(1, -1, *self._size)).double().norm()
+            difference = (product(vector) - exact(vector, False).reshape(1, -1, *self._size)).double().norm()
             # Frobenius norm of K times the length of x bounds what is summed, however much of it cancels.
             bound = _UNITS * _unit(self._weight) * size * float(vector.double().norm())
             if not float(difference) <= bound:
@@ -112,8 +116,8 @@ class FourierConvolution(Plain):
         return _basis(self._size)[0].to(self._weight)
 
     @cached_property
-    def _forward(self) -> _Blocks:
-        """Made when first a block is large enough: a fifth of a set-up, which a single product does not need."""
+    def _blocks(self) -> _Blocks:
+        """The blocks of K, made when first a block of vectors is large enough: they take a fifth of a set-up."""
         single = _basis(self._size)[1]
         cosine, sine = _waves(self._size, tuple(self._weight.shape[2:]), self._padding, self._dilation)
         taps = self._weight.double().flatten(2).permute(2, 1, 0)
@@ -123,12 +127,12 @@ class FourierConvolution(Plain):
         return _Blocks(real[:single], real[single:], imaginary[single:])
 
     @cached_property
-    def _reverse(self) -> _Blocks:
-        return self._forward.transposed()
+    def _transposed_blocks(self) -> _Blocks:
+        return self._blocks.transposed()
 
-    def _act(self, block: Tensor, blocks: _Blocks) -> Tensor:
+    def _product(self, block: Tensor, blocks: _Blocks) -> Tensor:
         positions = self._positions
-        # Frequencies first: a transposed factor costs a matrix product nothing, so that no number is moved about.
+        # Frequencies first: a matrix product takes a transposed factor at no cost, so that nothing is copied.
         waves = (self._basis @ block.reshape(-1, positions).T).view(positions, -1, blocks.entering)
         out = blocks.apply(waves)
         return (out.view(positions, -1).T @ self._basis).view(-1, blocks.leaving, *self._size)
@@ -152,8 +156,8 @@ class _Blocks:
 
     def transposed(self) -> _Blocks:
         """khat(f)^T conjugated; contiguous, which is up to a third faster."""
-        turned = (part.transpose(1, 2).contiguous() for part in (self.single, self.cosine, -self.sine))
-        return _Blocks(*turned)
+        parts = (part.transpose(1, 2).contiguous() for part in (self.single, self.cosine, -self.sine))
+        return _Blocks(*parts)
 
     def apply(self, waves: Tensor) -> Tensor:
         """(n, k, c) -> (n, k, c'), as complex numbers on the pairs."""
@@ -172,13 +176,11 @@ class _Blocks:
 def fourier_pays(weight: Tensor, size: Sequence[int]) -> bool:
     """Whether the Fourier form is cheaper than the convolution.
 
-    By operation counts, and what channels too few to fill the vector units add to either: within 20 % of the times
-    measured from 16 to 256 channels on maps of 8 x 8 and 16 x 16. A count and not a timing, so that results repeat.
+    By operation counts, with a term for channels too few to fill the vector units: within 20 % of the times measured
+    from 16 to 256 channels on maps of 8 x 8 and 16 x 16. A count and not a timing, so that results repeat.
     """
     c_out, c_in = weight.shape[:2]
-    positions = 1
-    for length in size:
-        positions *= length
+    positions = elements(size)
     taps = weight[0, 0].numel()
     fewest = min(c_out, c_in)
     direct = 2 * c_in * c_out * taps * (1 + 16 / fewest)
@@ -187,7 +189,7 @@ def fourier_pays(weight: Tensor, size: Sequence[int]) -> bool:
 
 
 def _unit(like: Tensor) -> float:
-    """What factors are rounded by, relatively, as PyTorch is set now."""
+    """The relative rounding of factors, as PyTorch is set now."""
     backends: Any = torch.backends
     rounded = like.dtype == torch.float32 and like.device.type == "cuda"
     return (
@@ -199,7 +201,7 @@ def _unit(like: Tensor) -> float:
 def _waves(
     size: tuple[int, ...], taps: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (frequencies, taps) of the phase of each tap, at the frequencies that stand for their pair."""
+    """Cosine and sine (frequencies, taps) of the phase of each tap, at one frequency of each pair f, -f."""
     offsets = torch.cartesian_prod(
         *(
             torch.arange(count, dtype=torch.float64) * step - before
@@ -212,9 +214,9 @@ def _waves(
 
 @lru_cache(maxsize=32)
 def _basis(size: tuple[int, ...]) -> tuple[Tensor, int, Tensor]:
-    """(n, n) real orthonormal Fourier basis as rows, in float64; how many frequencies are alone; their phases.
+    """(n, n) real orthonormal Fourier basis as rows, in float64; how many frequencies are single; their phases.
 
-    Rows: the frequencies that are their own negative, then the cosines of one of each pair, then its sines, so that
+    Rows: the frequencies that are their own negative (single), then the cosines of one of each pair, then its sines:
     rows ``single + j`` and ``single + pairs + j`` belong together. Phases: (single + pairs, axes), 2 pi f / size.
     """
     grid = torch.cartesian_prod(*(torch.arange(length) for length in size)).reshape(-1, len(size))

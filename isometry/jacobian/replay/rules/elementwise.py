@@ -1,0 +1,113 @@
+"""Operations that act on each entry by itself: a diagonal, with the derivative that autograd gives.
+
+So every convention (at the kink of ReLU) is PyTorch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isometry.jacobian.replay.maps import Identity, LinearMap, UnfusedMap, broadcast, diagonal
+from isometry.jacobian.replay.tape import NoRule, Operation, map_tensors
+
+from .registry import Link, only_argument, output, require_first_output, rule, rule_by_tag, tensors
+
+_aten = torch.ops.aten
+
+# Derivatives from the output, by autograd's own formulas for the activations of very deep networks: autograd itself
+# takes a hundred microseconds longer to get there.
+_FROM_OUTPUT: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
+    "tanh": _aten.tanh_backward.default,
+    "sigmoid": _aten.sigmoid_backward.default,
+    "relu": lambda ones, output: _aten.threshold_backward.default(ones, output, 0),
+}
+
+
+# By name those that PyTorch does not tag as pointwise.
+@rule("threshold", "gelu", "mish", "hardswish", "hardsigmoid", "log_sigmoid_forward", "_prelu_kernel")
+@rule_by_tag(torch.Tag.pointwise)
+def elementwise(operation: Operation) -> list[Link]:
+    """A diagonal for each argument that depends on the input, after broadcasting it."""
+    require_first_output(operation)
+    made = output(operation, 0)
+    formula = _FROM_OUTPUT.get(operation.name)
+    if formula is not None:
+        slope = formula(torch.ones_like(made), made.detach())
+        return [Link(0, 0, (diagonal(slope, made.shape),))]
+    arguments = tensors(operation)
+    out = []
+    for position, gradient in derivatives(operation, made, expand=True).items():
+        tensor = arguments[position]
+        if tensor.dtype != made.dtype:
+            raise NoRule(f"{operation.function} (of two precisions)")
+        out.append(Link(position, 0, (broadcast(tensor.shape, made.shape), diagonal(gradient, made.shape))))
+    return out
+
+
+def derivatives(operation: Operation, made: Tensor, *, expand: bool) -> dict[int, Tensor]:
+    """d (sum of the first output) / d argument for each argument that matters, by autograd on the operation alone.
+
+    Parameters
+    ----------
+    operation : Operation
+    made : Tensor
+        Its first output.
+    expand : bool
+        Whether arguments are broadcast to the shape of the output before, so that each entry has its own derivative.
+    """
+    leaves: dict[int, Tensor] = {}
+
+    def leaf(position: int, tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        if position not in operation.sources:
+            return tensor
+        tensor = tensor.expand(made.shape) if expand else tensor
+        leaves[position] = (tensor.clone() if tensor.is_inference() else tensor).requires_grad_()
+        return leaves[position]
+
+    args, kwargs = map_tensors(operation.args, operation.kwargs, leaf)
+    with torch.enable_grad():
+        value = operation.functional()(*args, **kwargs)
+        value = value[0] if isinstance(value, list | tuple) else value
+        if not value.requires_grad:
+            return {}
+        gradients = torch.autograd.grad(
+            value, list(leaves.values()), torch.ones_like(value), allow_unused=True
+        )
+    return {
+        position: gradient
+        for position, gradient in zip(leaves, gradients, strict=True)
+        if gradient is not None
+    }
+
+
+@rule("detach", "fill", "zero", "floor", "ceil", "round", "trunc", "sign")
+def _constant(operation: Operation) -> list[Link]:
+    return []
+
+
+class _Cast(UnfusedMap):
+    """The same numbers in another precision."""
+
+    aliases = True
+
+    def __init__(self, source: torch.dtype, result: torch.dtype) -> None:
+        self._source, self._result = source, result
+
+    def matmat(self, v: Tensor, overwrite: bool) -> Tensor:
+        return v.to(self._result)
+
+    def rmatmat(self, u: Tensor, overwrite: bool) -> Tensor:
+        return u.to(self._source)
+
+
+@rule("_to_copy")
+def _to_copy(operation: Operation) -> list[Link]:
+    x = only_argument(operation)
+    same = x.dtype == operation.output.dtype
+    cast: LinearMap = Identity() if same else _Cast(x.dtype, operation.output.dtype)
+    return [Link(0, 0, (cast,))]

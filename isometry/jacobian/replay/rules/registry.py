@@ -1,0 +1,157 @@
+"""The registry of rules: which function gives the linear maps of which aten operation.
+
+A rule takes a recorded operation and returns its links. To add one, write a function in the module of its family and
+decorate it with :func:`rule`; nothing else changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isometry.jacobian.replay.maps import LinearMap, gather
+from isometry.jacobian.replay.tape import NoRule, Operation, flat_tensors, map_tensors
+
+
+@dataclass(frozen=True)
+class Link:
+    """A chain of maps from one tensor among the arguments to one output, both by position."""
+
+    source: int
+    result: int
+    maps: tuple[LinearMap, ...]
+
+
+Rule = Callable[[Operation], list[Link]]
+RULES: dict[str, Rule] = {}
+_RULES_BY_TAG: dict[torch.Tag, Rule] = {}
+_SHARED: set[Rule] = set()
+
+
+def rule(*names: str, shared: bool = False) -> Callable[[Rule], Rule]:
+    """A decorator that makes a function the rule of the operations named.
+
+    Parameters
+    ----------
+    names : str
+        Of aten operations, without overload and without the underscore of writing in place.
+    shared : bool
+        Whether the links depend on shapes, options and constants alone, so that operations equal in them share their
+        links: ten thousand equal layers pad in the same way.
+    """
+
+    def add(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        if shared:
+            _SHARED.add(function)
+        return function
+
+    return add
+
+
+def rule_by_tag(tag: torch.Tag) -> Callable[[Rule], Rule]:
+    """A decorator that makes a function the rule of all operations with a tag that have no rule by name."""
+
+    def add(function: Rule) -> Rule:
+        _RULES_BY_TAG[tag] = function
+        return function
+
+    return add
+
+
+def links(operation: Operation, known: dict[Any, tuple[list[Link], Operation]]) -> list[Link]:
+    """The links of one operation.
+
+    Parameters
+    ----------
+    operation : Operation
+    known : dict
+        Cache of shared links; filled here.
+
+    Raises
+    ------
+    NoRule
+        Naming the operation where it has no rule.
+    """
+    if operation.function is None:
+        return [Link(0, 0, (gather(*operation.args),))]
+    found = RULES.get(operation.name)
+    if found is None:
+        found = next((r for tag, r in _RULES_BY_TAG.items() if tag in operation.function.tags), None)
+    if found is None:
+        raise NoRule(str(operation.function))
+    if found not in _SHARED:
+        return found(operation)
+    key = _key(operation)
+    if key not in known:
+        # With the operation, so that the identities in the key stay those of its tensors.
+        known[key] = (found(operation), operation)
+    return known[key][0]
+
+
+def _key(operation: Operation) -> tuple[Any, ...]:
+    """Equal for operations with the same options, constants and shapes of sources."""
+    sources = operation.sources
+
+    def token(position: int, tensor: Tensor) -> Any:
+        if position in sources:
+            return tensor.shape, tensor.stride(), tensor.dtype
+        return id(tensor)
+
+    args, kwargs = map_tensors(operation.args, operation.kwargs, token)
+    return operation.function, tuple(operation.results), repr(args), repr(kwargs)
+
+
+# ---- reading an operation ------------------------------------------------------------------------------
+
+
+def argument(operation: Operation, name: str, default: Any = None) -> Any:
+    """An argument by its name in the schema."""
+    if name in operation.kwargs:
+        return operation.kwargs[name]
+    position, usual = _schema_arguments(operation.function).get(name, (len(operation.args), default))
+    return operation.args[position] if position < len(operation.args) else usual
+
+
+@cache
+def _schema_arguments(function: Any) -> dict[str, tuple[int, Any]]:
+    """Position and default value of each argument."""
+    return {
+        argument.name: (position, argument.default_value if argument.has_default_value() else None)
+        for position, argument in enumerate(function._schema.arguments)
+    }
+
+
+def tensors(operation: Operation) -> list[Tensor]:
+    """The tensors among the arguments, in order."""
+    return list(flat_tensors(operation.args, operation.kwargs))
+
+
+def output(operation: Operation, result: int) -> Tensor:
+    """One output by its position."""
+    return operation.output[result] if isinstance(operation.output, list | tuple) else operation.output
+
+
+def only_argument(operation: Operation) -> Tensor:
+    """The first tensor, where it alone depends on the input and only the first output is used.
+
+    Raises
+    ------
+    NoRule
+        Where another argument depends on the input, or another output is used.
+    """
+    if set(operation.sources) != {0}:
+        raise NoRule(f"{operation.function} (with parameters that depend on the input)")
+    require_first_output(operation)
+    return tensors(operation)[0]
+
+
+def require_first_output(operation: Operation) -> None:
+    """Raise NoRule where another output than the first is used."""
+    if any(position != 0 for position in operation.used):
+        raise NoRule(f"{operation.function} (an output of it beside the first)")

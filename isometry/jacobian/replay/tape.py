@@ -1,0 +1,155 @@
+"""The tape: the operations of one run whose result depends on the input, and the numbered values between them.
+
+A *value* is the content of a tensor at one moment, numbered in the order in which values arise; value 0 is the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NoRule(Exception):
+    """An operation, or a use of one, that has no linear map here. The text names it."""
+
+
+@dataclass(eq=False)
+class Operation:
+    """One aten operation with arguments of which some depend on the input.
+
+    Parameters
+    ----------
+    function : OpOverload or None
+        None for a read of memory that was written in place: a gather of the one source, whose ``args`` are its index
+        and the number of entries of the source.
+    args, kwargs :
+        As they were when it ran, also where they were overwritten later.
+    output : Tensor or tuple
+        The result.
+    sources : dict
+        Position among the flat tensors of ``args`` and ``kwargs`` -> number of the value.
+    results : dict
+        Position among the outputs -> number of the value.
+    module : str
+        Name of the innermost module it ran in, where names were asked for.
+    used : list of int
+        Positions in ``results`` that the output of the run depends on; filled when the graph is built.
+    """
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    sources: dict[int, int]
+    results: dict[int, int] = field(default_factory=dict)
+    module: str = ""
+    used: list[int] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Name of the operation, without its overload and the underscore of writing in place."""
+        return "memory" if self.function is None else _operation_name(self.function)
+
+    def functional(self) -> Callable[..., Any]:
+        """The same operation in the form that writes to none of its arguments."""
+        if self.function is None or not self.function._schema.is_mutable:
+            return self.function
+        packet = getattr(torch.ops.aten, self.name, None)
+        overload = getattr(packet, self.function._overloadname, None)
+        if overload is None:
+            raise NoRule(f"{self.function} (written in place, and there is no other form of it)")
+        return overload
+
+
+@dataclass(frozen=True, eq=False)
+class Tape:
+    """Operations in order, the number of values, the number of the output's value (None: independent), the output."""
+
+    operations: list[Operation]
+    values: int
+    result: int | None
+    output: Tensor
+
+
+@dataclass(eq=False)
+class HeldValue:
+    """A tensor and the value that it holds, as of a version of its storage."""
+
+    tensor: Tensor
+    value: int | None
+    version: int = 0
+
+
+class TapeWriter:
+    """A tape while it is written.
+
+    Attributes
+    ----------
+    operations : list of Operation
+    values : int
+        How many values there are.
+    held : dict
+        id(tensor) -> the value that the tensor holds.
+    """
+
+    def __init__(self, current_module: Callable[[], str]) -> None:
+        self.operations: list[Operation] = []
+        self.values = 0
+        self.held: dict[int, HeldValue] = {}
+        self.current_module = current_module
+
+    def new_value(self) -> int:
+        """The number of a new value."""
+        self.values += 1
+        return self.values - 1
+
+    def add_gather(self, source: int, index: Tensor, size: int, result: int | None = None) -> int:
+        """The number of the value w_j = v_{index[j]} (0 for index -1) of a source v with ``size`` entries.
+
+        With ``result`` the gather is added to that value; else it is a new one.
+        """
+        result = self.new_value() if result is None else result
+        operation = Operation(None, (index, size), {}, None, {0: source}, {0: result}, self.current_module())
+        self.operations.append(operation)
+        return result
+
+
+@cache
+def _operation_name(function: Any) -> str:
+    schema = function._schema
+    name = schema.name.split("::", 1)[1]
+    return name.rstrip("_") if schema.is_mutable else name
+
+
+def flat_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The tensors among arguments and inside lists of them, in order."""
+    for argument in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list | tuple):
+            for item in argument:
+                if isinstance(item, Tensor):
+                    yield item
+
+
+def map_tensors(
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[int, Tensor], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with each tensor replaced by ``change(position, tensor)``, in the order of flat_tensors."""
+    position = -1
+
+    def changed(argument: Any) -> Any:
+        nonlocal position
+        if isinstance(argument, Tensor):
+            position += 1
+            return change(position, argument)
+        if isinstance(argument, list | tuple):
+            return [changed(item) for item in argument]
+        return argument
+
+    return tuple(changed(a) for a in args), {key: changed(a) for key, a in kwargs.items()}
