@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from isometry.nn.options import Option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -92,6 +94,40 @@ class Budget(click.ParamType):
                 f"{value!r} is neither a number of products (20000) nor a time (60s, 5min, 2h)", param, ctx
             )
         return text
+
+
+def out_option(help: str, *, required: bool = True) -> Callable[[Command], Command]:
+    """``-o FILE.h5``, the file that a command writes into."""
+    return click.option(
+        "-o", "--out", "file", type=click.Path(path_type=Path), required=required, metavar="FILE.h5", help=help
+    )  # fmt: skip
+
+
+def setting_options(
+    options: Iterable[Option], defaults: Mapping[str, Any] | None = None
+) -> Callable[[Command], Command]:
+    """The options of a command for these settings, in their order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(list(options)):
+            command = _setting_option(option, (defaults or {}).get(option.name))(command)
+        return command
+
+    return add
+
+
+def _setting_option(option: Option, default: Any) -> Callable[[Command], Command]:
+    name = option.name.replace("_", "-")
+    if option.type is bool:
+        flag = f"--{name}/--no-{name}" if default else f"--{name}"
+        return click.option(flag, default=default, is_flag=True, help=option.help)
+    kind: click.ParamType | type = option.type
+    if option.type is float and option.least is not None:
+        kind = click.FloatRange(option.least, min_open=option.above)
+    return click.option(
+        f"--{name}", type=kind, default=default, show_default=default is not None,
+        metavar=option.metavar, help=option.help,
+    )  # fmt: skip
 
 
 def model_options(command: Command) -> Command:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isometry.cli.options import TYPED, json_option, require_isometry_option
+from isometry.cli.options import TYPED, json_option, out_option, require_isometry_option, setting_options
 from isometry.cli.results import finish, refuse_taken_name, store_spectrum
 from isometry.cli.streams import note, print_json, quiet_when_closed
+from isometry.nn.options import NETWORKS
 
 if TYPE_CHECKING:
     from isometry.spectrum import Spectrum
@@ -59,18 +60,9 @@ class Widths(click.ParamType):
     help="gaussian or orthogonal, or one for each layer, separated by commas.",
 )
 @click.option(
-    "--q-star", type=float, metavar="Q", help="Stationary variance: the critical point that has it."
-)
-@click.option(
-    "--sigma-w", type=float, metavar="W", help="Standard deviation of the weights, times sqrt(fan_in)."
-)
-@click.option("--sigma-b", type=float, metavar="B", help="Standard deviation of the biases.")
-@click.option(
     "--widths", type=Widths(), metavar="N_0,...,N_L", help="Widths of the layers (default: all equal)."
 )
-@click.option(
-    "--residual", type=float, metavar="A", help="Strength of a residual branch, x + A phi(W x + b)."
-)
+@setting_options(NETWORKS["mlp"].options[name] for name in ("q_star", "sigma_w", "sigma_b", "residual"))
 @click.option(
     "--q0",
     type=float,
@@ -78,14 +70,7 @@ class Widths(click.ParamType):
     help="Variance of the first pre-activations (default: q* from the first on).",
 )
 @click.option("--readout", is_flag=True, help="One more linear layer at the end.")
-@click.option(
-    "-o",
-    "--out",
-    "file",
-    type=click.Path(path_type=Path),
-    metavar="FILE.h5",
-    help="Store the prediction here.",
-)
+@out_option("Store the prediction here.", required=False)
 @click.option("--name", metavar="NAME", help="Its name in reports and in the file.")
 @click.option("--overwrite", is_flag=True, help="Replace a stored spectrum of that name.")
 @click.option("--png", type=_output, metavar="FILE", help="Draw it into a PNG picture.")

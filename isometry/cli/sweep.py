@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isometry.cli import codes
-from isometry.cli.options import json_option
+from isometry.cli.options import json_option, out_option
 from isometry.cli.streams import note, print_json, print_text
 from isometry.report.numbers import plain
 
@@ -23,15 +23,7 @@ if TYPE_CHECKING:
 
 @click.command("sweep")
 @click.argument("grid", metavar="GRID.toml", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    "file",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE.h5",
-    help="Results go here; points that it holds already are skipped.",
-)
+@out_option("Results go here; points that it holds already are skipped.")
 @click.option(
     "--workers",
     type=click.IntRange(1),

@@ -3,108 +3,51 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from isometry.cli.options import TYPED, json_option
+from isometry.cli.options import TYPED, json_option, out_option, setting_options
 from isometry.cli.streams import note, print_json, print_text
+from isometry.errors import InputError
+from isometry.training.options import (
+    NETWORK_DEFAULTS,
+    NETWORK_OPTIONS,
+    TRAINING_OPTIONS,
+    TrainingOptions,
+    default_learning_rate,
+)
 
 if TYPE_CHECKING:
     from isometry.nn.models import VanillaCNN
     from isometry.training.data import Dataset
-    from isometry.training.loop import TrainingOptions
     from isometry.training.record import TrainingRecord
 
-_positive = click.FloatRange(0, min_open=True)
+_TRAINING_DEFAULTS = {entry.name: entry.default for entry in fields(TrainingOptions)} | {
+    "learning_rate": None
+}
 
 
 @click.command("train")
 @click.argument("dataset_name", metavar="[DATA]", default="digits")
-@click.option(
-    "-o",
-    "--out",
-    "file",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE.h5",
-    help="Curves and spectra go here; the checkpoint beside it, as FILE.h5.checkpoint.",
-)
+@out_option("Curves and spectra go here; the checkpoint beside it, as FILE.h5.checkpoint.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
     help="Where the files of MNIST or CIFAR-10 lie.",
 )
-@click.option("--depth", type=int, default=100, show_default=True, metavar="L", help="Layers of the trunk.")
-@click.option(
-    "--channels", type=int, default=8, show_default=True, metavar="C", help="Channels of the trunk."
-)
-@click.option("--activation", default="tanh", show_default=True, metavar="NAME", help="tanh, relu, erf, ...")
-@click.option(
-    "--init",
-    default="delta_orthogonal",
-    show_default=True,
-    metavar="LAW",
-    help="delta_orthogonal, orthogonal_conv, gaussian or mirrored.",
-)
-@click.option("--q-star", type=_positive, metavar="Q", help="Critical point with this variance [1/depth].")
-@click.option("--sigma-w", type=_positive, metavar="SIGMA", help="Standard deviation of the weights instead.")
-@click.option(
-    "--sigma-b", type=click.FloatRange(0), metavar="SIGMA", help="Standard deviation of the biases."
-)
-@click.option("--steps", type=int, default=200, show_default=True, metavar="N", help="Updates.")
-@click.option("--learning-rate", type=_positive, metavar="RATE", help="Learning rate [0.2 / sqrt(depth)].")
-@click.option("--batch", type=int, default=64, show_default=True, metavar="B", help="Images of a step.")
-@click.option(
-    "--optimizer", default="sgd", show_default=True, metavar="NAME", help="sgd, adam, adamw or rmsprop."
-)
-@click.option(
-    "--momentum", type=float, default=0.9, show_default=True, metavar="M", help="Of sgd and rmsprop."
-)
-@click.option("--weight-decay", type=float, default=0.0, show_default=True, metavar="W")
-@click.option(
-    "--schedule", default="constant", show_default=True, metavar="NAME", help="constant, linear or cosine."
-)
-@click.option(
-    "--warmup", type=int, default=0, show_default=True, metavar="N", help="Steps of linear warm-up."
-)
-@click.option(
-    "--clip-norm",
-    type=click.FloatRange(0),
-    default=1.0,
-    show_default=True,
-    metavar="G",
-    help="Longest gradient; 0 for no clipping.",
-)
-@click.option(
-    "--evaluate-every",
-    type=int,
-    default=10,
-    show_default=True,
-    metavar="N",
-    help="Steps between evaluations.",
-)
-@click.option(
-    "--checkpoint-every",
-    type=int,
-    default=10,
-    show_default=True,
-    metavar="N",
-    help="Steps between checkpoints.",
-)
+@setting_options(NETWORK_OPTIONS.values(), NETWORK_DEFAULTS)
+@setting_options(TRAINING_OPTIONS.values(), _TRAINING_DEFAULTS)
 @click.option(
     "--spectrum-every",
     type=click.IntRange(1),
     metavar="N",
     help="Measure the trunk's Jacobian every N steps, at the first test image.",
 )
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of weights and order."
-)
 @click.option("--device", metavar="DEVICE", help="cpu or cuda [cuda where there is one].")
-@click.option("--cuda-graph", is_flag=True, help="The step as one CUDA graph.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint, to the same curve.")
 @click.option("--overwrite", is_flag=True, help="Empty FILE.h5 first if it is there.")
 @json_option
@@ -122,6 +65,7 @@ def train_command(
 ) -> None:
     """Train a vanilla CNN without normalisation or skip connections, and record what happens.
 
+    Without --sigma-w, --sigma-b and --q-star the network is critical at q* = 1/depth.
     DATA is digits (the default, bundled with scikit-learn), mnist or cifar10 (with --folder), or an .npz file with
     arrays x and y. After a kill, the same command with --resume goes on from the last checkpoint.
     """
@@ -145,18 +89,10 @@ def train_command(
 
 def _training_options(options: dict[str, Any], seed: int) -> TrainingOptions:
     """Takes its own options out of the dictionary and leaves those of the network."""
-    from dataclasses import fields
-
-    from isometry.errors import InputError
-    from isometry.training.classifier import default_learning_rate
-    from isometry.training.loop import TrainingOptions
-
     if options["depth"] < 1:
         raise InputError(f"--depth must be one layer or more, got {options['depth']}.")
-    if options["learning_rate"] is None:
-        options["learning_rate"] = default_learning_rate(options["depth"])
-    known = {field.name for field in fields(TrainingOptions)}
-    chosen = {name: options.pop(name) for name in list(options) if name in known}
+    chosen = {name: options.pop(name) for name in TRAINING_OPTIONS if name in options}
+    chosen["learning_rate"] = chosen["learning_rate"] or default_learning_rate(options["depth"])
     chosen["clip_norm"] = chosen["clip_norm"] or None
     return TrainingOptions(**chosen, seed=seed)
 
@@ -164,8 +100,7 @@ def _training_options(options: dict[str, Any], seed: int) -> TrainingOptions:
 def _network(dataset: Dataset, options: dict[str, Any], seed: int, device: str | None) -> VanillaCNN:
     import torch
 
-    from isometry.errors import InputError
-    from isometry.training.classifier import classifier
+    from isometry.training.network import classifier
 
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isometry.errors import LoadError, SpecError
-from isometry.loading.builtin import BUILT_IN, build, parse_settings
+from isometry.loading.builtin import build, parse_settings
+from isometry.nn.options import NETWORKS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,12 +81,12 @@ def load_model(spec: str, *, seed: int = 0, evaluation: bool = False) -> LoadedM
         The code that makes the model raised.
     """
     kind, colon, rest = spec.partition(":")
-    if kind in BUILT_IN:
+    if kind in NETWORKS:
         loaded = built_in_model(kind, parse_settings(kind, rest), spec)
     elif not colon or not rest:
         raise SpecError(
             f"{spec!r} is not a MODEL: write path/to/file.py:callable, package.module:callable, torchvision:NAME, "
-            f"timm:NAME, or a built-in ({', '.join(f'{name}:...' for name in BUILT_IN)})"
+            f"timm:NAME, or a built-in ({', '.join(f'{name}:...' for name in NETWORKS)})"
         )
     else:
         import torch

@@ -56,7 +56,38 @@ def circular_pad(x: Tensor, kernel_size: Sequence[int]) -> Tensor:
     return x
 
 
-class ConvolutionLayer(nn.Module):
+class _Layer(nn.Module):
+    """phi(h), or x + a phi(h) with a residual branch, h = `pre_activation`(x)."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor, *, activation: nn.Module, residual: float | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(bias)
+        self.activation = activation
+        self.residual = residual
+
+    def pre_activation(self, x: Tensor) -> Tensor:
+        """h, affine in x."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """phi(h), or x + a phi(h)."""
+        branch = self.activation(self.pre_activation(x))
+        return branch if self.residual is None else x + self.residual * branch
+
+    def extra_repr(self) -> str:
+        """Shape of the weight and the residual branch, for the printed module."""
+        outputs, inputs = self.weight.shape[:2]
+        residual = "" if self.residual is None else f", residual={self.residual:.4g}"
+        return f"{inputs} -> {outputs}{self._kernel_text()}{residual}"
+
+    def _kernel_text(self) -> str:
+        return ""
+
+
+class ConvolutionLayer(_Layer):
     """phi(K * x + b) with circular padding and stride 1: a map of (c_in, *size) to one of (c_out, *size).
 
     Parameters
@@ -74,11 +105,7 @@ class ConvolutionLayer(nn.Module):
     def __init__(
         self, weight: Tensor, bias: Tensor, *, activation: nn.Module, residual: float | None = None
     ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(bias)
-        self.activation = activation
-        self.residual = residual
+        super().__init__(weight, bias, activation=activation, residual=residual)
         self.kernel_size = tuple(weight.shape[2:])
         self._convolve = _CONVOLUTIONS[len(self.kernel_size)]
 
@@ -86,57 +113,19 @@ class ConvolutionLayer(nn.Module):
         """h = K * x + b, of (c_out, *size) or (B, c_out, *size) as x is."""
         return self._convolve(circular_pad(x, self.kernel_size), self.weight, self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """phi(h), or x + a phi(h)."""
-        branch = self.activation(self.pre_activation(x))
-        return branch if self.residual is None else x + self.residual * branch
-
-    def extra_repr(self) -> str:
-        """Channels and kernel, for the printed module."""
-        channels_out, channels_in = self.weight.shape[:2]
-        kernel = "x".join(map(str, self.kernel_size))
-        residual = "" if self.residual is None else f", residual={self.residual:.4g}"
-        return f"{channels_in} -> {channels_out}, {kernel} circular{residual}"
+    def _kernel_text(self) -> str:
+        return f", {'x'.join(map(str, self.kernel_size))} circular"
 
 
-class DenseLayer(nn.Module):
+class DenseLayer(_Layer):
     """phi(W x + b), or x + a phi(W x + b), on vectors (N_in,) or (B, N_in).
 
-    Parameters
-    ----------
-    weight : Tensor
-        W, (N_out, N_in).
-    bias : Tensor
-        (N_out,).
-    activation : torch.nn.Module
-        phi.
-    residual : float, optional
-        Strength a of the branch.
+    Its weight W is (N_out, N_in) and its bias (N_out,); the parameters are those of `ConvolutionLayer`.
     """
-
-    def __init__(
-        self, weight: Tensor, bias: Tensor, *, activation: nn.Module, residual: float | None = None
-    ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(bias)
-        self.activation = activation
-        self.residual = residual
 
     def pre_activation(self, x: Tensor) -> Tensor:
         """h = W x + b."""
         return functional.linear(x, self.weight, self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """phi(h), or x + a phi(h)."""
-        branch = self.activation(self.pre_activation(x))
-        return branch if self.residual is None else x + self.residual * branch
-
-    def extra_repr(self) -> str:
-        """Widths, for the printed module."""
-        out_features, in_features = self.weight.shape
-        residual = "" if self.residual is None else f", residual={self.residual:.4g}"
-        return f"{in_features} -> {out_features}{residual}"
 
 
 class Trunk(nn.Sequential):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,26 +10,16 @@ import torch
 from torch import nn
 
 from isometry.errors import InputError
-from isometry.nn import kernels as laws
-from isometry.nn.layers import DenseLayer, Trunk
+from isometry.nn.layers import DenseLayer
 from isometry.nn.network import (
+    Design,
     Network,
     arguments_of_ensemble,
-    draw_kernels,
-    feature_scale,
-    first_variance,
-    linear_head,
-    named_activation,
-    network_variances,
     require_positive,
-    residual_feature_scale,
     residual_strength,
-    seeded_generator,
-    trunk_ensemble,
 )
+from isometry.nn.options import DENSE_INITS
 from isometry.theory.ensemble import Ensemble
-
-DENSE_INITS = ("orthogonal", "gaussian", "mirrored")
 
 
 class MLP(Network):
@@ -98,46 +89,24 @@ class MLP(Network):
             raise InputError(
                 f"mirrored layers come in pairs of units: all widths must be even, got {widths}."
             )
-        factory, name = named_activation(activation)
-        variances = network_variances(init, DENSE_INITS, name, sigma_w, sigma_b, q_star, depth)
-        generator = seeded_generator(generator, seed)
-        options: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
-        layers: list[nn.Module] = []
-        for first, last in _equal_runs(widths):
-            weights = draw_kernels(
-                init, last - first, widths[first + 1], widths[first], (), generator=generator
-            )
-            biases = laws.normal((last - first, widths[first + 1]), generator=generator) * variances.sigma_b
-            weights = (weights * variances.sigma_w).to(**options)
-            layers += [
-                DenseLayer(weight.clone(), bias.clone(), activation=factory(), residual=residual)
-                for weight, bias in zip(weights.unbind(0), biases.to(**options).unbind(0), strict=True)
-            ]
-        q_first = first_variance(name, variances, depth)
-        stem: nn.Module | None = None
+        design = Design.of(
+            depth, activation, init, DENSE_INITS, sigma_w=sigma_w, sigma_b=sigma_b, q_star=q_star,
+            generator=generator, seed=seed, dtype=dtype, device=device,
+        )  # fmt: skip
+        layers = []
+        for (inputs, outputs), run in itertools.groupby(itertools.pairwise(widths)):
+            layers += design.layers(DenseLayer, len(list(run)), outputs, inputs)
+        stem = None
         if in_features is not None:
             require_positive("in_features", in_features)
-            weight = (
-                laws.gaussian_kernels(1, widths[0], in_features, (), generator=generator)[0] * q_first**0.5
-            )
-            stem = DenseLayer(
-                weight.to(**options), torch.zeros(widths[0], **options), activation=factory(), residual=None
-            )
-        scale = feature_scale(name, variances, q_first)
-        if residual is not None and num_classes is not None:
-            scale = residual_feature_scale(factory(), variances, q_first, residual, depth)
+            weight = design.gaussian_weight(widths[0], in_features, (), design.first_variance**0.5)
+            stem = DenseLayer(weight, torch.zeros(widths[0], **design.placed), activation=design.activation())
         super().__init__(
-            stem,
-            Trunk(*layers, checkpoint_segments=checkpoint_segments),
-            None if num_classes is None else linear_head(widths[-1], num_classes, generator, options),
-            ensemble=trunk_ensemble(
-                name, init, depth, variances, residual, None if len(set(widths)) == 1 else widths
-            ),
-            variances=variances,
-            feature_scale=scale,
-            head_kind="flatten",
-            feature_axes=1,
-        )
+            design, stem, layers, None if num_classes is None else design.head(widths[-1], num_classes),
+            feature_axes=1, widths=None if len(set(widths)) == 1 else widths, checkpoint_segments=checkpoint_segments,
+        )  # fmt: skip
+        if residual is not None:
+            self._add_branches(residual)
 
     @classmethod
     def from_ensemble(cls, ensemble: Ensemble, width: int | None = None, **options: Any) -> MLP:
@@ -158,15 +127,3 @@ def _widths(width: int | Sequence[int], depth: int) -> tuple[int, ...]:
     for entry in widths:
         require_positive("width", entry)
     return widths
-
-
-def _equal_runs(widths: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(first, last) layer ranges of equal shape, split so that one batch of matrices stays within memory."""
-    runs: list[tuple[int, int]] = []
-    start = 0
-    for layer in range(1, len(widths)):
-        if layer == len(widths) - 1 or widths[layer : layer + 2] != widths[start : start + 2]:
-            parts = laws.chunks(layer - start, widths[start] * widths[start + 1])
-            runs += [(start + part.start, start + part.stop) for part in parts]
-            start = layer
-    return runs

@@ -11,22 +11,20 @@ trunk whatever stands around it. Ten thousand layers of 16 channels take about t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from isometry.errors import InputError
-from isometry.nn.convolutional import build_convolutional
+from isometry.nn.convolutional import ConvolutionalNetwork
 from isometry.nn.mlp import MLP
-from isometry.nn.network import Network, arguments_of_ensemble, residual_strength, seeded_generator
+from isometry.nn.network import arguments_of_ensemble, residual_strength
 from isometry.theory.ensemble import Ensemble
 
 __all__ = ["MLP", "ResNet", "VanillaCNN"]
 
 
-class VanillaCNN(Network):
+class VanillaCNN(ConvolutionalNetwork):
     """Deep CNN without normalisation or skip connections (Xiao et al. 2018, arXiv 1806.05393).
 
     Parameters
@@ -85,43 +83,11 @@ class VanillaCNN(Network):
 
     Examples
     --------
+    >>> import torch
     >>> model = VanillaCNN(depth=50, channels=8, activation="tanh", sigma_w=1.02, seed=0)
     >>> model(torch.zeros(8, 6, 6)).shape
     torch.Size([8, 6, 6])
     """
-
-    def __init__(
-        self,
-        depth: int,
-        channels: int,
-        activation: str | nn.Module = "tanh",
-        init: str = "delta_orthogonal",
-        *,
-        sigma_w: float | None = None,
-        sigma_b: float | None = None,
-        q_star: float | None = None,
-        kernel_size: int = 3,
-        profile: Tensor | Sequence[float] | None = None,
-        in_channels: int | None = None,
-        num_classes: int | None = None,
-        stem_strides: Sequence[int] = (1,),
-        head: str = "flatten",
-        image_size: int | tuple[int, int] | None = None,
-        checkpoint_segments: int | None = None,
-        generator: torch.Generator | None = None,
-        seed: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__(
-            **build_convolutional(
-                depth, channels, activation, init,
-                sigma_w=sigma_w, sigma_b=sigma_b, q_star=q_star, kernel_size=kernel_size, profile=profile,
-                residual=None, in_channels=in_channels, num_classes=num_classes, stem_strides=stem_strides,
-                head=head, image_size=image_size, checkpoint_segments=checkpoint_segments,
-                generator=seeded_generator(generator, seed), dtype=dtype, device=device,
-            )
-        )  # fmt: skip
 
     @classmethod
     def from_ensemble(cls, ensemble: Ensemble, channels: int, **options: Any) -> VanillaCNN:
@@ -150,7 +116,7 @@ class VanillaCNN(Network):
         )
 
 
-class ResNet(Network):
+class ResNet(ConvolutionalNetwork):
     """Residual CNN without normalisation, x_l = x_{l-1} + a phi(K_l * x_{l-1} + b_l).
 
     The network of Tarnowski et al. 2019 (arXiv 1809.08848) with convolutions. Its spectrum depends at large depth on
@@ -162,7 +128,7 @@ class ResNet(Network):
     ----------
     residual : float, optional
         Strength a of the branches; 1/sqrt(depth) when left out.
-    depth, channels, activation, init, sigma_w, sigma_b, q_star, ... :
+    depth, channels, activation, init, **options :
         As for `VanillaCNN`. The variance of the pre-activations grows along the trunk, so q* names only the point of
         the critical line from which sigma_w and sigma_b are taken, and the variance of the first pre-activation.
 
@@ -180,32 +146,11 @@ class ResNet(Network):
         init: str = "delta_orthogonal",
         *,
         residual: float | None = None,
-        sigma_w: float | None = None,
-        sigma_b: float | None = None,
-        q_star: float | None = None,
-        kernel_size: int = 3,
-        profile: Tensor | Sequence[float] | None = None,
-        in_channels: int | None = None,
-        num_classes: int | None = None,
-        stem_strides: Sequence[int] = (1,),
-        head: str = "flatten",
-        image_size: int | tuple[int, int] | None = None,
-        checkpoint_segments: int | None = None,
-        generator: torch.Generator | None = None,
-        seed: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            **build_convolutional(
-                depth, channels, activation, init,
-                sigma_w=sigma_w, sigma_b=sigma_b, q_star=q_star, kernel_size=kernel_size, profile=profile,
-                residual=residual_strength(residual, depth), in_channels=in_channels, num_classes=num_classes,
-                stem_strides=stem_strides, head=head, image_size=image_size,
-                checkpoint_segments=checkpoint_segments, generator=seeded_generator(generator, seed),
-                dtype=dtype, device=device,
-            )
-        )  # fmt: skip
+        strength = residual_strength(residual, depth)
+        super().__init__(depth, channels, activation, init, **options)
+        self._add_branches(strength)
 
     @classmethod
     def from_ensemble(cls, ensemble: Ensemble, channels: int, **options: Any) -> ResNet:

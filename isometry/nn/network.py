@@ -1,9 +1,10 @@
-"""What the reference networks share: stem, trunk and head; variances, laws and the `Ensemble` that describes them."""
+"""`Network`, stem, trunk and head of a reference network; `Design`, how its weights are drawn; their `Ensemble`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,37 +14,194 @@ from torch import Tensor, nn
 from isometry.errors import InputError
 from isometry.nn import kernels as laws
 from isometry.nn.activations import activation_name, make_activation
-from isometry.nn.layers import Trunk
+from isometry.nn.layers import ConvolutionLayer, DenseLayer, Trunk
 from isometry.nn.variances import Variances, choose_variances, is_homogeneous, mirrored_gain
 from isometry.theory.ensemble import Ensemble
 
 
+@dataclass(frozen=True)
+class Design:
+    """What the layers of a reference network have in common, and how their weights are drawn.
+
+    ``activation`` makes the activation modules and ``name`` is what the theory calls them, None where it does not know
+    them. ``placed`` is the dtype and the device of the parameters; draws are float64 before they are converted.
+    """
+
+    depth: int
+    init: str
+    activation: Callable[[], nn.Module]
+    name: str | None
+    variances: Variances
+    generator: torch.Generator | None
+    placed: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        depth: int,
+        activation: str | nn.Module,
+        init: str,
+        known_inits: tuple[str, ...],
+        *,
+        sigma_w: float | None,
+        sigma_b: float | None,
+        q_star: float | None,
+        generator: torch.Generator | None,
+        seed: int | None,
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+    ) -> Design:
+        """The design that these arguments of a constructor ask for; InputError where they contradict each other."""
+        factory = make_activation(activation)
+        name = activation_name(factory())
+        variances = network_variances(init, known_inits, name, sigma_w, sigma_b, q_star, depth)
+        placed = {"dtype": dtype or torch.get_default_dtype(), "device": device}
+        return cls(depth, init, factory, name, variances, seeded_generator(generator, seed), placed)
+
+    @property
+    def first_variance(self) -> float:
+        """Variance that a stem gives to its pre-activations: q* where there is one."""
+        if self.variances.q_star is not None:
+            return self.variances.q_star
+        return 1.0 if self._is_homogeneous else 1.0 / self.depth
+
+    @property
+    def feature_scale(self) -> float:
+        """Root mean square of phi(h), from the fixed point q = sigma_w^2 E phi^2 + sigma_b^2 where it holds."""
+        q = self.first_variance
+        signal = q - self.variances.sigma_b**2
+        stationary = self.variances.q_star is not None or self._is_homogeneous
+        return math.sqrt(signal) / self.variances.sigma_w if stationary and signal > 0 else math.sqrt(q)
+
+    @property
+    def _is_homogeneous(self) -> bool:
+        return self.name is not None and is_homogeneous(self.name)
+
+    def layers(
+        self,
+        kind: Callable[..., nn.Module],
+        count: int,
+        outputs: int,
+        inputs: int,
+        taps: tuple[int, ...] = (),
+        *,
+        profile: Tensor | Sequence[float] | None = None,
+    ) -> list[nn.Module]:
+        """`count` layers of one shape, of the class `kind`, their weights drawn many at a time."""
+        found: list[nn.Module] = []
+        for part in laws.chunks(count, outputs * inputs * math.prod(taps)):
+            kernels = self._kernels(len(part), outputs, inputs, taps, profile)
+            kernels = kernels.mul_(self.variances.sigma_w).to(**self.placed)
+            biases = laws.normal((len(part), outputs), generator=self.generator) * self.variances.sigma_b
+            found += [
+                # A clone of its own for each layer: views of one block would all be saved with any one of them.
+                kind(kernel.clone(), bias.clone(), activation=self.activation())
+                for kernel, bias in zip(kernels.unbind(0), biases.to(**self.placed).unbind(0), strict=True)
+            ]
+        return found
+
+    def _kernels(
+        self,
+        count: int,
+        outputs: int,
+        inputs: int,
+        taps: tuple[int, ...],
+        profile: Tensor | Sequence[float] | None,
+    ) -> Tensor:
+        """(count, outputs, inputs, *taps) kernels of unit sigma_w, float64."""
+        if self.init == "gaussian":
+            return laws.gaussian_kernels(
+                count, outputs, inputs, taps, profile=profile, generator=self.generator
+            )
+        law = {
+            "orthogonal": laws.delta_orthogonal_kernels,
+            "delta_orthogonal": laws.delta_orthogonal_kernels,
+            "orthogonal_conv": laws.orthogonal_convolution_kernels,
+            "mirrored": laws.mirrored_kernels,
+        }[self.init]
+        return law(count, outputs, inputs, taps, generator=self.generator)
+
+    def gaussian_weight(self, outputs: int, inputs: int, taps: tuple[int, ...], sigma_w: float) -> Tensor:
+        """One Gaussian weight of a stem or a head."""
+        weight = laws.gaussian_kernels(1, outputs, inputs, taps, generator=self.generator)[0] * sigma_w
+        return weight.to(**self.placed)
+
+    def head(self, features: int, num_classes: int) -> nn.Linear:
+        """Linear layer of variance 1/fan_in and zero bias, as in the authors' demonstration of arXiv 1806.05393."""
+        require_positive("num_classes", num_classes)
+        head = nn.Linear(features, num_classes, device="meta")
+        head.weight = nn.Parameter(self.gaussian_weight(num_classes, features, (), 1.0))
+        head.bias = nn.Parameter(torch.zeros(num_classes, **self.placed))
+        return head
+
+
 class Network(nn.Module):
-    """Stem, trunk and head of a reference network; what `VanillaCNN`, `ResNet` and `MLP` share."""
+    """Stem, trunk and head of a reference network."""
 
     def __init__(
         self,
+        design: Design,
         stem: nn.Module | None,
-        trunk: Trunk,
+        layers: Sequence[nn.Module],
         head: nn.Module | None,
         *,
-        ensemble: Ensemble | None,
-        variances: Variances,
-        feature_scale: float,
-        head_kind: str,
+        head_kind: str = "flatten",
         feature_axes: int,
+        widths: tuple[int, ...] | None = None,
+        checkpoint_segments: int | None = None,
     ) -> None:
         super().__init__()
+        variances = design.variances
         self.stem = stem
-        self.trunk = trunk
+        self.trunk = Trunk(*layers, checkpoint_segments=checkpoint_segments)
         self.head = head
-        self.ensemble = ensemble
+        self.ensemble = trunk_ensemble(design.name, design.init, design.depth, variances, None, widths)
         self.sigma_w = variances.sigma_w
         self.sigma_b = variances.sigma_b
         self.q_star = variances.q_star
-        self.feature_scale = feature_scale
+        self.feature_scale = design.feature_scale
         self.head_kind = head_kind
+        self._first_variance = design.first_variance
         self._feature_axes = feature_axes
+
+    def _add_branches(self, residual: float) -> None:
+        """Turn every layer phi(h) into x + a phi(h); the weights stay."""
+        for layer in self.trunk:
+            assert isinstance(layer, ConvolutionLayer | DenseLayer)
+            layer.residual = residual
+        if self.ensemble is not None:
+            self.ensemble = replace(self.ensemble, q_star=None, residual=residual)
+        if self.head is not None:
+            self.feature_scale = self._residual_feature_scale(residual)
+
+    def _residual_feature_scale(self, residual: float) -> float:
+        """Root mean square of x_L in a residual trunk whose input is phi(h), h of the first layer's variance.
+
+        E x_l^2 = E x_{l-1}^2 + 2 a E x_{l-1} E phi(h_l) + a^2 E phi(h_l)^2, Var h_l = sigma_w^2 E x_{l-1}^2 + sigma_b^2
+        (Yang and Schoenholz 2017, arXiv 1712.08969). A phi with a mean, such as ReLU, adds it up coherently: the signal
+        then grows like exp(const sqrt(depth)) even for a = 1/sqrt(depth).
+        """
+        nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+        z, mass = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+        first = self.trunk[0]
+        assert isinstance(first, ConvolutionLayer | DenseLayer)
+
+        def moments(variance: float) -> tuple[float, float]:
+            values = first.activation(math.sqrt(variance) * z).double()
+            return float(mass @ values), float(mass @ values**2)
+
+        with torch.no_grad():
+            mean, square = moments(self._first_variance)
+            for _ in range(self.depth):
+                branch, branch_square = moments(self.sigma_w**2 * square + self.sigma_b**2)
+                square += 2 * residual * mean * branch + residual**2 * branch_square
+                mean += residual * branch
+                if not 0 < square < 1e70:  # float32 holds numbers up to 3e38
+                    raise InputError(
+                        f"the signal of this residual network grows to a mean square of {square:.3g}: take a smaller "
+                        f"residual than {residual:.3g}, such as 1/sqrt(depth), or an odd activation such as tanh."
+                    )
+        return math.sqrt(square)
 
     @property
     def depth(self) -> int:
@@ -72,40 +230,6 @@ class Network(nn.Module):
         return f"depth={self.depth}, sigma_w={self.sigma_w:.6g}, sigma_b={self.sigma_b:.4g}, q_star={q_star}"
 
 
-def linear_head(
-    features: int, num_classes: int, generator: torch.Generator | None, options: dict[str, Any]
-) -> nn.Linear:
-    """Linear layer of variance 1/fan_in and zero bias, as in the authors' demonstration of arXiv 1806.05393."""
-    require_positive("num_classes", num_classes)
-    head = nn.Linear(features, num_classes, device="meta")
-    weight = laws.gaussian_kernels(1, num_classes, features, (), generator=generator)[0]
-    head.weight = nn.Parameter(weight.to(**options))
-    head.bias = nn.Parameter(torch.zeros(num_classes, **options))
-    return head
-
-
-def draw_kernels(
-    init: str,
-    count: int,
-    outputs: int,
-    inputs: int,
-    taps: tuple[int, ...],
-    *,
-    profile: Tensor | Sequence[float] | None = None,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """(count, outputs, inputs, *taps) kernels of unit sigma_w, float64."""
-    if init == "gaussian":
-        return laws.gaussian_kernels(count, outputs, inputs, taps, profile=profile, generator=generator)
-    law = {
-        "orthogonal": laws.delta_orthogonal_kernels,
-        "delta_orthogonal": laws.delta_orthogonal_kernels,
-        "orthogonal_conv": laws.orthogonal_convolution_kernels,
-        "mirrored": laws.mirrored_kernels,
-    }[init]
-    return law(count, outputs, inputs, taps, generator=generator)
-
-
 def network_variances(
     init: str,
     known: tuple[str, ...],
@@ -129,56 +253,6 @@ def network_variances(
     gain = mirrored_gain(name)  # raises for other activations, whatever sigma_w is
     sigma_w = gain if sigma_w is None else sigma_w
     return choose_variances(name, sigma_w=sigma_w, sigma_b=sigma_b, q_star=None, depth=depth)
-
-
-def named_activation(activation: str | nn.Module) -> tuple[Callable[[], nn.Module], str | None]:
-    """Factory of activation modules, and the name of the function (None where the theory has none)."""
-    factory = make_activation(activation)
-    return factory, activation_name(factory())
-
-
-def first_variance(name: str | None, variances: Variances, depth: int) -> float:
-    """Variance that a stem gives to its pre-activations: q* where there is one."""
-    if variances.q_star is not None:
-        return variances.q_star
-    return 1.0 if name is not None and is_homogeneous(name) else 1.0 / depth
-
-
-def feature_scale(name: str | None, variances: Variances, q: float) -> float:
-    """Root mean square of phi(h), from the fixed point q = sigma_w^2 E phi^2 + sigma_b^2 where it holds."""
-    stationary = variances.q_star is not None or (name is not None and is_homogeneous(name))
-    signal = q - variances.sigma_b**2
-    return math.sqrt(signal) / variances.sigma_w if stationary and signal > 0 else math.sqrt(q)
-
-
-def residual_feature_scale(
-    activation: nn.Module, variances: Variances, q: float, residual: float, depth: int
-) -> float:
-    """Root mean square of x_L in a residual trunk whose input is phi(h), h of variance q.
-
-    E x_l^2 = E x_{l-1}^2 + 2 a E x_{l-1} E phi(h_l) + a^2 E phi(h_l)^2, Var h_l = sigma_w^2 E x_{l-1}^2 + sigma_b^2
-    (Yang and Schoenholz 2017, arXiv 1712.08969). A phi with a mean, such as ReLU, adds it up coherently: the signal
-    then grows like exp(const sqrt(depth)) even for a = 1/sqrt(depth).
-    """
-    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
-    z, mass = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
-
-    def moments(variance: float) -> tuple[float, float]:
-        values = activation(math.sqrt(variance) * z).double()
-        return float(mass @ values), float(mass @ values**2)
-
-    with torch.no_grad():
-        mean, square = moments(q)
-        for _ in range(depth):
-            branch, branch_square = moments(variances.sigma_w**2 * square + variances.sigma_b**2)
-            square += 2 * residual * mean * branch + residual**2 * branch_square
-            mean += residual * branch
-            if not 0 < square < 1e70:  # float32 holds numbers up to 3e38
-                raise InputError(
-                    f"the signal of this residual network grows to a mean square of {square:.3g}: take a smaller "
-                    f"residual than {residual:.3g}, such as 1/sqrt(depth), or an odd activation such as tanh."
-                )
-    return math.sqrt(square)
 
 
 def trunk_ensemble(

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from isometry.errors import SpecError
-from isometry.loading.builtin import BUILT_IN, given_settings
+from isometry.loading.builtin import given_settings
+from isometry.nn.options import NETWORKS
 from isometry.sweeps.keys import (
     COMPARISON_KEYS,
     KINDS,
@@ -29,13 +30,11 @@ from isometry.sweeps.keys import (
     training_keys,
     unknown_key,
 )
+from isometry.training.options import NETWORK_DEFAULTS, TrainingOptions
 
 # Of the way a configuration becomes a key. A change makes every stored point unknown, so it is written into the key.
 KEY_VERSION = 1
 _NAME_BYTES = 150
-_TRAINING_DEFAULTS = {
-    "data": "digits", "depth": 100, "channels": 8, "activation": "tanh", "init": "delta_orthogonal", "kernel_size": 3,
-}  # fmt: skip
 _TITLES = {"measure": "", "predict": "prediction", "compare": "comparison", "train": "training"}
 
 
@@ -133,18 +132,18 @@ def _model(kind: str, given: dict[str, Any], where: str) -> tuple[str, dict[str,
     spec = given.pop("model", "mlp" if kind == "predict" else None)
     if not isinstance(spec, str):
         raise SpecError(
-            f"{where}: model is missing; it is one of {', '.join(BUILT_IN)}, path/to/file.py:callable, "
+            f"{where}: model is missing; it is one of {', '.join(NETWORKS)}, path/to/file.py:callable, "
             "package.module:callable, torchvision:NAME or timm:NAME"
             if spec is None
             else f"{where}: model is text; got {spec!r}"
         )
     model, _, rest = spec.partition(":")
-    if model not in BUILT_IN:
+    if model not in NETWORKS:
         if kind == "predict":
-            raise SpecError(f"{where}: a prediction is of {', '.join(BUILT_IN)}; got model {spec!r}")
+            raise SpecError(f"{where}: a prediction is of {', '.join(NETWORKS)}; got model {spec!r}")
         if ":" not in spec or not rest:
             raise SpecError(
-                f"{where}: model {spec!r} is none: it is one of {', '.join(BUILT_IN)}, path/to/file.py:callable, "
+                f"{where}: model {spec!r} is none: it is one of {', '.join(NETWORKS)}, path/to/file.py:callable, "
                 "package.module:callable, torchvision:NAME or timm:NAME"
             )
         return spec, given
@@ -162,7 +161,7 @@ def _model(kind: str, given: dict[str, Any], where: str) -> tuple[str, dict[str,
 def _readers(kind: str, model: str) -> dict[str, Reader]:
     if kind == "predict":
         return {**network_keys(model, sampled=False), **prediction_keys()}
-    network = network_keys(model) if model in BUILT_IN else {}
+    network = network_keys(model) if model in NETWORKS else {}
     comparison = COMPARISON_KEYS if kind == "compare" else {}
     return {**network, **measurement_keys(), **comparison}
 
@@ -170,19 +169,17 @@ def _readers(kind: str, model: str) -> dict[str, Reader]:
 def _defaults(kind: str, model: str | None) -> dict[str, Any]:
     """What a configuration says where the user says nothing."""
     if kind == "train":
-        from isometry.training.options import TrainingOptions
-
         known = training_keys()
         options = {
             entry.name: entry.default
             for entry in fields(TrainingOptions)
             if entry.name in known and entry.name != "learning_rate"
         }
-        return {**_TRAINING_DEFAULTS, **options}
+        return {"data": "digits", **NETWORK_DEFAULTS, **options}
     network = {}
-    if model in BUILT_IN:
+    if model in NETWORKS:
         known = network_keys(str(model), sampled=kind != "predict")
-        network = {key: value for key, value in BUILT_IN[str(model)].defaults.items() if key in known}
+        network = {key: value for key, value in NETWORKS[str(model)].defaults.items() if key in known}
     if kind == "predict":
         return {**network, "readout": False}
     measurement = {"batch_axis": True, "eval": False, "method": "auto", "seed": 0}
@@ -196,7 +193,7 @@ def _stray(key: str, readers: Mapping[str, Reader], kind: str, model: str | None
             f"{where}: {key} does not change a prediction, which is that of infinite width and draws nothing; leave "
             'it out, or take kind = "compare"'
         )
-    if kind != "train" and model not in BUILT_IN and key in network_keys("vanilla-cnn") | network_keys("mlp"):
+    if kind != "train" and model not in NETWORKS and key in network_keys("vanilla-cnn") | network_keys("mlp"):
         return SpecError(f"{where}: {key} is a setting of the built-in networks, and the model is {model!r}")
     what = f"{where}: a point of kind {kind!r}"
     return unknown_key(key, readers, what if kind == "train" else f"{what} with model {model!r}")
@@ -205,7 +202,7 @@ def _stray(key: str, readers: Mapping[str, Reader], kind: str, model: str | None
 def _check_together(kind: str, model: str | None, values: Mapping[str, Any], where: str) -> None:
     """What each key alone can not tell."""
     if kind in ("measure", "compare"):
-        if model not in BUILT_IN and "input" not in values:
+        if model not in NETWORKS and "input" not in values:
             raise SpecError(f"{where}: the model {model!r} does not say what goes into it: give input")
         if "inputs" in values and not values["batch_axis"]:
             raise SpecError(
@@ -213,7 +210,7 @@ def _check_together(kind: str, model: str | None, values: Mapping[str, Any], whe
             )
     if kind == "compare" and values["theory"] == "ensemble":
         cause = None
-        if model not in BUILT_IN:
+        if model not in NETWORKS:
             cause = f"the model {model!r}"
         elif values.get("init") == "mirrored":
             cause = "init 'mirrored'"

@@ -212,15 +212,15 @@ def _tried_measurement(point: Point) -> float:
 
 
 def _tried_training(point: Point) -> float:
-    from isometry.sweeps.keys import network_keys
     from isometry.sweeps.work import TRAINING_MEASUREMENT
-    from isometry.training.classifier import classifier
     from isometry.training.data import load_dataset
+    from isometry.training.network import classifier
+    from isometry.training.options import NETWORK_OPTIONS
 
     values = point.values
     began = time.perf_counter()
     dataset = load_dataset(values["data"], values.get("folder"), limit=values.get("limit"))
-    network = {key: values[key] for key in network_keys("vanilla-cnn") if key in values}
+    network = {key: values[key] for key in NETWORK_OPTIONS if key in values}
     model = classifier(dataset, **network, seed=values["seed"])
     made = time.perf_counter() - began
     batch = dataset.train_images[: values["batch"]]

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
 from isometry.errors import InputError, SpecError
-from isometry.loading.builtin import BUILT_IN
 from isometry.loading.inputs import known_input_spec
+from isometry.nn.options import CONVOLUTION_INITS, DENSE_INITS, NETWORKS, Option
+from isometry.training.options import NETWORK_OPTIONS, TRAINING_OPTIONS
 
 Reader = Callable[[Any], Any]
 
 KINDS = ("measure", "predict", "compare", "train")
-# What only sampled networks have: a prediction is that of infinite width, whatever the map or the taps.
-_SAMPLED_ONLY = frozenset({"channels", "width", "size", "kernel_size", "in_channels", "in_features", "num_classes",
-                           "head", "seed"})  # fmt: skip
+# A sweep keeps results, not checkpoints.
+_NO_TRAINING_KEYS = frozenset({"checkpoint_every"})
 
 
 class Wrong(ValueError):
@@ -110,32 +109,27 @@ def name_or_index(value: Any) -> str | int:
     return whole(0)(value) if isinstance(value, Integral) else text(value)
 
 
-def _network_reader(model: str, key: str) -> Reader:
-    """The reader of a setting of a built-in network, stricter than its type where the network is."""
-    if key == "activation":
+def reader_of(option: Option) -> Reader:
+    """The reader of a setting of a network or a training run."""
+    if option.name == "activation":
         return activation
-    if key == "init":
-        return choice(*_inits(model))
-    if key == "head":
-        return choice("flatten", "pool")
-    if key == "residual":
-        return number()
-    if key in ("sigma_w", "q_star"):
-        return number(0, above=True)
-    return {int: whole(), float: number(0), str: text}[BUILT_IN[model].keys[key]]
-
-
-def _inits(model: str) -> Sequence[str]:
-    from isometry.nn.convolutional import CONVOLUTION_INITS
-    from isometry.nn.mlp import DENSE_INITS
-
-    return DENSE_INITS if model == "mlp" else CONVOLUTION_INITS
+    if option.choices:
+        return choice(*option.choices)
+    least = option.least
+    if option.type is int:
+        return whole(int(least or 0))
+    if option.type is float:
+        return number(-math.inf if least is None else least, above=option.above)
+    return truth if option.type is bool else text
 
 
 def network_keys(model: str, *, sampled: bool = True) -> dict[str, Reader]:
-    """Settings of a built-in network; without those that a prediction does not know, where it is not ``sampled``."""
-    left_out = {"seed"} if sampled else _SAMPLED_ONLY
-    return {key: _network_reader(model, key) for key in BUILT_IN[model].keys if key not in left_out}
+    """Settings of a built-in network; only those that change a prediction, where it is not ``sampled``."""
+    return {
+        name: reader_of(option)
+        for name, option in NETWORKS[model].options.items()
+        if (name != "seed" if sampled else option.in_theory)
+    }
 
 
 COMPARISON_KEYS: Mapping[str, Reader] = {"theory": choice("ensemble", "layers")}
@@ -176,33 +170,15 @@ def measurement_keys() -> dict[str, Reader]:
 
 def prediction_keys() -> dict[str, Reader]:
     """What a prediction knows and a sampled network does not; a law is the same for dense and convolutional layers."""
-    from isometry.nn.convolutional import CONVOLUTION_INITS
-    from isometry.nn.mlp import DENSE_INITS
-
     laws = [law for law in dict.fromkeys([*DENSE_INITS, *CONVOLUTION_INITS]) if law != "mirrored"]
     return {"init": choice(*laws), "q0": number(0, above=True), "readout": truth}
 
 
 def training_keys() -> dict[str, Reader]:
     """What a training run is told: its data, its network, and the fields of `TrainingOptions`."""
-    from isometry.training.options import OPTIMIZERS, SCHEDULES, TrainingOptions
-
-    options: dict[str, Reader] = {
-        "steps": whole(0), "learning_rate": number(0, above=True), "batch": whole(),
-        "optimizer": choice(*OPTIMIZERS), "momentum": number(0), "weight_decay": number(0),
-        "schedule": choice(*SCHEDULES), "warmup": whole(0), "clip_norm": number(0), "signal_units": truth,
-        "evaluate_every": whole(), "train_images": whole(), "seed": whole(0), "cuda_graph": truth,
-    }  # fmt: skip
-    assert set(options) < {field.name for field in fields(TrainingOptions)}, (
-        "they are fields of TrainingOptions"
-    )
-    network = {
-        key: reader
-        for key, reader in network_keys("vanilla-cnn").items()
-        if key in ("depth", "channels", "activation", "init", "sigma_w", "sigma_b", "q_star", "kernel_size")
-    }
     run = {"data": text, "folder": text, "limit": whole(), "device": text, "spectrum_every": whole()}
-    return {**run, **network, **options}
+    options = [option for option in TRAINING_OPTIONS.values() if option.name not in _NO_TRAINING_KEYS]
+    return {**run, **{option.name: reader_of(option) for option in [*NETWORK_OPTIONS.values(), *options]}}
 
 
 def unknown_key(key: str, known: Mapping[str, Any] | Sequence[str], what: str) -> SpecError:

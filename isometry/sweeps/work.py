@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isometry.errors import InputError, IsometryWarning
-from isometry.loading.builtin import BUILT_IN, settings_text
+from isometry.loading.builtin import settings_text
+from isometry.nn.options import NETWORKS
 from isometry.sweeps.configuration import Point
 from isometry.sweeps.keys import network_keys
 from isometry.sweeps.names import LAW, ON_THE_WAY
@@ -233,9 +234,10 @@ def ensemble_of(values: Mapping[str, Any]) -> Ensemble:
 
 def _train(point: Point, folder: Path) -> tuple[tuple[Spectrum, ...], TrainingRecord]:
     from isometry.training.callbacks import IsometryCallback, trunk_part
-    from isometry.training.classifier import classifier, default_learning_rate
     from isometry.training.data import load_dataset
-    from isometry.training.loop import TrainingOptions, train
+    from isometry.training.loop import train
+    from isometry.training.network import classifier
+    from isometry.training.options import NETWORK_OPTIONS, TrainingOptions, default_learning_rate
 
     values = dict(point.values)
     device = device_of(values.pop("device", None))
@@ -244,7 +246,7 @@ def _train(point: Point, folder: Path) -> tuple[tuple[Spectrum, ...], TrainingRe
     name = str(folder / data) if Path(data).suffix else data
     dataset = load_dataset(name, place, limit=values.pop("limit", None))
     rate = values.pop("learning_rate", None) or default_learning_rate(values["depth"])
-    network = {key: values.pop(key) for key in network_keys("vanilla-cnn") if key in values}
+    network = {key: values.pop(key) for key in NETWORK_OPTIONS if key in values}
     model = classifier(dataset, **network, seed=values["seed"], device=device)
     values["clip_norm"] = values["clip_norm"] or None
     # Measured on the way, or once at the end.
@@ -272,7 +274,7 @@ def model_of(values: Mapping[str, Any], folder: Path) -> LoadedModel:
     from isometry.loading.models import built_in_model, load_model
 
     kind, seed = values["model"], values["seed"]
-    if kind in BUILT_IN:
+    if kind in NETWORKS:
         settings = {key: values[key] for key in network_keys(kind) if key in values} | {"seed": seed}
         loaded = built_in_model(kind, settings, f"{kind}:{settings_text(settings)}")
     else:

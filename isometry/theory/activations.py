@@ -33,12 +33,12 @@ DEFAULT_LEAK = 0.01
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise function phi and what theory has to know of it.
+    """An elementwise function phi with its derivative, kinks and slopes.
 
     Parameters
     ----------
     name : str
-        What messages, files and figures call it.
+        Name in messages, files and figures.
     function, derivative : callable
         phi and phi', each from an (n,) float64 array to an (n,) float64 array.
     kinks : tuple of float
@@ -68,7 +68,7 @@ class Activation:
 
     @property
     def is_homogeneous(self) -> bool:
-        """Whether phi(a h) = a phi(h) for a > 0 (linear, ReLU, leaky ReLU): no variance is special to it."""
+        """Whether phi(a h) = a phi(h) for a > 0 (linear, ReLU, leaky ReLU): then no variance is distinguished."""
         if self.slopes is None or self.kinks not in ((), (0.0,)):
             return False
         return float(self.function(np.zeros(1))[0]) == 0.0
@@ -253,7 +253,7 @@ def get_activation(
         differences, with an error near 1e-12 max|phi| for functions that vary on the scale of one.
     kinks : sequence of float, optional
         Where phi' (or a higher derivative) of a function jumps. Unless given, jumps of phi' and phi'' of more than 1e-3
-        are looked for in |h| < 64, and a function that proves linear between them is treated as exactly that.
+        are looked for in |h| < 64, and a function that is linear between them is treated as exactly linear.
 
     Raises
     ------
@@ -298,10 +298,10 @@ def get_activation(
 
 
 def _as_float(function: Callable[..., object]) -> ArrayFunction:
-    """The function with its values as float64 arrays, whatever array-like type it returns."""
+    """The function with its values converted to float64 arrays."""
 
     def evaluate(h: Array) -> Array:
-        # exp overflows on its way to a finite value in many a user's function; what is not finite is found later.
+        # exp often overflows on the way to a finite value; values that are not finite are refused later.
         with np.errstate(all="ignore"):
             return np.asarray(function(h), dtype=np.float64)
 

@@ -1,8 +1,8 @@
-"""phi' of a function that came without it: the complex step where it works, high-order differences elsewhere. Internal.
+"""Derivatives of functions given without one: complex step where it works, differences elsewhere. Internal.
 
 The complex step, phi'(h) = Im phi(h + i e) / e with e = 1e-100, is exact to rounding for a function analytic
 on each piece and written with operations that know complex numbers (Squire and Trapp 1998, SIAM Review 40,
-110). It is silently wrong for functions that drop the imaginary part (abs, casts), so it is believed only where
+110). It is silently wrong for functions that drop the imaginary part (abs, casts), so it is used only where
 it agrees with differences.
 """
 
@@ -104,8 +104,8 @@ def difference_derivative(function: Callable[..., object], *, kinks: Sequence[fl
     """phi' by nine-point differences that never reach across a kink.
 
     Three stencils are tried at each point, in the middle and to either side, and the one kept is the one whose
-    seven-point value agrees best with it: a kink that was not declared is thus looked at from its own side. The error
-    is of order 1e-13 max|phi| in the open and 1e-11 within 0.05 of a kink, for a phi that varies on the scale of one.
+    seven-point value agrees best with it: no difference straddles a kink that was not declared. The error is of order
+    1e-13 max|phi| away from kinks and 1e-11 within 0.05 of a kink, for a phi that varies on the scale of one.
     """
     edges = np.array([-np.inf, *sorted(kinks), np.inf])
     offsets = np.arange(STENCIL)

@@ -1,8 +1,8 @@
 """A random network as data: depth, widths, activation, weight law, variances, residual branch.
 
-An `Ensemble` answers two questions at once: "sample me a network" (`isometry.nn`) and "predict my spectrum"
-(`isometry.theory.prediction`). It holds plain numbers and names only and computes nothing, so that it can be
-written into a file next to a spectrum and read back without torch or scipy.
+An `Ensemble` describes both a network to sample (`isometry.nn`) and a spectrum to predict (`isometry.predict`). It
+holds plain numbers and names and computes nothing, so that it can be written into a file next to a spectrum and read
+back without torch or scipy.
 
 The network is
 
@@ -30,7 +30,7 @@ WEIGHT_LAWS = ("gaussian", "orthogonal")
 
 @dataclass(frozen=True)
 class Ensemble:
-    """A network drawn at random, described by a handful of numbers.
+    """A random network, described by a few numbers.
 
     Parameters
     ----------
@@ -162,12 +162,12 @@ class Ensemble:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Ensemble:
-        """Ensemble from what `to_dict` gave, possibly after a trip through JSON.
+        """The ensemble that `to_dict` wrote, read back from JSON or not.
 
         Raises
         ------
         InputError
-            When a field is unknown (a file by a newer version) or one that is needed is missing.
+            When a field is unknown (a file by a newer version) or a required one is missing.
         """
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)

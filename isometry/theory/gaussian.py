@@ -20,11 +20,11 @@ Array = NDArray[np.float64]
 ArrayFunction = Callable[[Array], Array]
 
 POINTS_PER_PANEL = 16
-# exp(-z^2/2) is a denormal at 38: nothing outside can be seen in float64, and averages that live in the tail
-# only (a hard-tanh that almost never saturates) still come out with all their digits.
+# exp(-z^2/2) is a denormal at 38: float64 holds nothing outside, and averages that come from the tail
+# alone (a hard-tanh that almost never saturates) keep all their digits.
 TAIL = 38.0
 PANEL_TOLERANCE = 1e-15
-# What is left when refinement stops (a function with noise in it) may be this large before it is an error.
+# Relative error at the limit of panels (a function with noise in it) above which the average is refused.
 ACCEPTABLE_ERROR = 1e-9
 MAXIMUM_PANELS = 6000
 
@@ -166,7 +166,7 @@ def _evaluated(function: ArrayFunction, points: Array) -> Array:
 
 
 def _refuse_non_finite(integrals: Array, sizes: Array, sigma: float, lower: Array, upper: Array) -> None:
-    """Overflow is harmless only where the function, seen from the last finite panel, no longer counts."""
+    """Raise where the function is not finite, unless its last finite panels show that the rest is negligible."""
     bad = ~np.isfinite(integrals)
     if not bad.any():
         return

@@ -1,8 +1,8 @@
-"""Where a function that came without its kinks has them, and whether it is linear between them. Internal.
+"""Kinks of a function given without them, and whether it is linear between them. Internal.
 
 A kink shows in differences of order m + 1 over a width w: they fall like w^m where the m-th derivative jumps, and
-faster where it does not. Each place where they stand out is narrowed down until the two can be told apart, and located
-where the two sides, continued as polynomials, meet. Looked for are jumps of phi' (ReLU) and of phi'' (softsign, ELU).
+faster where it does not. The search narrows each peak of the differences until the two can be told apart, and places
+the kink where the two sides, continued as polynomials, meet. It finds jumps of phi' (ReLU) and phi'' (softsign, ELU).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def find_kinks(function: ArrayFunction) -> tuple[float, ...]:
 
 def linear_slopes(function: ArrayFunction, kinks: Sequence[float]) -> tuple[float, ...] | None:
     """The slope on each piece between the kinks, or None where phi is not linear by pieces."""
-    # Far beyond where kinks are looked for, so that a wave with more of them is not taken for a line.
+    # Far beyond the range of the search for kinks, so that a wave with more of them is not taken for a line.
     edges = [-4.0 * REACH, *kinks, 4.0 * REACH]
     slopes = []
     for lower, upper in itertools.pairwise(edges):
@@ -93,8 +93,8 @@ def _narrowed(function: ArrayFunction, centre: float, order: int) -> float | Non
         bend = _jump(function, points, width, order)
         centre = float(points[int(np.argmax(bend))])
         jumps.append(float(bend.max()))
-    # Over the last factor of sixteen in width: what is smooth falls sixteen-fold, a kink stays (a factor of two is
-    # luck in where it lies between the points), a jump of a lower derivative grows sixteen-fold.
+    # Over the last factor of sixteen in width: a smooth function falls sixteen-fold, a kink stays (within a
+    # factor of two, by where it lies between the points), a jump of a lower derivative grows sixteen-fold.
     change = jumps[-1] / jumps[-3] if jumps[-3] > 0 else 0.0
     if change > 5.0:
         if order > 1:

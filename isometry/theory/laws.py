@@ -1,4 +1,4 @@
-"""Spectra known in closed form: what the solver is tested against, and limits worth knowing by name.
+"""Spectra in closed form: references for tests of the solver, and named limits.
 
 All are laws of lambda = s^2. Depth L counts layers, J = D_L W_L ... D_1 W_1; the ReLU laws are those of the nonzero
 half of the spectrum at sigma_w^2 = 2. None of them is used by the solver.

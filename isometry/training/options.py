@@ -1,22 +1,27 @@
-"""How to train: steps, learning rate and its schedule, optimizer, and how often to look."""
+"""How to train: steps, learning rate and its schedule, optimizer, and how often to evaluate.
+
+The fields of `TrainingOptions` are the one table of training settings: grid keys and options of ``isometry train`` are
+derived from them. Nothing here imports torch: the help of the command line reads this module.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from isometry.errors import InputError
+from isometry.nn.options import NETWORKS, Option, either
 
-OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-}
+# By name, classes of torch.optim.
+OPTIMIZERS: Mapping[str, str] = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}
 SCHEDULES = ("constant", "linear", "cosine")
+
+
+def _setting(default: Any, kind: type, help: str, metavar: str = "", **more: Any) -> Any:
+    """A field of `TrainingOptions` with all that is known of it."""
+    return field(default=default, metadata={"type": kind, "help": help, "metavar": metavar, **more})
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,14 @@ class TrainingOptions:
     momentum, weight_decay : float
         0.9 and 0.
     schedule : {"constant", "linear", "cosine"}
-        How the learning rate goes on after `warmup` steps that raise it linearly: not at all, or down to 0.
+        The learning rate after `warmup` steps that raise it linearly: constant, or falling to 0.
     warmup : int
         Number of steps until the learning rate is reached.
     clip_norm : float, optional
         The gradient is scaled down to this norm where it is longer; None leaves it.
     signal_units : bool
-        Step biases and first layer in units of sqrt(q*), see `isometry.training.updates`. Only for networks that say
-        their q_star.
+        Step biases and first layer in units of sqrt(q*), see `isometry.training.updates`. Only for networks that
+        have a ``q_star``.
     evaluate_every : int
         Steps between evaluations; there is one before the first step and one after the last in any case.
     train_images : int, optional
@@ -57,44 +62,64 @@ class TrainingOptions:
         deep network's thousands of small kernels. The batch must then not be larger than the training set.
     """
 
-    steps: int = 200
-    learning_rate: float = 1e-3
-    batch: int = 64
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    warmup: int = 0
-    clip_norm: float | None = 1.0
-    signal_units: bool = True
-    evaluate_every: int = 10
-    train_images: int | None = 512
-    checkpoint_every: int = 10
-    seed: int = 0
-    cuda_graph: bool = False
+    steps: int = _setting(200, int, "Updates.", "N", least=0)
+    learning_rate: float = _setting(
+        1e-3, float, "Learning rate [0.2 / sqrt(depth)].", "RATE", least=0, above=True
+    )
+    batch: int = _setting(64, int, "Images of a step.", "B", least=1)
+    optimizer: str = _setting("sgd", str, f"{either(OPTIMIZERS)}.", "NAME", choices=tuple(OPTIMIZERS))
+    momentum: float = _setting(0.9, float, "Of sgd and rmsprop.", "M", least=0)
+    weight_decay: float = _setting(0.0, float, "Decay of the weights per step.", "W", least=0)
+    schedule: str = _setting("constant", str, f"{either(SCHEDULES)}.", "NAME", choices=SCHEDULES)
+    warmup: int = _setting(0, int, "Steps of linear warm-up.", "N", least=0)
+    clip_norm: float | None = _setting(1.0, float, "Longest gradient; 0 for no clipping.", "G", least=0)
+    signal_units: bool = _setting(True, bool, "Step biases and first layer in units of sqrt(q*).")
+    evaluate_every: int = _setting(10, int, "Steps between evaluations.", "N", least=1)
+    train_images: int | None = _setting(512, int, "Images of the training accuracy.", "N", least=1)
+    checkpoint_every: int = _setting(10, int, "Steps between checkpoints.", "N", least=1)
+    seed: int = _setting(0, int, "Of weights and order.", "N", least=0)
+    cuda_graph: bool = _setting(False, bool, "The step as one CUDA graph.")
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("steps", 0), ("batch", 1), ("warmup", 0), ("evaluate_every", 1), ("checkpoint_every", 1), ("seed", 0),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name} must be a whole number of {least} or more, got {value!r}.")
-        if self.train_images is not None and self.train_images < 1:
-            raise InputError(f"train_images must be one or more, or None for all; got {self.train_images!r}.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"learning_rate must be a finite number above zero, got {self.learning_rate!r}.")
-        if self.clip_norm is not None and not self.clip_norm > 0:
+        for option in TRAINING_OPTIONS.values():
+            _check(option, getattr(self, option.name))
+        if not self.momentum < 1:
+            raise InputError(f"momentum must be at least 0 and below 1, got {self.momentum!r}.")
+        if self.clip_norm == 0:
             raise InputError(
                 f"clip_norm must be above zero, or None for no clipping; got {self.clip_norm!r}."
             )
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum must be at least 0 and below 1, got {self.momentum!r}.")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"weight_decay must be zero or more, got {self.weight_decay!r}.")
-        for name, known in (("optimizer", tuple(OPTIMIZERS)), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+
+
+def _check(option: Option, value: Any) -> None:
+    """Raise InputError unless the value is one that the option takes, or None where None is a value of it."""
+    name, least = option.name, option.least or 0
+    if value is None and name in ("clip_norm", "train_images"):
+        return
+    if option.choices and value not in option.choices:
+        raise InputError(f"{name} must be one of {', '.join(option.choices)}, got {value!r}.")
+    if option.type is int and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise InputError(f"{name} must be a whole number of {least} or more, got {value!r}.")
+    if option.type is float:
+        fits = value > least if option.above else value >= least
+        if not fits or (math.isinf(value) and name != "clip_norm"):
+            words = "above zero" if option.above else "of zero or more"
+            raise InputError(f"{name} must be a finite number {words}, got {value!r}.")
+
+
+TRAINING_OPTIONS: Mapping[str, Option] = {
+    entry.name: Option(entry.name, **entry.metadata) for entry in fields(TrainingOptions)
+}
+
+# The settings of the network that `isometry.training.classifier` builds, and their defaults where a text asks for it.
+NETWORK_OPTIONS: Mapping[str, Option] = {
+    name: option
+    for name, option in NETWORKS["vanilla-cnn"].options.items()
+    if name in ("depth", "channels", "activation", "init", "sigma_w", "sigma_b", "q_star", "kernel_size")
+}
+NETWORK_DEFAULTS: Mapping[str, Any] = {
+    "depth": 100, "channels": 8, "activation": "tanh", "init": "delta_orthogonal", "kernel_size": 3,
+}  # fmt: skip
 
 
 def learning_rate(options: TrainingOptions, step: int) -> float:
@@ -104,3 +129,8 @@ def learning_rate(options: TrainingOptions, step: int) -> float:
     share = (step - options.warmup) / max(1, options.steps - options.warmup)
     factor = {"constant": 1.0, "linear": 1.0 - share, "cosine": 0.5 * (1.0 + math.cos(math.pi * share))}
     return options.learning_rate * factor[options.schedule]
+
+
+def default_learning_rate(depth: int) -> float:
+    """0.2 / sqrt(depth): the gradient of a critical network grows as sqrt(depth) in the units it is stepped in."""
+    return 0.2 / math.sqrt(depth)

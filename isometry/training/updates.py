@@ -60,7 +60,7 @@ def make_optimizer(
     arguments: dict[str, Any] = {"lr": options.learning_rate}
     if options.optimizer in ("sgd", "rmsprop"):
         arguments["momentum"] = options.momentum
-    optimizer = OPTIMIZERS[options.optimizer](groups, **arguments)
+    optimizer = getattr(torch.optim, OPTIMIZERS[options.optimizer])(groups, **arguments)
     return optimizer, [(members, unit) for unit, members in by_unit.items() if unit != 1.0]
 
 

@@ -107,7 +107,7 @@ def assemble(ensemble: Ensemble, activation: Activation, variances: LayerVarianc
 
 
 def _add(terms: Counter[float], size: float, exponent: float) -> None:
-    """Add to the exponent of 1 + t/size; sizes that cannot be told apart are one."""
+    """Add to the exponent of 1 + t/size; sizes equal to rounding are one."""
     for known in terms:
         if abs(known - size) <= 1e-13 * size:
             terms[known] += exponent  # type: ignore[assignment]

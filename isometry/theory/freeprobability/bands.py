@@ -36,7 +36,7 @@ class SpectralCurve(Protocol):
         ...
 
     def lower_search_range(self, top: float) -> list[float]:
-        """How far below the top to look for the place where no mass is left, in growing steps."""
+        """Distances below the top, growing, at which to look for the end of the mass."""
         ...
 
     def points(self, coordinate: Array, guess: NDArray | None = None) -> CurvePoints: ...
@@ -100,7 +100,7 @@ def resolve_band(
     noise: float,
     width: float,
 ) -> ResolvedBand | None:
-    """The curve through one band, or None where the band carries no mass that could be seen.
+    """The curve through one band, or None where the band carries no visible mass.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def resolve_band(
     Raises
     ------
     ConvergenceError
-        When the curve cannot be followed or does not come out smooth.
+        When the curve cannot be followed or is not smooth.
     """
     offsets, below, unknown, log_top = _sample_downwards(curve, band)
     low, cut = band.low, False
@@ -197,7 +197,7 @@ def _first_panels(chart: Chart, cusps: list[float]) -> Array:
 def _sample_downwards(curve: SpectralCurve, band: Band) -> tuple[Array, Array, NDArray, float]:
     """Offsets below the top, continuous mass below each, the unknowns there, and log lambda at the topmost.
 
-    Stage by stage: far down averages get dear, and mostly there is no mass left to look for.
+    Stage by stage, because averages far down are expensive and most laws have no mass there.
     """
     reach = band.high - band.low
     stages = [stage for stage in curve.lower_search_range(band.high) if stage < reach]
@@ -220,7 +220,7 @@ def _sample_downwards(curve: SpectralCurve, band: Band) -> tuple[Array, Array, N
 
 
 def continuous_mass_below(product: FreeProduct, log_lambda: Array, mass_above: Array) -> Array:
-    """Continuous mass at or below each lambda: what is neither above nor in a point mass below."""
+    """Continuous mass at or below each lambda: one minus the mass above and the point masses below."""
     result = 1.0 - mass_above
     for place, mass in product.atoms:
         result = result - mass * (place <= log_lambda)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
-# In the open half-plane there is only one solution, so steps may be long where Newton's method bears them.
+# In the open half-plane there is only one solution, so steps may be as long as Newton's method converges.
 FIRST_STEP = 1.55
 # The axis is entered from no further than this angle.
 LAST_ANGLE = 0.1

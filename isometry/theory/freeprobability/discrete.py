@@ -10,8 +10,8 @@ t = Tr J J^T (z - J J^T)^-1, which does not change under AB -> BA, the product o
     sum_i a_li / (w_l - a_li) = t   for every factor l,        z = prod_l w_l  prod_j t / (t + N_j),
 
 N_j the dimensions between neighbouring factors. In the variables v_l = log(-w_l), u = log(-t / (t + n)) all this is
-real on the negative axis of z, where the root is unique, and is followed from there around the circle |z| = lambda
-to the positive axis by Newton's method: no root has to be chosen. The cdf needs no integration: with
+real on the negative axis of z, where the root is unique, and `continuation` follows it around the circle |z| = lambda
+to the positive axis: no root has to be chosen. The cdf needs no integration: with
 Phi(z) = (1/n) Tr log(z - J J^T) the equations integrate to
 
     n (Phi - log z) = sum_l sum_i log(1 - a_li / w_l) + sum_j N_j log(1 + t / N_j),      F(lambda) = 1 - Im Phi / pi.
@@ -128,7 +128,7 @@ def free_product(
     bins : int, optional
         Distinct values kept of each factor; neighbours are merged to their mean (of s^2), finer at the two ends. By
         default from 40 to 192, fewer the more factors there are (96 change the cdf by 2e-4, 48 by 1e-3). Moments
-        use all values whatever this says.
+        use all values in any case.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def free_product(
     InputError
         When shapes do not fit, or a factor is zero.
     ConvergenceError
-        When the curve's mass or mean does not come out: no curve is returned then.
+        When the curve does not have the mass or the mean it must have; no curve is returned then.
     """
     _check_chain(factors)
     problem = _problem(factors, bins or int(np.clip(6_000 // max(len(factors), 1), 40, 192)))
@@ -156,7 +156,7 @@ def free_product(
 
 
 def _problem(factors: Sequence[Factor], bins: int) -> Problem:
-    """The factors in numbers, without those that are multiples of an isometry."""
+    """The factors as arrays, multiples of an isometry left out."""
     side = min(factors[-1].rows, factors[0].columns)
     log_scale, kept, sizes = 0.0, [], []
     interfaces = [factor.rows for factor in factors[:-1]]

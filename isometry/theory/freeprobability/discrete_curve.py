@@ -46,7 +46,7 @@ class Problem:
     interfaces : (K - 1,) array
         N_j / n: the dimensions between neighbouring factors.
     log_scale : float
-        ln of what was divided out of lambda.
+        ln of the factor that was divided out of lambda.
     full : tuple of (values, weights)
         The factors with all their values.
     zero_mass : float
@@ -209,7 +209,7 @@ def _checked_curve(problem: Problem, roots: _Roots, moments: tuple[float, ...], 
         or abs(f[-1] - total) > CURVE_TOLERANCE
     ):
         raise ConvergenceError(
-            f"the free product of these {len(problem.full)} factors did not come out as a distribution: its cdf falls "
+            f"the free product of these {len(problem.full)} factors is not a distribution: its cdf falls "
             f"by up to {max(-np.diff(f).min(), 0.0):.1e} and ends at {f[-1] + 1 - total:.6f}. Give more bins, or leave "
             "out singular values below 1e-12 of the largest"
         )

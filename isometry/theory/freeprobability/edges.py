@@ -103,7 +103,7 @@ def _poles(curve: LeadingCurve, low: float, high: float) -> list[float]:
 
     def one_plus_t(log_w: float) -> float:
         with np.errstate(divide="ignore", invalid="ignore"):
-            # Where h = 0 the ratio m/h is infinite, which nobody reads here.
+            # Where h = 0 the ratio m/h is infinite, which is not used here.
             return float(curve.one_plus_t(np.array([math.exp(log_w)], complex))[0].real)
 
     low, high = low + 1e-12 * max(1.0, abs(low)), high - 1e-12 * max(1.0, abs(high))

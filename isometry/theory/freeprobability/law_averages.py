@@ -1,4 +1,4 @@
-"""Averages of 1/(w - d) and their kin over one or several laws of d, all in one pass. Internal."""
+"""Averages of 1/(w - d) and related functions over one or several laws of d, in one pass. Internal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NARROW = 1e-2
 
 
 class Law(Protocol):
-    """What is asked of a law of d: `SlopeLaw` is one."""
+    """The part of `SlopeLaw` that averages need."""
 
     @property
     def values(self) -> Array: ...

@@ -141,7 +141,7 @@ class LeadingCurve:
 
     @cached_property
     def _smallest_angle(self) -> float:
-        """What rounding of the argument hides, a sum of as many angles as there are layers."""
+        """The smallest angle above the rounding of arg z, which is a sum over all layers."""
         return max(SMALLEST_ANGLE, 2e-15 * self.product.terms) * self._width
 
     @property
@@ -150,7 +150,7 @@ class LeadingCurve:
         return [float(np.log(value)) for value in self.group.law.values]
 
     def lower_search_range(self, top: float) -> list[float]:
-        """How far down in log |w| mass has to be looked for, by stages; mostly e^-30 is the lowest worth seeing."""
+        """Distances below the top in log |w|, growing, at which to look for the end of the mass."""
         del top
         return [16.0, 24.0, 32.0, 40.0, 48.0, 56.0, 64.0, 100.0, 200.0, 400.0, 650.0]
 
@@ -169,6 +169,6 @@ class LeadingCurve:
         if self.group.count:
             log_z = log_z + self.group.count * group_log_z(averages)
             mass = mass + self.group.count * self.group.size * group_mass(averages)
-        # What is left of arg z belongs to z, not to the mass.
+        # The rest of arg z belongs to z, not to the mass.
         above = (mass.imag - t.real * log_z.imag) / np.pi
         return CurvePoints(log_z.real, np.maximum(-t.imag, 0.0) / np.pi, above, angle[:, None])

@@ -3,8 +3,8 @@
 The integrand has a pole wherever d(x) = w. When w = r e^{i theta} comes close to the real axis the poles come
 close to the line of integration, and a fixed rule fails (Gauss-Hermite with 40 nodes is wrong by 5e-2). Here the
 panels of a `PanelRule` are quartered while a pole is close to them. Quartering toward a pole at distance a costs
-log4(1/a) rounds, so theta = 1e-10 is hardly dearer than theta = 1. Quarters that one w has asked for are kept for the
-next; and panels of several laws live in one tree, so that one pass serves many w of many laws.
+log4(1/a) rounds, so theta = 1e-10 costs hardly more than theta = 1. Quarters made for one w are kept for the next.
+One tree holds the panels of several laws, so that one pass serves many w of many laws.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class PanelTree:
             _, far = self._far(w, log_w, size, owner, node)
             chosen.append((owner[far], node[far]))
             owner, node = owner[~far], node[~far]
-        # What is left, next to a zero of phi' seen from |w| < 1e-28, holds no mass to speak of.
+        # The rest, next to a zero of phi' where |w| < 1e-28, holds no mass to speak of.
         chosen.append((owner, node))
         owner, node = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
         # w = |w| (cosine + i sine)

@@ -153,7 +153,7 @@ class PanelRule:
             if left.size == 0:
                 break
         else:
-            # What is left has a width of 1e-13: a jump of d that was not announced as a kink.
+            # The rest has a width of 1e-13: a jump of d that was not declared as a kink.
             kept.append((left, width, *sample(function, left, width, fold)))
         left, width, d, weight = (np.concatenate(parts) for parts in zip(*kept, strict=True))
         for low, high in stretches:

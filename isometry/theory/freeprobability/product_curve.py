@@ -24,7 +24,7 @@ from isometry.theory.freeprobability.product import FreeProduct, group_log_z, gr
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
-# u on the table of the negative axis: |t| from e^-60 to 1 - e^-26, beyond which there is less mass than anyone sees.
+# u on the table of the negative axis: |t| from e^-60 to 1 - e^-26, beyond which the mass is below 1e-11.
 TABLE = np.concatenate([[-60.0, -50.0, -40.0, -30.0, -24.0, -20.0, -16.0], np.arange(-13.0, 26.5, 1.5)])
 # At u = 22.5 less than 4e-10 of the mass lies below lambda = |z|.
 BOTTOM = 22.5
@@ -105,7 +105,7 @@ class ProductCurve:
         return [place for place, _ in self.product.atoms]
 
     def lower_search_range(self, top: float) -> list[float]:
-        """How far below the top mass has to be looked for: mass below lambda is at most 2 (1 + t) at z = -lambda."""
+        """One distance below the top that holds all visible mass: below lambda there is at most 2 (1 + t(-lambda))."""
         heights, table = self._continuation.negative_axis
         bottom = float(np.interp(BOTTOM, table[:, 0], heights))
         return [max(top - bottom, 1.0)]
@@ -138,6 +138,6 @@ class ProductCurve:
         sizes = np.array([group.size for group in self.product.groups])
         log_z = log_z + group_log_z(averages) @ counts
         mass = mass + group_mass(averages) @ (counts * sizes)
-        # What is left of arg z belongs to z, not to the mass.
+        # The rest of arg z belongs to z, not to the mass.
         above = (mass.imag - t.real * log_z.imag) / np.pi
         return CurvePoints(log_lambda, np.maximum(-t.imag, 0.0) / np.pi, above, unknown)

@@ -1,6 +1,6 @@
 """The spectrum of one orthogonal layer: lambda is d = phi'(h)^2 itself, times a constant. Internal.
 
-Nothing is free-multiplied here, so the law has whatever singularities d has: its density is infinite where phi' has
+There is no free multiplication, so the law has the singularities of d: its density is infinite where phi' has
 an extremum. The cdf comes from inverting d on each stretch where it is monotone, exactly.
 """
 

@@ -26,7 +26,7 @@ LOWEST, HIGHEST = np.array([-25.0, -80.0, -80.0]), np.array([80.0, 80.0, 25.0])
 
 
 def outer_band(product: FreeProduct) -> Band:
-    """The ends of the spectrum in log lambda - C; gaps inside it are not looked for."""
+    """The ends of the spectrum in log lambda - C, without gaps inside it."""
     axis = RealAxis(product)
     high, high_edge = _extremum(lambda y: axis.log_z(np.exp(y), np.exp(y)), -40.0, 30.0)
     low, low_edge = -math.inf, False

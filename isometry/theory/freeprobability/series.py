@@ -29,7 +29,7 @@ def log_moments(product: FreeProduct, count: int) -> Array:
     Raises
     ------
     ConvergenceError
-        When rounding leaves a moment without a sign (never seen for a law that exists).
+        When rounding makes a moment negative.
     """
     scale, series = log_z_series(product, count)
     result = np.empty(count)

@@ -1,12 +1,12 @@
-"""The law of d = phi'(sqrt(q) x)^2, x standard normal: what one layer's D^2 = diag phi'(h)^2 contributes. Internal.
+"""The law of d = phi'(sqrt(q) x)^2, x standard normal, the entries of one layer's D^2. Internal.
 
-All of free probability here asks one thing of an activation: averages over this law,
+Free probability needs of an activation only averages over this law,
 
     h(w) = E 1/(w - d),    m(w) = E d/(w - d) = w h(w) - 1,    Phi(w) = E log(1 - d/w),
 
 for w in the upper half-plane, down to the real axis, where 1/(w - d) has poles next to the line of
 integration. Where the activation is linear by pieces d takes finitely many values and the averages are sums;
-elsewhere `panel_tree` cuts the line so that a Gauss-Legendre rule is exact whatever the distance of the poles.
+elsewhere `panel_tree` cuts the line so that a Gauss-Legendre rule is exact at any distance of the poles.
 """
 
 from __future__ import annotations

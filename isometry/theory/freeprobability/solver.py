@@ -1,9 +1,8 @@
 """The law of the nonzero eigenvalues lambda of J J^T, from the product of its layers' S-transforms. Internal.
 
 A `FreeProduct` gives z(t) explicitly; this module follows the real curve Im z = 0 through every band of the
-spectrum, puts a grid on it, adds the point masses and the moments, and checks the result against what is known
-without it: the total mass, the integral of the density, and the mean. Nothing is sampled and nothing is smoothed;
-a check that fails is an error.
+spectrum, puts a grid on it, adds the point masses and the moments, and checks the result against the exact
+total mass and mean. Nothing is sampled and nothing is smoothed; a check that fails is an error.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Array = NDArray[np.float64]
 MASS_TOLERANCE = 1e-7
 MEAN_TOLERANCE = 1e-6
 MOMENT_COUNT = 6
-# Continuous mass beside point masses that is not worth a curve.
+# Continuous mass beside point masses below which no curve is made.
 UNSEEN_MASS = 1e-9
 # Error of the cdf from rounding, above which a law is reported as a point mass.
 LARGEST_NOISE = 1e-6
@@ -179,7 +178,7 @@ def _assemble(
     missing = abs(float(cdf[-1]) - continuous_mass)
     if worst > 1e-6 + blurred or abs(cdf[0]) > MASS_TOLERANCE or missing > MASS_TOLERANCE + blurred:
         raise ConvergenceError(
-            f"the predicted spectrum does not hold together: its continuous mass runs from {cdf[0]:.3g} to "
+            f"the predicted spectrum is inconsistent: its continuous mass runs from {cdf[0]:.3g} to "
             f"{cdf[-1]:.9g} and should end at {continuous_mass:.9g}; interpolation error {worst:.2g}. "
             "No spectrum is given; please report the ensemble."
         )
@@ -226,7 +225,7 @@ def _grid(product: FreeProduct, bands: list[ResolvedBand], u: Array) -> tuple[Ar
 def _check_integrals(
     product: FreeProduct, bands: list[ResolvedBand], continuous_mass: float, rounding: float
 ) -> None:
-    """Mass and mean of the density, integrated along the curve, against what they must be."""
+    """Raise unless mass and mean of the density, integrated along the curve, are the exact ones."""
 
     def total(integrand: Callable[[Array], Array]) -> float:
         return float(sum(band.curve.integrate(integrand).sum() for band in bands))

@@ -122,7 +122,7 @@ def fourier_modes(profile: ArrayLike, size: int | Sequence[int]) -> NDArray[np.c
 
 
 def mode_factors(profile: ArrayLike, size: int | Sequence[int], *, chi: float) -> Array:
-    """chi |vhat(f)|, what is left of spatial mode f after one layer.
+    """chi |vhat(f)|, the factor by which one layer shrinks spatial mode f.
 
     Parameters
     ----------

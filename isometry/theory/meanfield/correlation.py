@@ -1,4 +1,4 @@
-"""How the correlation c of two inputs moves from layer to layer: ordered phase, chaotic phase, depth scale. Internal.
+"""Correlation c of two inputs from layer to layer: ordered phase, chaotic phase, depth scale. Internal.
 
     c_{l+1} = (sigma_w^2 E phi(u1) phi(u2) + sigma_b^2) / q*      (the c-map; Cov(u) = q* [[1, c], [c, 1]])
     chi_c*  = sigma_w^2 E phi'(u1) phi'(u2) at c = c*             (its slope at the fixed point c*)
@@ -129,7 +129,7 @@ def distance_to_one(
 
 
 def chi_c(activation: ActivationLike, sigma_w: float, sigma_b: float, *, q: float | None = None) -> float:
-    """Slope of the c-map at c*, sigma_w^2 E phi'(u1) phi'(u2): what is left of a change in correlation per layer.
+    """Slope of the c-map at c*, sigma_w^2 E phi'(u1) phi'(u2): the decay of a change in correlation per layer.
 
     It equals chi_1 where c* = 1, and is below one in the chaotic phase.
 

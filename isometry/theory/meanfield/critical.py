@@ -68,7 +68,7 @@ class CriticalPoint:
     xi_q : float
         Depth scale of the variance, in layers: of its approach, or, where it is not stable, of its drift.
     note : str
-        What a user of this point should know, in a sentence; empty when there is nothing.
+        A remark for the user of this point, or empty.
     """
 
     activation: str
@@ -94,7 +94,7 @@ class CriticalPoint:
 
 
 def critical_variances(activation: ActivationLike, q: float) -> tuple[float, float]:
-    """(sigma_w^2, sigma_b^2) that make q stationary and chi_1 one; sigma_b^2 comes out negative where none do.
+    """(sigma_w^2, sigma_b^2) that make q stationary and chi_1 one; a negative sigma_b^2 where there are none.
 
     Parameters
     ----------
@@ -268,7 +268,7 @@ def _scale(excess: float) -> float:
 def _homogeneous(
     phi: Activation, q: float | None, sigma_b: float | None, sigma_w: float | None
 ) -> CriticalPoint:
-    """ReLU and its kin: one critical point, at which every variance is stationary."""
+    """The one critical point of a homogeneous phi, at which every variance is stationary."""
     square_slope = remainder(phi).mean_square_slope
     if square_slope == 0.0:
         raise TheoryError(f"{phi.name} is constant: chi_1 is zero for any sigma_w.")
@@ -282,7 +282,7 @@ def _homogeneous(
     if sigma_w is not None and abs(checked_deviation(sigma_w, "sigma_w") ** 2 * square_slope - 1.0) > 1e-9:
         raise TheoryError(f"{phi.name} has no critical point with sigma_w^2 = {sigma_w**2:.6g}; {only}.")
     variance = 1.0 if q is None else checked_variance(q, name="q_star")
-    note = "Every variance is stationary: q* is what the input makes it, neither attracted nor repelled."
+    note = "Every variance is stationary: the input sets q*, and it is neither attracted nor repelled."
     if q is None:
         note += " q_star = 1 is written by convention."
     return CriticalPoint(phi.name, variance, weight2, 0.0, 1.0, math.inf, 1.0, False, math.inf, note)
@@ -290,11 +290,39 @@ def _homogeneous(
 
 def _search(phi: Activation, name: str, target: float) -> CriticalPoint:
     """The critical point with this sigma_w or sigma_b, by signs on a grid of q and bisection in log q."""
+    index = 0 if name == "sigma_w" else 1
+    grid, line = _critical_line(phi)
+    allowed = line[:, 1] >= 0.0
+    if not allowed.any():
+        raise TheoryError(
+            f"{phi.name} has no critical point at all: wherever chi_1 = 1 (q from {SMALLEST_Q:g} to {LARGEST_Q:g}) the "
+            f"weights alone bring the variance above q, and the bias variance would have to be negative. "
+            f"{_offset_remark(phi)}"
+        )
+    roots = _crossings(phi, index, target**2, grid)
+    near = remainder(phi)
+    if name == "sigma_w" and near.value == 0.0 and abs(target**2 * near.mean_square_slope - 1.0) < NOISE:
+        roots.insert(0, 0.0)
+    if not roots:
+        shown = line[allowed, index]
+        raise TheoryError(
+            f"{phi.name} has no critical point with {name} = {target:.6g}: along its critical line (q* from "
+            f"{grid[allowed][0]:.3g} to {grid[allowed][-1]:.3g}) {name}^2 runs between {shown.min():.6g} and "
+            f"{shown.max():.6g}."
+        )
+    points = [_at(phi, root) for root in roots]
+    chosen = next((point for point in points if point.stable), points[0])
+    if len(points) == 1:
+        return chosen
+    others = ", ".join(f"{point.q_star:.6g}" for point in points if point is not chosen)
+    return _at(phi, chosen.q_star, note=f"Other critical points have this {name}, at q* = {others}.")
+
+
+def _critical_line(phi: Activation) -> tuple[Array, Array]:
+    """Increasing q (n,), and `critical_variances` there, (n, 2)."""
     grid = np.concatenate(
         [np.geomspace(SMALLEST_Q, 1e-3, 27)[:-1], np.geomspace(1e-3, 1e3, 37), [1e4, 1e5, LARGEST_Q]]
     )
-    index = 0 if name == "sigma_w" else 1
-    square = target**2
     pairs: list[tuple[float, float]] = []
     for q in grid:
         try:
@@ -307,14 +335,11 @@ def _search(phi: Activation, name: str, target: float) -> CriticalPoint:
             if q <= SETTLED_Q:
                 raise
             break
-    line = np.array(pairs)
-    allowed = line[:, 1] >= 0.0
-    if not allowed.any():
-        raise TheoryError(
-            f"{phi.name} has no critical point at all: wherever chi_1 = 1 (q from {SMALLEST_Q:g} to {LARGEST_Q:g}) the "
-            f"weights alone bring the variance above q, and the bias variance would have to be negative. "
-            f"{_offset_remark(phi)}"
-        )
+    return grid[: len(pairs)], np.array(pairs)
+
+
+def _crossings(phi: Activation, index: int, square: float, grid: Array) -> list[float]:
+    """Variances at which `critical_variances` has this value at ``index`` and no negative bias variance."""
 
     def mismatch(log_q: float) -> float:
         # Logarithms, because sigma_b^2 runs over 50 decades; plain differences for a target of zero.
@@ -323,34 +348,19 @@ def _search(phi: Activation, name: str, target: float) -> CriticalPoint:
             return value - square
         return math.log(value / square)
 
-    logs = np.log(grid[: len(pairs)])
+    logs = np.log(grid)
     values = np.array([_quiet(mismatch(float(x))) for x in logs])
-    known = [int(index) for index in np.flatnonzero(values)]
     roots: list[float] = []
-    for a, b in itertools.pairwise(known):
+    for a, b in itertools.pairwise(np.flatnonzero(values)):
         if values[a] * values[b] < 0:
             root = math.exp(optimize.brentq(mismatch, logs[a], logs[b], xtol=1e-15, rtol=1e-15))
             if critical_variances(phi, root)[1] >= -NOISE * root:
                 roots.append(root)
-    near = remainder(phi)
-    if name == "sigma_w" and near.value == 0.0 and abs(square * near.mean_square_slope - 1.0) < NOISE:
-        roots.insert(0, 0.0)
-    if not roots:
-        shown = line[allowed, index]
-        raise TheoryError(
-            f"{phi.name} has no critical point with {name} = {target:.6g}: along its critical line (q* from "
-            f"{grid[: len(pairs)][allowed][0]:.3g} to {grid[: len(pairs)][allowed][-1]:.3g}) {name}^2 runs between "
-            f"{shown.min():.6g} and {shown.max():.6g}."
-        )
-    points = [_at(phi, root) for root in roots]
-    chosen = next((point for point in points if point.stable), points[0])
-    if len(points) == 1:
-        return chosen
-    others = ", ".join(f"{point.q_star:.6g}" for point in points if point is not chosen)
-    return _at(phi, chosen.q_star, note=f"Other critical points have this {name}, at q* = {others}.")
+    return roots
 
 
 def _quiet(value: float) -> float:
+    """The value, or 0 where it is rounding."""
     return 0.0 if abs(value) < NOISE else value
 
 

@@ -185,7 +185,7 @@ class Covariance:
         return float(np.polynomial.polynomial.polyval(correlation, terms))
 
     def _slope_left(self) -> float:
-        """What the series leaves out of q E phi'^2 = sum_k k a_k^2: a bound on what it leaves out elsewhere."""
+        """Remainder of the series q E phi'^2 = sum_k k a_k^2, a bound on the remainder of the others."""
         order = np.arange(self.coefficients.size)
         return max(self.q * self.mean_square_slope - float(order @ self.coefficients**2), 0.0)
 

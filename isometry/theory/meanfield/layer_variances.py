@@ -1,4 +1,4 @@
-"""Variance q of the pre-activations of every layer, and a handful of values that stand for all of them. Internal.
+"""Variance q of the pre-activations of every layer, and a few values that represent them all. Internal.
 
 Layers share their law of D^2 when they share q. A network that is not started at q* has a different q in every layer,
 but q is a smooth coordinate: a sum over layers of a smooth function of log q is an integral against the empirical
@@ -35,7 +35,7 @@ SMALLEST_Q = 1e-60
 
 @dataclass(frozen=True, eq=False)
 class LayerVariances:
-    """What the mean-field side of an ensemble comes to.
+    """Variances of weights, biases and pre-activations of an ensemble.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ def _fast_average(activation: Activation, function: Callable[[Array], Array]) ->
 
 
 def representative_variances(q: Array, *, most: int = 0) -> tuple[Array, Array]:
-    """Values of q and how many layers each stands for: (values, counts), the counts summing to ``q.size``.
+    """Values of q and how many layers each represents: (values, counts), the counts summing to ``q.size``.
 
     Equal q are joined. Where many different ones remain, the few that stand apart are kept and the rest is replaced by
     the Gauss rule of its distribution in log q, with as many nodes as functions of the kind log(1 + c q) need:

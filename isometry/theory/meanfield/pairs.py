@@ -1,8 +1,8 @@
-"""Averages over two correlated Gaussians, E f(u1, u2): what the correlation map is made of. Internal.
+"""Averages E f(u1, u2) over two correlated Gaussians, for the correlation map. Internal.
 
 With u1 = sqrt(q1) (a s + b t), u2 = sqrt(q2) (a s - b t), a = sqrt((1+c)/2), b = sqrt((1-c)/2), and s, t independent
 standard normals, both kinks and near-perfect correlation stay easy: for each s the kinks are known points in t,
-and what is left varies in s on the scale b / a around them. The plane is cut there and Gauss-Legendre rules
+and the rest varies in s on the scale b / a around them. The plane is cut there and Gauss-Legendre rules
 are used on the cells, of two orders that must agree.
 """
 
@@ -176,7 +176,7 @@ def _lines(sigmas: tuple[float, float], kinks: Sequence[float]) -> tuple[Array, 
 
 
 def _outer_edges(sigmas: tuple[float, float], mixing: tuple[float, float], kinks: Sequence[float]) -> Array:
-    """Edges in s: panels of width two, and a geometric grading down to b / a around whatever is sharp in u."""
+    """Edges in s: panels of width two, and a geometric grading down to b / a around every kink."""
     together, apart = mixing
     edges = [np.linspace(-TAIL, TAIL, 11)]
     layer = max(apart / together, 1e-12)

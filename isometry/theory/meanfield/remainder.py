@@ -1,7 +1,7 @@
-"""What an activation does beyond its tangent at zero, without cancellation. Internal.
+"""An activation's deviation from its tangent at zero, without cancellation. Internal.
 
-Mean-field theory near criticality at small q* lives on differences such as q E phi'^2 - E phi^2, which is 4/3 q^3
-for tanh: at q = 1e-12 the subtraction has lost every digit. Two functions carry what is left,
+Mean-field theory near criticality at small q* needs differences such as q E phi'^2 - E phi^2, which is 4/3 q^3
+for tanh: at q = 1e-12 the subtraction has lost every digit. Two functions carry them,
 
     slope_change(h)  = phi'(h) - phi'(0+-),
     slope_deficit(h) = phi'(h) - (phi(h) - phi(0)) / h,
@@ -78,7 +78,7 @@ class Remainder:
 
     def _evaluate(self, h: Array, factors: Array, direct: Array) -> Array:
         if self.activation.slopes is not None:
-            # Linear by pieces: on the pieces that touch zero the answer is zero, not what rounding leaves of it.
+            # Linear by pieces: on the pieces that touch zero the answer is exactly zero.
             kinks = self.activation.kinks
             lower = max((kink for kink in kinks if kink < 0), default=-np.inf)
             upper = min((kink for kink in kinks if kink > 0), default=np.inf)
@@ -113,7 +113,7 @@ def remainder(activation: Activation) -> Remainder:
     while radius >= min(SMALLEST_RADIUS, 0.5 * nearest):
         left = right = None if 0.0 in activation.kinks else _taylor(activation, -radius, radius)
         if left is None:
-            # Also where phi'' jumps at zero and nobody said so.
+            # Also where phi'' jumps at zero without being declared.
             left, right = _taylor(activation, -radius, 0.0), _taylor(activation, 0.0, radius)
         if left is not None and right is not None:
             return Remainder(activation, value, (float(left[0]), float(right[0])), radius, (left, right))
@@ -139,7 +139,7 @@ def _taylor(activation: Activation, lower: float, upper: float) -> Array | None:
     if not np.all(np.isfinite(coefficients)) or np.max(np.abs(coefficients[-4:])) > 1e-13 * size:
         return None
     # Noise in coefficient n moves the slope at the edge by n^2 times as much, so the noisy tail goes: everything
-    # after the last coefficient that stands out. What is small before it goes too (the odd ones of an even phi').
+    # after the last coefficient that stands out. Small ones before it are dropped too (the odd ones of an even phi').
     significant = np.abs(coefficients) > ROUNDING * size
     quiet = [not significant[n : n + 3].any() for n in range(DEGREE + 1)]
     degree = quiet.index(True) if True in quiet else DEGREE + 1

@@ -1,4 +1,4 @@
-"""How the variance q of pre-activations moves from layer to layer, and where it comes to rest. Internal.
+"""Variance q of the pre-activations from layer to layer, and its fixed points. Internal.
 
     q_{l+1} = sigma_w^2 E phi(sqrt(q_l) z)^2 + sigma_b^2        (the q-map)
     chi_1   = sigma_w^2 E phi'(sqrt(q) z)^2                     (growth of squared gradients per layer)
@@ -29,7 +29,7 @@ ActivationLike = str | Activation | Callable[..., object]
 
 SMALLEST_Q = 1e-14
 LARGEST_Q = 1e12
-# Averages are promised up to here, and looked for beyond only to see where a variance that grows comes to rest.
+# Averages are accurate up to here; beyond, they only locate the limit of a growing variance.
 SETTLED_Q = 1e4
 # The relative drift q_map(q)/q - 1 is known to a few roundings: below this its sign says nothing.
 NOISE = 4e-15
@@ -37,7 +37,7 @@ NOISE = 4e-15
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """A variance that the q-map leaves as it is.
+    """A fixed point of the q-map.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def chi_1(activation: ActivationLike, sigma_w: float, q: float) -> float:
 def relative_variance_drift(activation: Activation, q: float, sigma_w2: float, sigma_b2: float) -> float:
     """q_map(q) / q - 1 at q > 0: positive where the variance grows. Exact to rounding of sigma_w2, also near zero.
 
-    For phi(0) = 0, E phi^2 / q = E (phi / h)^2 x^2 is split at phi'(0), x = h / sqrt(q): what is left of the
+    For phi(0) = 0, E phi^2 / q = E (phi / h)^2 x^2 is split at phi'(0), x = h / sqrt(q): the
     difference to phi'(0)^2 comes from the Taylor series and not from a subtraction.
     """
     near = remainder(activation)
@@ -197,7 +197,7 @@ def fixed_points(activation: ActivationLike, sigma_w: float, sigma_b: float) -> 
     if every_variance_is_fixed(phi, weight, bias):
         raise TheoryError(
             f"with {phi.name}, sigma_w^2 = {sigma_w2:.6g} and no bias every variance is fixed: the q-map is the "
-            "identity, and q is what the input makes it. Give the variance (q_star or q0) instead of asking for it."
+            "identity, and the input sets q. Give the variance (q_star or q0) instead of asking for it."
         )
     if phi.is_homogeneous:
         return _homogeneous_fixed_points(phi, sigma_w2, sigma_b2)
@@ -280,7 +280,7 @@ def fixed_point(activation: ActivationLike, sigma_w: float, sigma_b: float, *, q
     stable = ", ".join(f"{point.q:.6g}" for point in points if point.stable)
     raise TheoryError(
         f"{phi.name} with sigma_w = {sigma_w:.6g}, sigma_b = {sigma_b:.6g}: from q0 = {start:.6g} the variance grows "
-        f"without bound. It comes to rest at {stable} only from below an unstable fixed point; start from a "
+        f"without bound. It converges to {stable} only from below an unstable fixed point; start from a "
         "smaller q0, or lower sigma_w."
     )
 
@@ -320,7 +320,7 @@ def depth_scale(factor_minus_one: float) -> float:
 
 
 def _q_grid(sigma_b2: float) -> Array:
-    """Increasing variances on which signs are looked at. No fixed point lies below sigma_b^2."""
+    """Increasing variances at which the sign of the drift is taken. No fixed point lies below sigma_b^2."""
     lowest = SMALLEST_Q if sigma_b2 == 0.0 else max(min(SMALLEST_Q, sigma_b2), 1e-290) * (1.0 - 1e-12)
     # Six points a decade where activations bend; two where they are powers of h, or their tangent.
     middle = np.geomspace(1e-3, 1e3, 37)

@@ -27,8 +27,3 @@ def classifier(dataset: Dataset, **options: Any) -> VanillaCNN:
         **options, in_channels=dataset.in_channels, num_classes=dataset.num_classes, image_size=dataset.image_size,
         stem_strides=(1,) + (2,) * halvings,
     )  # fmt: skip
-
-
-def default_learning_rate(depth: int) -> float:
-    """0.2 / sqrt(depth): the gradient of a critical network grows as sqrt(depth) in the units it is stepped in."""
-    return 0.2 / math.sqrt(depth)
