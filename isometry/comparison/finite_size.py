@@ -1,4 +1,4 @@
-"""What a measurement of the right law shows by chance: finite width of the network, finite number of probes.
+"""The expected fluctuation about the right law: finite width of the network, finite number of probes.
 
 A network of width N follows the law of infinite width with fluctuations of order 1/sqrt(N), for each layer draws
 its N slopes phi'(h_i) at random. What it may deviate is taken to be what **N independent draws from the predicted
@@ -13,8 +13,8 @@ law** would show:
 * Wasserstein-1: `WASSERSTEIN_SCALE` / sqrt(N) times the area int sqrt(F (1 - F)), what the standard deviation of
   such a sample's cdf encloses.
 
-Where the law is that of the network's own layers (`isometry.predict_for`) the slopes are no chance any more, only
-the directions of the weights are, whose fluctuations are of order 1/N: the draws are then (N / `OWN_LAYERS`)^2,
+Where the law is that of the network's own layers (`isometry.predict_from_layers`) the slopes are given, and only
+the directions of the weights are random, whose fluctuations are of order 1/N: the draws are then (N / `OWN_LAYERS`)^2,
 at most `OWN_LAYERS_MOST`.
 
 On top of it come the errors of the measurement: `SIGMAS` standard errors over probes (of Student's t; the largest
@@ -57,8 +57,8 @@ OWN_LAYERS_MOST = 25_000.0
 
 
 @dataclass(frozen=True)
-class Chance:
-    """What a measurement of the right law shows at most by chance: finite width, finite probes.
+class ExpectedFluctuation:
+    """How far a measurement of the right law strays from it at most: finite width, finite probes.
 
     Parameters
     ----------
@@ -103,10 +103,10 @@ def probe_factor(spectrum: Spectrum) -> float:
     return float(stdtrit(spectrum.n_inputs * (spectrum.n_probes - 1), ndtr(SIGMAS)))
 
 
-def chance_of(
+def expected_fluctuation(
     measured: Spectrum, predicted: Spectrum, *, width: float, log_floor: float, tolerance: float
-) -> Chance:
-    """What a network of this width, measured this way, shows of the predicted law by chance.
+) -> ExpectedFluctuation:
+    """How far a network of this width, measured this way, is expected to stray from the predicted law.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def chance_of(
     """
     law = predicted.distribution
     draws = _draws(width, predicted)
-    moments = tuple(_moment_chance(measured, predicted, k, draws) + 2 * k * tolerance for k in MOMENTS)
+    moments = tuple(_moment_fluctuation(measured, predicted, k, draws) + 2 * k * tolerance for k in MOMENTS)
     unit = 0.5 * law.log_moment(2)
     area = spread_integral(law, log_floor=-math.inf, log_unit=unit) if math.isfinite(unit) else math.nan
     log_area = spread_integral(law, log_floor=log_floor)
@@ -127,7 +127,7 @@ def chance_of(
     expected_top = float(law.quantile(max(1.0 - SIGMAS / draws, 0.0))) if draws < math.inf else top
     known = not math.isnan(draws) and math.isfinite(top)
     residual = measured.s_max_residual / measured.s_max if measured.s_max > 0 else 0.0
-    return Chance(
+    return ExpectedFluctuation(
         ks=KS_SCALE / math.sqrt(draws),
         log_mean_square=moments[0],
         wasserstein=WASSERSTEIN_SCALE / math.sqrt(draws) * area + float(noise[0]),
@@ -151,7 +151,7 @@ def _draws(width: float, predicted: Spectrum) -> float:
     return width
 
 
-def _moment_chance(measured: Spectrum, predicted: Spectrum, k: int, draws: float) -> float:
+def _moment_fluctuation(measured: Spectrum, predicted: Spectrum, k: int, draws: float) -> float:
     """Bound on |ln m_k ratio|: the mean of `draws` independent s^(2k), and the errors over probes."""
     law = predicted.distribution
     variance = math.expm1(min(max(law.log_moment(4 * k) - 2 * law.log_moment(2 * k), 0.0), 700.0))

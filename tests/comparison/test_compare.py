@@ -129,7 +129,7 @@ def test_a_law_without_spread_allows_rounding_in_the_mean_square():
     assert compare(spectrum(np.full(100, 1 + 1e-4)), law).agrees is False
 
 
-def test_a_mean_square_within_chance_is_not_held_against_a_narrow_law_twice():
+def test_a_mean_square_within_the_expected_fluctuation_is_not_held_against_a_narrow_law_twice():
     # The law spans 2 %, a tanh network's own input moves all of it by 4 %: raw the two hardly overlap.
     curve = uniform_curve(0.99, 1.01).distribution
     record = {"ensemble": {"activation": "tanh", "depth": 64}}
