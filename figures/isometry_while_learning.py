@@ -21,7 +21,7 @@ from torch import nn
 
 from isometry.nn.models import VanillaCNN
 from isometry.store import open_store
-from isometry.training.callbacks import IsometryCallback, trunk_part
+from isometry.training import IsometryCallback, trunk_part
 from isometry.training.data import Dataset, load_dataset
 from isometry.training.loop import TrainingOptions, accuracy, train
 from isometry.training.record import write_record

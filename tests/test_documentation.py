@@ -8,6 +8,7 @@ import pkgutil
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,3 +114,33 @@ def test_pages_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
                 words = shlex.split(line, comments=True)
                 if words[:1] == ["isometry"]:
                     assert run(words[1:]) == 0, line
+
+
+def resolve(name: str) -> None:
+    """Raise AttributeError where a dotted name is no module, class, function, attribute or dataclass field."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            found = getattr(found, "__dataclass_fields__", {}).get(part) or getattr(found, part)
+        return
+
+
+def test_every_name_of_the_glossary_is_there() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text()
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("| ")]
+    assert {len(row) for row in rows} == {4}
+    names = [
+        name for row in rows if row[1].strip() != "name in code" for name in re.findall(r"`(.+?)`", row[1])
+    ]
+    assert len(names) > 50
+    missing = []
+    for name in names:
+        try:
+            resolve(name)
+        except AttributeError:
+            missing.append(name)
+    assert missing == []

@@ -135,9 +135,10 @@ def measure_command(
     **options: Any,
 ) -> None:
     """Parse, measure, store, print, leave with a code."""
-    from isometry.loading import load_input, load_model, load_weights, recorded_ensemble
+    from isometry.loading import load_input, load_model, load_weights
     from isometry.measurement.convergence import interrupted
     from isometry.measurement.distributed import process_group, started_by_torchrun
+    from isometry.measurement.provenance import recorded_ensemble
 
     if overwrite and file is None:
         raise click.UsageError("--overwrite replaces a spectrum in a file: give -o FILE.h5 with it")
@@ -165,8 +166,9 @@ def measure_command(
         "command": context.meta.get(TYPED, "isometry measure"),
     }
     provenance["ensemble"] = recorded_ensemble(
-        model.module, point, loaded=weights is not None, part=bool(options["source"] or options["target"])
-    )
+        model.module, point.tensor, part=bool(options["source"] or options["target"]), loaded=weights is not None,
+        stationary=point.stationary,
+    )  # fmt: skip
     spectrum = _measure(
         model.module, point.tensor, batched=point.batched, seed=seed, name=name,
         provenance=provenance, quiet=not group.is_main, **options,

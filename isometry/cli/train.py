@@ -140,7 +140,7 @@ def _train(
     spectrum_every: int | None,
     resume: bool,
 ) -> TrainingRecord:
-    from isometry.training.callbacks import IsometryCallback, trunk_part
+    from isometry.training import IsometryCallback, trunk_part
     from isometry.training.loop import train
 
     typed = click.get_current_context().meta.get(TYPED, "isometry train")

@@ -6,9 +6,8 @@ names is run; nothing else is: weights and inputs are loaded as plain arrays.
 
 from __future__ import annotations
 
-from isometry.loading.ensemble import recorded_ensemble
 from isometry.loading.inputs import LoadedInput, load_input
 from isometry.loading.models import LoadedModel, load_model
 from isometry.loading.weights import load_weights
 
-__all__ = ["LoadedInput", "LoadedModel", "load_input", "load_model", "load_weights", "recorded_ensemble"]
+__all__ = ["LoadedInput", "LoadedModel", "load_input", "load_model", "load_weights"]

@@ -22,12 +22,11 @@ from isometry.nn.initialisers import (
     orthogonal_conv_,
 )
 from isometry.nn.layers import ConvolutionLayer, DenseLayer
+from isometry.nn.options import CONVOLUTION_INITS
 from isometry.nn.variances import Variances, choose_variances, mirrored_gain
 
 if TYPE_CHECKING:
     from isometry.theory.activations import Activation
-
-WEIGHT_INITS = ("delta_orthogonal", "orthogonal_conv", "gaussian", "mirrored")
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -114,10 +113,7 @@ def critical_init_(
     ----------
     Poole et al. 2016, arXiv 1606.05340; Schoenholz et al. 2017, arXiv 1611.01232; Xiao et al. 2018, arXiv 1806.05393.
     """
-    if weights not in WEIGHT_INITS:
-        raise InputError(f"weights must be one of {', '.join(WEIGHT_INITS)}, got {weights!r}.")
-    if input_mean_square is not None and not (math.isfinite(input_mean_square) and input_mean_square > 0):
-        raise InputError(f"input_mean_square must be a finite number above zero, got {input_mean_square!r}.")
+    _check_arguments(weights, input_mean_square)
     layers = list(_layers(model))
     if not layers:
         raise InputError("this model has no convolution and no dense layer to initialise.")
@@ -158,6 +154,13 @@ def critical_init_(
             if bias is not None and layer.bias is not None:
                 layer.bias.copy_(bias)
     return model
+
+
+def _check_arguments(weights: str, input_mean_square: float | None) -> None:
+    if weights not in CONVOLUTION_INITS:
+        raise InputError(f"weights must be one of {', '.join(CONVOLUTION_INITS)}, got {weights!r}.")
+    if input_mean_square is not None and not (math.isfinite(input_mean_square) and input_mean_square > 0):
+        raise InputError(f"input_mean_square must be a finite number above zero, got {input_mean_square!r}.")
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from isometry.errors import InputError
 from isometry.nn import kernels as laws
+from isometry.nn.weight_checks import check_gain, check_groups, check_isometry, check_kernel, check_weight
 
 MIRRORED_POSITIONS = ("middle", "first", "last")
 
@@ -58,8 +59,8 @@ def orthogonal_(weight: Tensor, gain: float = 1.0, *, generator: torch.Generator
     ----------
     Mezzadri 2007, arXiv math-ph/0609050; Saxe et al. 2013, arXiv 1312.6120.
     """
-    _check_weight(weight)
-    _check_gain(gain)
+    check_weight(weight)
+    check_gain(gain)
     if weight.ndim != 2:
         raise InputError(
             f"orthogonal_ fills matrices, this weight has shape {tuple(weight.shape)}. The convolution of a flattened "
@@ -117,8 +118,8 @@ def delta_orthogonal_(
     ----------
     Xiao et al. 2018, arXiv 1806.05393, Algorithm 2.
     """
-    strides = _check_kernel(weight, gain, groups=groups, stride=stride)
-    _check_isometry(weight, groups, strides, transposed=transposed, co_isometry=co_isometry)
+    strides = check_kernel(weight, gain, groups=groups, stride=stride)
+    check_isometry(weight, groups, strides, transposed=transposed, co_isometry=co_isometry)
     # The centre (k-1)//2 is where a single-tap patch goes, see strided_kernels; so stride 1 needs no case of its own.
     return _fill_orthogonal(
         weight,
@@ -187,13 +188,13 @@ def orthogonal_conv_(
     ----------
     Xiao et al. 2018, arXiv 1806.05393, Algorithm 1; Kautsky and Turcajova 1994 for the factors.
     """
-    strides = _check_kernel(weight, gain, groups=groups, stride=stride)
+    strides = check_kernel(weight, gain, groups=groups, stride=stride)
     if padding_mode != "circular" and any(k > 1 for k in weight.shape[2:]):
         raise InputError(
             f"padding_mode={padding_mode!r}: a kernel with several taps is orthogonal on a circle only, for the "
             'others cut its border off. Use delta_orthogonal_, or padding_mode="circular".'
         )
-    _check_isometry(weight, groups, strides, transposed=transposed, co_isometry=co_isometry)
+    check_isometry(weight, groups, strides, transposed=transposed, co_isometry=co_isometry)
     taps = tuple(k // s for k, s in zip(weight.shape[2:], strides, strict=True))
     laws.check_rank(rank, max(weight.shape[0] // groups, weight.shape[1] * math.prod(strides)))
     return _fill_orthogonal(
@@ -250,13 +251,13 @@ def gaussian_(
     ----------
     Xiao et al. 2018, arXiv 1806.05393, sections 2 and 3 (uniform and non-uniform kernels).
     """
-    _check_weight(weight)
+    check_weight(weight)
     if not (math.isfinite(sigma_w) and sigma_w >= 0):
         raise InputError(f"sigma_w must be a finite number of zero or more, got {sigma_w!r}.")
     taps = tuple(weight.shape[2:])
     if profile is not None and not taps:
         raise InputError("a variance profile is over the taps of a kernel; a dense weight has none.")
-    _check_groups(weight, groups)
+    check_groups(weight, groups)
     inputs = weight.shape[0] // groups if transposed else weight.shape[1]
     outputs = weight.shape[1] if transposed else weight.shape[0] // groups
     drawn = laws.gaussian_kernels(groups, outputs, inputs, taps, profile=profile, generator=generator)
@@ -313,9 +314,9 @@ def mirrored_(
     ----------
     Balduzzi et al. 2017, arXiv 1702.08591; Burkholz and Dubatovka 2019, arXiv 1806.06362.
     """
-    _check_weight(weight)
-    _check_gain(gain)
-    _check_groups(weight, groups)
+    check_weight(weight)
+    check_gain(gain)
+    check_groups(weight, groups)
     if position not in MIRRORED_POSITIONS:
         raise InputError(f"position must be one of {', '.join(MIRRORED_POSITIONS)}, got {position!r}.")
     inputs = weight.shape[0] // groups if transposed else weight.shape[1]
@@ -362,72 +363,3 @@ def _fill_orthogonal(
 def _fill(weight: Tensor, values: Tensor) -> Tensor:
     with torch.no_grad():
         return weight.copy_(values)
-
-
-def _check_kernel(
-    weight: Tensor, gain: float, *, groups: int, stride: int | Sequence[int]
-) -> tuple[int, ...]:
-    """Strides per axis, once the kernel, the gain, the groups and the stride are found to be sound."""
-    _check_weight(weight)
-    _check_gain(gain)
-    if weight.ndim not in (3, 4, 5):
-        raise InputError(
-            f"a convolution kernel has shape (c_out, c_in/groups, *k) with one to three axes of taps; got "
-            f"{tuple(weight.shape)}. For a dense weight use orthogonal_."
-        )
-    _check_groups(weight, groups)
-    kernel_size = tuple(weight.shape[2:])
-    strides = (stride,) * len(kernel_size) if isinstance(stride, int) else tuple(stride)
-    if len(strides) != len(kernel_size) or any(s < 1 for s in strides):
-        raise InputError(f"stride must be one number, or {len(kernel_size)}, of at least 1; got {stride!r}.")
-    if any(s > k for s, k in zip(strides, kernel_size, strict=True)):
-        raise InputError(
-            f"stride {strides} is longer than the kernel {kernel_size}: positions between the taps are never read, "
-            "so no weight makes this an isometry. Use a kernel of at least the stride, or pass stride=1 "
-            "to fill the taps anyway."
-        )
-    return strides
-
-
-def _check_isometry(
-    weight: Tensor, groups: int, strides: tuple[int, ...], *, transposed: bool, co_isometry: bool
-) -> None:
-    outputs, inputs = weight.shape[0] // groups, weight.shape[1] * math.prod(strides)
-    if transposed:
-        outputs, inputs = inputs, outputs
-    if inputs > outputs and not co_isometry:
-        per = (
-            ""
-            if math.prod(strides) == 1
-            else f" (channels times the {math.prod(strides)} positions of a patch)"
-        )
-        group = "" if groups == 1 else " per group"
-        raise InputError(
-            f"{inputs} inputs do not fit into {outputs} outputs{group}{per} without loss, so no isometry exists: pass "
-            "co_isometry=True for orthonormal rows (the part of the input that is kept, keeps its norm), or widen."
-        )
-
-
-def _check_weight(weight: Tensor) -> None:
-    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim < 2:
-        what = (
-            f"{tuple(weight.shape)} {weight.dtype}" if isinstance(weight, Tensor) else type(weight).__name__
-        )
-        raise InputError(
-            f"an initialiser fills a real floating-point weight of two axes or more, got {what}."
-        )
-    if weight.numel() == 0:
-        raise InputError(f"the weight is empty: its shape is {tuple(weight.shape)}.")
-
-
-def _check_gain(gain: float) -> None:
-    if not (math.isfinite(gain) and gain >= 0):
-        raise InputError(f"gain must be a finite number of zero or more, got {gain!r}.")
-
-
-def _check_groups(weight: Tensor, groups: int) -> None:
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups:
-        raise InputError(
-            f"groups must be a whole number that divides the first axis of the weight, {weight.shape[0]}; "
-            f"got {groups!r}."
-        )

@@ -15,11 +15,12 @@ import h5py
 import numpy as np
 
 from isometry.errors import StoreError
+from isometry.store.admission import FOREIGN, attributes_of
 from isometry.store.digest import DIGEST
 
 NESTED = "nested"
 # Names that HDF5's dimension scales, netCDF, xarray and the layout itself give a meaning of their own.
-_TAKEN = {DIGEST, "CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "DIMENSION_LABELS"}
+_TAKEN = FOREIGN | {DIGEST}
 
 
 def plain(values: Mapping[str, Any], *, what: str = "provenance") -> dict[str, Any]:
@@ -76,22 +77,27 @@ def write_attributes(target: h5py.Group, values: Mapping[str, Any], *, reserved:
 
 
 def read_attributes(source: h5py.Group, *, reserved: Iterable[str] = ()) -> dict[str, Any]:
-    """what `write_attributes` wrote.
+    """What `write_attributes` wrote.
 
     Raises
     ------
-    ValueError
-        When ``nested`` is not JSON.
+    StoreError
+        When ``nested`` is not the JSON text of a mapping.
     """
-    taken = _TAKEN | {NESTED} | set(reserved)
-    values: dict[str, Any] = {
+    taken = _TAKEN | set(reserved)
+    found = {key: value for key, value in attributes_of(source).items() if key not in taken}
+    nested = found.pop(NESTED, "{}")
+    values = {
         key: value.tolist() if isinstance(value, np.generic | np.ndarray) else value
-        for key, value in source.attrs.items()
-        if key not in taken and not key.startswith("_")
+        for key, value in found.items()
     }
-    if NESTED in source.attrs:
-        values |= json.loads(source.attrs[NESTED])
-    return values
+    try:
+        more = json.loads(nested)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StoreError(f"{source.name}: the attribute {NESTED!r} is not JSON ({error})") from error
+    if not isinstance(more, dict):
+        raise StoreError(f"{source.name}: the attribute {NESTED!r} is not the JSON text of a mapping")
+    return values | more
 
 
 def _native(value: Any) -> bool:

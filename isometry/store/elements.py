@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import NewerSchemaError, StoreError
+from isometry.store.admission import attribute, holds, member
 from isometry.store.attributes import write_attributes
 from isometry.store.digest import DIGEST, digest_of
 from isometry.store.layout import DIMENSIONS, Field
@@ -85,7 +86,7 @@ def encoding_of(group: h5py.Group) -> tuple[str, int]:
     StoreError
         When they are missing or of the wrong kind.
     """
-    kind, number = group.attrs.get("encoding_type"), group.attrs.get("encoding_version")
+    kind, number = attribute(group, "encoding_type"), attribute(group, "encoding_version")
     if isinstance(kind, str) and isinstance(number, int | np.integer):
         return kind, int(number)
     raise StoreError(
@@ -123,7 +124,7 @@ def write_element(parent: h5py.Group, name: str, element: Element, *, reserved: 
 
     It is complete under a hidden name before it takes the name, and most of the space of what it replaces is reused.
     """
-    if name in parent:
+    if holds(parent, name):
         del parent[name]
     hidden = f".new {name}"
     group = parent.create_group(hidden, track_order=True)
@@ -153,19 +154,21 @@ def examine_array(group: h5py.Group, name: str, what: Field) -> tuple[NDArray[An
 
     The array is None where it cannot be read or does not have its dimensions.
     """
-    dataset = group.get(name)
+    dataset = member(group, name)
     if not isinstance(dataset, h5py.Dataset):
         return None, [f"{name}: the dataset is missing"]
-    if len(dataset.shape or ()) != len(what.dimensions):
+    if len(dataset.shape) != len(what.dimensions):
         return None, [f"{name}: has shape {dataset.shape}, not ({', '.join(what.dimensions)})"]
     problems = _dimension_problems(group, name, dataset.shape, what)
     if dataset.dtype.kind not in _KINDS[what.kind]:
-        return None, [*problems, f"{name}: holds {dataset.dtype}, not {_WORDS[what.kind]}"]
+        problems.append(f"{name}: holds {dataset.dtype}, not {_WORDS[what.kind]}")
+    if problems:  # no number is read of what does not have the shape it should have
+        return None, problems
     try:
         values: NDArray[Any] = dataset[...]
     except OSError as error:
-        return None, [*problems, f"{name}: cannot be read ({error})"]
-    stored = dataset.attrs.get("crc32")
+        return None, [f"{name}: cannot be read ({error})"]
+    stored = attribute(dataset, "crc32")
     if not isinstance(stored, int | np.integer):
         problems.append(f"{name}: has no crc32, so isometry did not write it")
     elif int(stored) != checksum(values):
@@ -186,7 +189,7 @@ def damaged(group: h5py.Group, problems: list[str]) -> str:
 def _dimension_problems(group: h5py.Group, name: str, shape: tuple[int, ...], what: Field) -> list[str]:
     problems = []
     for size, dimension in zip(shape, what.dimensions, strict=True):
-        scale = group.get(dimension)
+        scale = member(group, dimension)
         if not isinstance(scale, h5py.Dataset) or scale.ndim != 1:
             problems.append(f"{dimension}: the dimension scale of {name} is missing")
         elif size != scale.shape[0]:

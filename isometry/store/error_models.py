@@ -18,18 +18,27 @@ import numpy as np
 from isometry.errors import InputError, NewerSchemaError
 from isometry.spectrum import ErrorModel, Quadrature
 from isometry.spectrum.error_model import NO_PROBES
+from isometry.store.admission import attribute
 
 VERSION = 1
 _PREFIX = "error_model_"
-_TYPES = {"probe": str, "orthogonal_group": int, "eps": float, "rounding": float, "dimension": int}
-REQUIRED = frozenset({f"{_PREFIX}version"} | {_PREFIX + key for key in _TYPES if key != "dimension"})
-ATTRIBUTES = REQUIRED | {f"{_PREFIX}dimension"}
+_TYPES: dict[str, type] = {
+    "probe": str,
+    "orthogonal_group": int,
+    "eps": float,
+    "rounding": float,
+    "dimension": int,
+}
+ATTRIBUTES = frozenset(_PREFIX + key for key in ("version", *_TYPES))
 
 
 def encode_error_model(errors: ErrorModel) -> dict[str, Any]:
     """The attributes that hold an error model."""
     values = {key: value for key, value in asdict(errors).items() if value is not None}
-    plain = {_PREFIX + key: np.int64(value) if _TYPES[key] is int else value for key, value in values.items()}
+    plain = {
+        _PREFIX + key: np.int64(value) if _TYPES[key] is int else _TYPES[key](value)
+        for key, value in values.items()
+    }
     return {f"{_PREFIX}version": np.int64(VERSION)} | plain
 
 
@@ -43,20 +52,26 @@ def decode_error_model(group: h5py.Group) -> ErrorModel:
     InputError
         When an attribute is missing or no error model has such a value.
     """
-    missing = sorted(REQUIRED - set(group.attrs))
-    if missing:
-        raise InputError(f"{missing[0]}: the attribute is missing")
-    version = group.attrs[f"{_PREFIX}version"]
+    version = _value(group, "version", int)
     if version != VERSION:
         raise NewerSchemaError(
             f"{group.file.filename}: {group.name.lstrip('/')} has an error model of version {version} and was written "
             f"by a newer isometry (this one reads {VERSION}): you may need to update, `pip install --upgrade "
             "isometry`. Other entries of the file can be read."
         )
-    names = {key: _PREFIX + key for key in _TYPES}
-    return ErrorModel(
-        **{key: _TYPES[key](group.attrs[name]) for key, name in names.items() if name in group.attrs}
-    )
+    return ErrorModel(**{key: _value(group, key, kind) for key, kind in _TYPES.items()})
+
+
+def _value(group: h5py.Group, key: str, kind: type) -> Any:
+    """One attribute as a plain value; None for a dimension that is not there."""
+    name = _PREFIX + key
+    value = attribute(group, name)
+    if value is None and key == "dimension":
+        return None
+    plain = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(plain, kind):
+        raise InputError(f"{name}: " + ("the attribute is missing" if value is None else f"is {value!r}"))
+    return plain
 
 
 # ---- files from before --------------------------------------------------------------------------------

@@ -13,21 +13,56 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
+import numpy as np
 
 from isometry.errors import IsometryError, NewerSchemaError, StoreError
+from isometry.store.admission import attribute, member
 from isometry.store.digest import PROMISE
 from isometry.store.guard import GuardedFile
-from isometry.store.journal import commit, journal_path, recover, sync_folder
+from isometry.store.journal import commit, is_left, journal_path, recover, sync_folder
 from isometry.store.layout import FORMAT, SCHEMA_VERSION, SERIES, SPECTRA
-from isometry.store.locking import locked
+from isometry.store.locking import locked, refuse_irregular
 from isometry.store.overlay import Overlay
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Readable by HDF5 1.8 and later. "latest" would mark the file as open, and refuse it after a kill.
 _LIBRARY_VERSIONS = ("v108", "v108")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def place_of(path: str | Path) -> Path:
+    """The file that a path names, links followed: the journal lies beside it, and a replacement takes its place.
+
+    Raises
+    ------
+    StoreError
+        When it is there and no regular file: a pipe or a device is not even opened.
+    """
+    place = Path(path)
+    with _explained(place, "read"):
+        place = place.expanduser()
+        if place.exists():
+            refuse_irregular(place, place.stat())
+        return place.resolve()
+
+
+def group_of(file: h5py.File, kind: str) -> h5py.Group:
+    """The group of all spectra, or of all series.
+
+    Raises
+    ------
+    StoreError
+        When there is none.
+    """
+    group = member(file, kind)
+    if not isinstance(group, h5py.Group):
+        raise StoreError(
+            f"{file.filename} is damaged: it has no group /{kind}. Restore the file from a copy."
+        )
+    return group
 
 
 @contextmanager
@@ -37,8 +72,8 @@ def reading(path: Path, *, timeout: float) -> Iterator[h5py.File]:
         while True:
             with locked(path, exclusive=False, timeout=timeout) as raw:
                 # Under our shared lock no writer is alive, so a journal is what a killed one left.
-                if not journal_path(path).exists():
-                    _check_signature(path)
+                if not is_left(path):
+                    _check_signature(path, raw)
                     with h5py.File(GuardedFile(raw), "r") as file:
                         _check_format(path, file)
                         yield file
@@ -51,12 +86,14 @@ def writing(path: Path, *, timeout: float) -> Iterator[h5py.File]:
     """The file, open for changes; they take effect together when the block ends, and not at all if it raises."""
     with _explained(path, "written"), locked(path, exclusive=True, timeout=timeout) as raw:
         recover(path, raw)
-        _check_signature(path)
+        _check_signature(path, raw)
         overlay = Overlay(raw)
         with h5py.File(overlay, "r+", libver=_LIBRARY_VERSIONS) as file:
             _check_format(path, file)
             for kind in (SPECTRA, SERIES):
-                group = file.require_group(kind)
+                if member(file, kind) is None:
+                    file.create_group(kind, track_order=True)
+                group = group_of(file, kind)
                 for leftover in [name for name in group if name.startswith(".")]:
                     del group[leftover]
             yield file
@@ -91,7 +128,7 @@ def create(path: Path, *, replace: bool, timeout: float) -> None:
         elif replace:
             with locked(path, exclusive=True, timeout=timeout) as raw:
                 recover(path, raw)
-                _check_signature(path)
+                _check_signature(path, raw)
                 with h5py.File(Overlay(raw), "r") as file:
                     _check_format(path, file)
                 _place(path, os.replace)
@@ -144,9 +181,9 @@ def _finish_killed_writer(path: Path, timeout: float) -> None:
         ) from error
 
 
-def _check_signature(path: Path) -> None:
-    with open(path, "rb") as file:
-        start = file.read(len(_SIGNATURE))
+def _check_signature(path: Path, raw: BinaryIO) -> None:
+    raw.seek(0)
+    start = raw.read(len(_SIGNATURE))
     if not start:
         raise StoreError(f"{path} is empty: it is not a file of spectra. Delete it, or choose another name.")
     if start != _SIGNATURE:
@@ -157,23 +194,20 @@ def _check_signature(path: Path) -> None:
 
 
 def _check_format(path: Path, file: h5py.File) -> None:
-    found = file.attrs.get("format")
-    if found != FORMAT:
+    found, schema = attribute(file, "format"), attribute(file, "schema_version")
+    if not isinstance(found, str) or found != FORMAT:
         raise StoreError(
             f"{path} is an HDF5 file of another program: its attribute 'format' is "
             f"{'missing' if found is None else repr(found)}, not {FORMAT!r}. It was left as it is; choose another file."
         )
-    schema = file.attrs.get("schema_version")
-    try:
-        number = int(schema)
-    except (TypeError, ValueError):
+    if not isinstance(schema, int | np.integer) or schema < 1:
         raise StoreError(
-            f"{path} is damaged: its attribute 'schema_version' is {schema!r}, not a whole number. Restore the file "
-            "from a copy."
-        ) from None
-    if number > SCHEMA_VERSION:
+            f"{path} is damaged: its attribute 'schema_version' is {schema!r}, not a whole number from 1 on. Restore "
+            "the file from a copy."
+        )
+    if schema > SCHEMA_VERSION:
         raise NewerSchemaError(
-            f"{path} was written by a newer isometry (schema {number}; this one knows up to {SCHEMA_VERSION}): you may "
+            f"{path} was written by a newer isometry (schema {schema}; this one knows up to {SCHEMA_VERSION}): you may "
             "need to update, `pip install --upgrade isometry`."
         )
 
@@ -210,8 +244,8 @@ def _explained(path: Path, act: str) -> Iterator[None]:
                 f"{path} cannot be {act}: its file system is read-only. Choose another place."
             ) from error
         raise _damaged(path, act, error) from error
-    except (KeyError, ValueError, TypeError, RuntimeError, EOFError) as error:
-        # What h5py raises, depending on where the damage sits.
+    except Exception as error:
+        # h5py, NumPy and json raise what they like, depending on where the damage sits; nothing else runs in here.
         raise _damaged(path, act, error) from error
 
 

@@ -1,14 +1,15 @@
 """Changes to a file as one act: after a kill at any moment the file is as before, or as after, never between.
 
 1. What grows beyond the end is appended; nothing in the file points there yet. Synced.
-2. What changes within the file is written, old bytes and new, into a journal beside it (``.NAME.journal``) that ends
-   in its own SHA-256. Synced: from here on the change is decided.
+2. The new bytes of what changes within the file are written into a journal beside it (``.NAME.journal``) that ends in
+   its own SHA-256. Synced: from here on the change is decided.
 3. The new bytes are put in place, the file is cut to its size. Synced. The journal is deleted.
 
-Whoever next takes the lock finds no journal (nothing to do), a journal that is not whole (step 2 was not reached: it is
-deleted), or a whole one (step 3 is done again). This is the redo logging of data bases (Mohan et al., ARIES, 1992). It
-is there because "write under a hidden name, flush, rename, flush" alone leaves, at about one write boundary in seven,
-a file whose index HDF5 refuses; tests/store/test_kills.py stops after every single write.
+Whoever next takes the lock finds no journal (nothing to do), a journal that is not whole (step 2 was not completed: it
+is deleted), or a whole one (step 3 is done again). What the blocks of the file hold then plays no part: a block that
+was cut short in step 3 holds neither its old bytes nor its new ones. This is the redo logging of data bases (Mohan et
+al., ARIES, 1992). It is there because "write under a hidden name, flush, rename, flush" alone leaves, at about one
+write boundary in seven, a file whose index HDF5 refuses; tests/store/test_kills.py stops after every single write.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from isometry.errors import StoreError
+from isometry.store.locking import open_regular
 from isometry.store.overlay import Change, Overlay
 
-_MAGIC = b"isometry journal, version 1\n"
+_MAGIC = b"isometry journal, version 2\n"
+# Version 1 held the old bytes of every block before its new ones.
+_MAGIC_1 = b"isometry journal, version 1\n"
 _HEADER = struct.Struct("<QQQ")  # size with the tail appended, size at the end, number of changes
 _ENTRY = struct.Struct("<QI")  # offset, length
 
@@ -62,7 +66,8 @@ def commit(path: Path, file: BinaryIO, overlay: Overlay) -> None:
         _write_at(file, before, tail)
         _sync(file)
         journal = Journal(before + len(tail), overlay.size, tuple(changes))
-        with open(beside, "wb", buffering=0) as target:
+        # The lock is ours and recovery came first, so nothing of ours stands there; a link is not written through.
+        with open_regular(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as target:
             _write_at(target, 0, _pack(journal))
             _sync(target)
         sync_folder(path)
@@ -80,17 +85,26 @@ def commit(path: Path, file: BinaryIO, overlay: Overlay) -> None:
         ) from error
 
 
+def is_left(path: Path) -> bool:
+    """Whether a journal lies beside the file, or something else under its name."""
+    return os.path.lexists(journal_path(path))
+
+
 def recover(path: Path, file: BinaryIO) -> None:
     """Finish, or forget, what a killed writer began. The caller holds the exclusive lock."""
-    try:
-        packed = journal_path(path).read_bytes()
-    except FileNotFoundError:
+    beside = journal_path(path)
+    if not is_left(path):
         return
+    size = file.seek(0, os.SEEK_END)
+    with open_regular(beside, os.O_RDONLY) as source:
+        # More than a journal of this file can have is not read at all.
+        packed = source.read(4 * size + 4096) or b""
     journal = _unpack(packed)
-    if journal is not None and _belongs(file, journal):
+    # Another size: the file was exchanged for another one since the kill.
+    if journal is not None and size in (journal.extended_size, journal.final_size):
         _apply(path, file, journal)
     else:
-        journal_path(path).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:
@@ -112,23 +126,10 @@ def _apply(path: Path, file: BinaryIO, journal: Journal) -> None:
     journal_path(path).unlink(missing_ok=True)
 
 
-def _belongs(file: BinaryIO, journal: Journal) -> bool:
-    """Whether every block holds its old or its new bytes: else the file was exchanged since the kill."""
-    if file.seek(0, os.SEEK_END) not in (journal.extended_size, journal.final_size):
-        return False
-    for change in journal.changes:
-        file.seek(change.offset)
-        held = file.read(len(change.after))
-        # Shorter than the block where the file has been cut to its final size already.
-        if not (change.before.startswith(held) or change.after.startswith(held)):
-            return False
-    return True
-
-
 def _pack(journal: Journal) -> bytes:
     parts = [_MAGIC, _HEADER.pack(journal.extended_size, journal.final_size, len(journal.changes))]
     for change in journal.changes:
-        parts += [_ENTRY.pack(change.offset, len(change.after)), change.before, change.after]
+        parts += [_ENTRY.pack(change.offset, len(change.after)), change.after]
     body = b"".join(parts)
     return body + hashlib.sha256(body).digest()
 
@@ -136,19 +137,24 @@ def _pack(journal: Journal) -> bytes:
 def _unpack(packed: bytes) -> Journal | None:
     """The journal, or None where it is not whole."""
     body, digest = packed[:-32], packed[-32:]
-    if not body.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
+    if hashlib.sha256(body).digest() != digest or not body.startswith((_MAGIC, _MAGIC_1)):
         return None
-    position = len(_MAGIC)
-    extended_size, final_size, count = _HEADER.unpack_from(body, position)
-    position += _HEADER.size
+    position, copies = len(_MAGIC), 2 if body.startswith(_MAGIC_1) else 1
     changes = []
-    for _ in range(count):
-        offset, length = _ENTRY.unpack_from(body, position)
-        position += _ENTRY.size
-        before, after = body[position : position + length], body[position + length : position + 2 * length]
-        position += 2 * length
-        changes.append(Change(offset, before, after))
-    return Journal(extended_size, final_size, tuple(changes))
+    try:
+        extended_size, final_size, count = _HEADER.unpack_from(body, position)
+        position += _HEADER.size
+        for _ in range(count):
+            offset, length = _ENTRY.unpack_from(body, position)
+            end = position + _ENTRY.size + copies * length
+            changes.append(Change(offset, body[end - length : end]))
+            position = end
+    except struct.error:
+        return None
+    # A digest is no proof of who made it: what was made by hand may not make the file grow.
+    if final_size > extended_size or any(c.offset + len(c.after) > extended_size for c in changes):
+        return None
+    return Journal(extended_size, final_size, tuple(changes)) if position == len(body) else None
 
 
 def _write_at(file: BinaryIO, offset: int, data: bytes) -> None:

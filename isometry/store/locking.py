@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,16 @@ except (
 # Seconds between two tries. Short: a writer finds its gap between readers that are always there by trying often.
 _LONGEST_PAUSE = 0.02
 _NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a symbolic link",
+}
+_ACCESS = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
+_MODES = {os.O_RDONLY: "rb", os.O_WRONLY: "wb", os.O_RDWR: "r+b"}
 
 
 @contextmanager
@@ -55,7 +66,7 @@ def locked(path: Path, *, exclusive: bool, timeout: float) -> Iterator[BinaryIO]
     deadline = time.monotonic() + timeout
     pause = 0.002
     while True:
-        file = cast(BinaryIO, open(path, "r+b" if exclusive else "rb", buffering=0))  # noqa: SIM115
+        file = open_regular(path, os.O_RDWR if exclusive else os.O_RDONLY)
         try:
             if _try_lock(file, exclusive=exclusive) and _still_there(path, file):
                 yield file
@@ -72,6 +83,43 @@ def locked(path: Path, *, exclusive: bool, timeout: float) -> Iterator[BinaryIO]
         # Random and growing, so that many waiting writers do not try in step.
         time.sleep(pause * random.uniform(0.5, 1.5))
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def open_regular(path: Path, flags: int) -> BinaryIO:
+    """The file at ``path``, unbuffered, opened with the flags of `os.open`; a link in its place is not followed.
+
+    Raises
+    ------
+    StoreError
+        When it is a named pipe, a device or a socket: opening one may wait for ever.
+    OSError
+        When it cannot be opened.
+    """
+    refuse_irregular(path, os.lstat(path) if not flags & os.O_CREAT else None)
+    # Not blocking, for what was put in its place just now. On a regular file the flag changes nothing.
+    flags |= sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"))
+    file = cast(
+        BinaryIO,
+        open(path, _MODES[flags & _ACCESS], buffering=0, opener=lambda name, _: os.open(name, flags, 0o666)),  # noqa: SIM115
+    )
+    try:
+        refuse_irregular(path, os.fstat(file.fileno()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def refuse_irregular(path: Path, state: os.stat_result | None) -> None:
+    """Raise where what stands at ``path`` is no regular file."""
+    if state is None or stat.S_ISREG(state.st_mode):
+        return
+    if stat.S_ISDIR(state.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    kind = _KINDS.get(stat.S_IFMT(state.st_mode), "no regular file")
+    raise StoreError(
+        f"{path} is {kind}: spectra are kept in regular files. Nothing was read from it; name a file."
+    )
 
 
 def _try_lock(file: BinaryIO, *, exclusive: bool) -> bool:

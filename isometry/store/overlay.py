@@ -17,10 +17,9 @@ BLOCK = 512
 
 @dataclass(frozen=True)
 class Change:
-    """Bytes of the file that are to be replaced: where, what stands there, what shall stand there."""
+    """Bytes of the file that are to be replaced: where, and what shall stand there."""
 
     offset: int
-    before: bytes
     after: bytes
 
 
@@ -117,9 +116,8 @@ class Overlay(io.RawIOBase):
         found = []
         for number in sorted(self._blocks):
             offset, after = number * BLOCK, bytes(self._blocks[number])
-            before = _read(self._file, offset, len(after))
-            if before != after:
-                found.append(Change(offset, before, after))
+            if _read(self._file, offset, len(after)) != after:
+                found.append(Change(offset, after))
         return found
 
     # ---- inside --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isometry.errors import StoreError
+from isometry.store.admission import attribute, datasets_of
 from isometry.store.attributes import plain, read_attributes
 from isometry.store.digest import digest_problems
 from isometry.store.elements import Element, checksum, chosen, damaged, examine_array
@@ -119,8 +120,8 @@ def encode(
     return Element(SERIES_ENCODING, fields, arrays, {"written_by": written_by}, values)
 
 
-def append(group: h5py.Group, columns: Mapping[str, ArrayLike]) -> None:
-    """Add rows to a stored series.
+def append(group: h5py.Group, columns: Mapping[str, ArrayLike]) -> int:
+    """Add rows to a stored series; the number of rows it has then.
 
     Raises
     ------
@@ -128,22 +129,27 @@ def append(group: h5py.Group, columns: Mapping[str, ArrayLike]) -> None:
         When the columns are not those of the series, or hold numbers of a kind it cannot hold.
     """
     arrays = checked_columns(columns)
-    names = chosen(group, _COLUMNS)(group)
+    datasets = chosen(group, _COLUMNS)(group)
+    names, rows = [name for name in datasets if name != _ROW], datasets.get(_ROW)
     if set(arrays) != set(names):
         raise StoreError(
             f"the series {group.name} has the columns {', '.join(names)}; got {', '.join(arrays)}. Rows are appended "
             "to all columns at once."
         )
-    start, added = group[_ROW].shape[0], len(next(iter(arrays.values())))
+    if rows is None or any(dataset.shape != (len(rows),) for dataset in datasets.values()):
+        raise StoreError(damaged(group, ["its columns are not of one length"]))
+    start, added = len(rows), len(next(iter(arrays.values())))
     for name, array in arrays.items():
-        wanted = np.dtype(bool) if group[name].attrs.get("dtype") == "bool" else group[name].dtype
+        column = datasets[name]
+        wanted = np.dtype(bool) if attribute(column, "dtype") == "bool" else column.dtype
         if not np.can_cast(array.dtype, wanted, "same_kind"):
             raise StoreError(
                 f"the column {name!r} holds {wanted}, and {array.dtype} does not fit into it: convert it first, or "
                 "store the series anew with overwrite=True."
             )
-        _extend(group[name], array.astype(wanted).astype(group[name].dtype))
-    _extend(group[_ROW], np.arange(start, start + added, dtype=group[_ROW].dtype))
+        _extend(column, array.astype(wanted).astype(column.dtype))
+    _extend(rows, np.arange(start, start + added, dtype=rows.dtype))
+    return start + added
 
 
 def decode(group: h5py.Group, name: str) -> Series:
@@ -157,8 +163,9 @@ def decode(group: h5py.Group, name: str) -> Series:
     arrays, problems = _read(group)
     if problems:
         raise StoreError(damaged(group, problems))
+    columns = datasets_of(group)
     texts: dict[str, dict[str, str]] = {
-        key: {column: str(text) for column in arrays if (text := group[column].attrs.get(key))}
+        key: {column: str(text) for column in arrays if (text := attribute(columns[column], key))}
         for key in ("units", "description")
     }
     attributes = read_attributes(group, reserved=HEADER)
@@ -175,8 +182,10 @@ def problems_of(group: h5py.Group, name: str) -> list[str]:
 def _read(group: h5py.Group) -> tuple[dict[str, NDArray[Any]], list[str]]:
     arrays: dict[str, NDArray[Any]] = {}
     problems: list[str] = []
-    for column in chosen(group, _COLUMNS)(group):
-        kind = "bool" if group[column].attrs.get("dtype") == "bool" else "number"
+    for column, dataset in chosen(group, _COLUMNS)(group).items():
+        if column == _ROW:
+            continue
+        kind = "bool" if attribute(dataset, "dtype") == "bool" else "number"
         values, found = examine_array(group, column, Field((_ROW,), "", "", kind))
         problems += found
         if values is not None:
@@ -186,15 +195,15 @@ def _read(group: h5py.Group) -> tuple[dict[str, NDArray[Any]], list[str]]:
     return arrays, problems + digest_problems(group)
 
 
-def _columns(group: h5py.Group) -> list[str]:
-    return [name for name in group if name != _ROW and isinstance(group[name], h5py.Dataset)]
-
-
-_COLUMNS = {SERIES_ENCODING: _columns}
+# What reads the datasets of a series, the rows among them.
+_COLUMNS = {SERIES_ENCODING: datasets_of}
 
 
 def _extend(dataset: h5py.Dataset, values: NDArray[Any]) -> None:
     start = dataset.shape[0]
     dataset.resize((start + values.size,))
     dataset[start:] = values
-    dataset.attrs["crc32"] = np.uint32(checksum(values, int(dataset.attrs["crc32"])))
+    before = attribute(dataset, "crc32")
+    if not isinstance(before, int | np.integer):
+        raise StoreError(f"{dataset.name} has no crc32, so isometry did not write it: no rows were added.")
+    dataset.attrs["crc32"] = np.uint32(checksum(values, int(before)))

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from isometry.errors import InputError, StoreError
 from isometry.spectrum import Curve, Extremes, Quadrature, Spectrum
 from isometry.spectrum.cdf_bounds import cdf_bounds
+from isometry.store.admission import attribute, member
 from isometry.store.attributes import plain, read_attributes
+from isometry.store.consistency import implausible, impossible
 from isometry.store.digest import digest_problems
 from isometry.store.elements import Element, chosen, damaged, encoding_of, examine_array
 from isometry.store.error_models import (
     ATTRIBUTES,
-    REQUIRED,
     channels_of_old,
     decode_error_model,
     encode_error_model,
@@ -63,7 +64,7 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
     Raises
     ------
     StoreError
-        When its parts do not fit together or its provenance is not plain JSON.
+        When its parts do not fit together or contradict each other, or its provenance is not plain JSON.
     """
     distribution, extremes = spectrum.distribution, spectrum.extremes
     arrays: Arrays = {}
@@ -102,6 +103,10 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
     provenance.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
     element = Element(encoding, SPECTRUM_FIELDS[encoding], arrays, header, provenance)
     element.dimension_sizes()
+    if problems := impossible(spectrum):
+        raise StoreError(
+            f"the spectrum {spectrum.name!r} contradicts itself and was not stored: {'; '.join(problems)}."
+        )
     return element
 
 
@@ -113,30 +118,33 @@ def decode(group: h5py.Group, name: str) -> Spectrum:
     StoreError
         When something in it is missing, damaged or contradicts itself.
     """
-    arrays, problems = _read(group, derived_too=False)
-    problems += digest_problems(group)
+    problems = digest_problems(group) + _header(group)[1]
+    arrays, found = _read(group, derived_too=False)
+    problems = found + problems
     if problems:
         raise StoreError(damaged(group, problems))
     try:
-        return _build(group, name, arrays)
+        spectrum = _build(group, name, arrays)
     except InputError as error:
         raise StoreError(damaged(group, [str(error)])) from error
+    if problems := impossible(spectrum):
+        raise StoreError(damaged(group, problems))
+    return spectrum
 
 
 def problems_of(group: h5py.Group, name: str) -> list[str]:
     """Everything that is wrong with a stored spectrum, each problem begun by the dataset or attribute it is about."""
     arrays, problems = _read(group, derived_too=True)
     problems += _value_problems(arrays)
-    required = HEADER - ATTRIBUTES - {"shape"}
-    if encoding_of(group) == QUADRATURE_ENCODING:
-        required |= REQUIRED
-    problems += [f"{key}: the attribute is missing" for key in sorted(required - set(group.attrs))]
+    problems += _header(group)[1]
     if problems:
         return problems + digest_problems(group)
     try:
         spectrum = _build(group, name, arrays)
     except (InputError, ValueError, TypeError) as error:
         return [str(error)]
+    if problems := impossible(spectrum):
+        return problems + digest_problems(group)
     expected = derived(spectrum)
     # The moments are sums of positive terms, equal on every machine to some ulps. Quantiles are not compared: where
     # the cdf meets a level exactly, rounding decides between two nodes.
@@ -145,28 +153,26 @@ def problems_of(group: h5py.Group, name: str) -> list[str]:
         for key, absolute in (("moment", 0.0), ("log10_moment", 1e-8))
         if not np.allclose(arrays[key], expected[key], rtol=1e-8, atol=absolute, equal_nan=True)
     ]
+    problems += implausible(spectrum) + _derived_problems(spectrum, arrays)
     return problems + _band_problems(spectrum, arrays) + digest_problems(group)
 
 
 def describe(group: h5py.Group, name: str) -> dict[str, Any]:
     """Attributes and sizes of a stored spectrum; no dataset is read."""
     chosen(group, SPECTRUM_FIELDS)
-    shape = group.attrs.get("shape")
-    sizes = {
-        key: group[key].shape[0] for key in ("input", "probe") if isinstance(group.get(key), h5py.Dataset)
-    }
+    header, problems = _header(group)
+    if problems:
+        raise StoreError(damaged(group, problems))
+    scales = {key: member(group, key) for key in ("input", "probe")}
+    sizes = {key: len(scale) for key, scale in scales.items() if isinstance(scale, h5py.Dataset)}
+    shape = header.pop("shape")
     return {
         "name": name,
         "encoding": list(encoding_of(group)),
-        "kind": str(group.attrs["kind"]),
-        "method": str(group.attrs["method"]),
-        "shape": None if shape is None else [int(side) for side in shape],
-        "null_dimension": int(group.attrs["null_dimension"]),
+        **header,
+        "shape": None if shape is None else list(shape),
         "inputs": sizes.get("input", 1),
         "probes": sizes.get("probe", 1),
-        "products": int(group.attrs["products"]),
-        "seconds": float(group.attrs["seconds"]),
-        "written_by": str(group.attrs["written_by"]),
         "provenance": read_attributes(group, reserved=HEADER),
     }
 
@@ -210,6 +216,35 @@ def band(spectrum: Spectrum) -> Arrays:
     places = np.unique(np.minimum(places, np.finfo(float).max))
     lower, upper = spectrum.cdf_band(places, BAND_CONFIDENCE)
     return {"band_s": places, "band_lower": lower, "band_upper": upper}
+
+
+def _derived_problems(spectrum: Spectrum, arrays: Arrays) -> list[str]:
+    """Where quantiles and bounds contradict the distribution; two nodes apart by rounding may stand for each other."""
+    problems = [
+        f"{key}: is not {', '.join(map(str, expected))}"
+        for key, expected in (("order", MOMENT_ORDERS), ("level", LEVELS))
+        if not np.array_equal(arrays[key], expected)
+    ]
+    log_s, level = arrays["log10_quantile"] * np.log(10), np.array(LEVELS)
+    lower, upper = arrays["cdf_lower"], arrays["cdf_upper"]
+    if problems:
+        return problems
+    d = spectrum.distribution
+    if (
+        np.any(np.isnan(log_s))
+        or np.any(d.cdf(log_s + 1e-6) < level - 1e-6)
+        or np.any(d.cdf(log_s - 1e-6, left=True) > level + 1e-6)
+    ):
+        problems.append("log10_quantile: is not where the cdf reaches the level")
+    with np.errstate(over="ignore", under="ignore"):
+        if not np.allclose(arrays["quantile"], np.exp(log_s), rtol=1e-6, atol=0.0):
+            problems.append("quantile: is not 10 to the power log10_quantile")
+    if not (np.all(lower >= 0) and np.all(lower <= upper + 1e-9) and np.all(upper <= 1 + 1e-9)):
+        problems.append("cdf_lower: does not bound with cdf_upper a cdf")
+    for key in ("moment_stderr_probes", "moment_stderr_inputs"):
+        if np.any(arrays[key] < 0):
+            problems.append(f"{key}: {int(np.sum(arrays[key] < 0))} negative values")
+    return problems
 
 
 def _band_problems(spectrum: Spectrum, arrays: Arrays) -> list[str]:
@@ -259,16 +294,16 @@ def _read(group: h5py.Group, *, derived_too: bool) -> tuple[Arrays, list[str]]:
 
 
 def _build(group: h5py.Group, name: str, arrays: Arrays) -> Spectrum:
-    shape = group.attrs.get("shape")
+    header = _header(group)[0]
     provenance = read_attributes(group, reserved=HEADER)
     spectrum = Spectrum(
         chosen(group, _DISTRIBUTIONS)(group, arrays),
-        method=str(group.attrs["method"]),
-        shape=None if shape is None else (int(shape[0]), int(shape[1])),
+        method=header["method"],
+        shape=header["shape"],
         extremes=Extremes(**{key: arrays[key] for key in EXTREME_FIELDS}) if "top" in arrays else None,
         name=name,
-        products=int(group.attrs["products"]),
-        seconds=float(group.attrs["seconds"]),
+        products=header["products"],
+        seconds=header["seconds"],
         provenance=provenance,
     )
     if encoding_of(group) not in OLD_QUADRATURE_ENCODINGS:
@@ -280,6 +315,52 @@ def _build(group: h5py.Group, name: str, arrays: Arrays) -> Spectrum:
         distribution=replace(quadrature, errors=errors),
         provenance=provenance | channels_of_old(provenance, spectrum.shape),
     )
+
+
+def _header(group: h5py.Group) -> tuple[dict[str, Any], list[str]]:
+    """The attributes of the layout as plain values, and what is wrong with them."""
+    header: dict[str, Any] = {}
+    problems = []
+    for key, (kind, words) in _HEADER_KINDS.items():
+        value = attribute(group, key)
+        if value is None and key != "shape":
+            problems.append(f"{key}: the attribute is missing")
+        elif value is not None and not _of_kind(value, kind):
+            problems.append(f"{key}: is {value!r}, not {words}")
+        else:
+            header[key] = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    if problems:
+        return header, problems
+    if header["shape"] is not None:
+        header["shape"] = tuple(header["shape"])
+    zeros = abs(header["shape"][0] - header["shape"][1]) if header["shape"] else 0
+    if header["null_dimension"] != zeros:
+        problems.append(f"null_dimension: is {header['null_dimension']}, and the shape forces {zeros} zeros")
+    wanted = "predicted" if encoding_of(group) == CURVE_ENCODING else "measured"
+    if header["kind"] != wanted:
+        problems.append(f"kind: is {header['kind']!r}, and what is stored is {wanted}")
+    return header, problems
+
+
+def _of_kind(value: Any, kind: str) -> bool:
+    if kind == "text":
+        return isinstance(value, str) and bool(value) and value.isprintable()
+    if np.shape(value) != ((2,) if kind == "sides" else ()) or isinstance(value, str):
+        return False
+    if kind == "time":
+        return bool(0 <= value < np.inf)
+    return np.asarray(value).dtype.kind in "iu" and bool(np.all(np.asarray(value) >= (kind == "sides")))
+
+
+_HEADER_KINDS = {
+    "kind": ("text", "a text"),
+    "method": ("text", "a text"),
+    "shape": ("sides", "two whole numbers from 1 on"),
+    "null_dimension": ("count", "a whole number from 0 on"),
+    "products": ("count", "a whole number from 0 on"),
+    "seconds": ("time", "a time from 0 on"),
+    "written_by": ("text", "a text"),
+}
 
 
 def _quadrature(group: h5py.Group, arrays: Arrays) -> Quadrature:

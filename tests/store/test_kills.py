@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import random
 import shutil
@@ -12,8 +13,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
+import numpy as np
 import pytest
 from store_samples import assert_same, measured, predicted
 
@@ -170,6 +173,98 @@ def test_a_kill_while_a_kill_is_made_good_loses_nothing(original, tmp_path):
 
 def die(*arguments: object) -> None:
     raise Killed
+
+
+class Decided(NamedTuple):
+    """A change that was decided and not put in place: the file, its journal, and the file as it must become."""
+
+    path: Path
+    file: bytes
+    packed: bytes
+    journal: journal.Journal
+    after: bytes
+
+    def recovered(self, file: bytes) -> bytes:
+        """The file after the next opening, where a kill had left it with these bytes."""
+        self.path.write_bytes(file)
+        journal_path(self.path).write_bytes(self.packed)
+        with open(self.path, "r+b", buffering=0) as raw:
+            journal.recover(self.path, raw)
+        assert not journal_path(self.path).exists()
+        return self.path.read_bytes()
+
+
+@pytest.fixture(params=[pytest.param(act, id=label) for label, act in acts()])
+def decided(request, original, tmp_path) -> Decided:
+    path = tmp_path / "a.h5"
+    shutil.copyfile(original, path)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(journal, "_apply", die)
+        with pytest.raises(Killed):
+            request.param(open_store(path, "a"))
+    file, packed = path.read_bytes(), journal_path(path).read_bytes()
+    made = journal._unpack(packed)
+    assert made is not None
+    open_store(path).names()
+    return Decided(path, file, packed, made, path.read_bytes())
+
+
+def test_a_kill_within_a_block_loses_nothing(decided):
+    """After every number of bytes modulo 64 of every block of a change: the block is half old and half new."""
+    file = bytearray(decided.file)
+    for number, change in enumerate(decided.journal.changes):
+        for count in range(64):
+            # Over the blocks each of the eight pieces of 64 bytes has its turn.
+            count = min(count + 64 * ((number + count) % 8), len(change.after))
+            torn = bytearray(file)
+            torn[change.offset : change.offset + count] = change.after[:count]
+            assert decided.recovered(bytes(torn)) == decided.after, (number, count)
+        file[change.offset : change.offset + len(change.after)] = change.after
+    assert len(decided.journal.changes) > 3
+
+
+def test_blocks_written_in_any_order_and_in_part_lose_nothing(decided):
+    """After a power cut: the disk has some blocks, some in part, one with neither old bytes nor new."""
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        torn = bytearray(decided.file)
+        for change in decided.journal.changes:
+            first, last = sorted(generator.integers(0, len(change.after) + 1, 2))
+            torn[change.offset + first : change.offset + last] = change.after[first:last]
+        change = decided.journal.changes[generator.integers(len(decided.journal.changes))]
+        torn[change.offset : change.offset + len(change.after)] = generator.bytes(len(change.after))
+        # Cutting the file to its size may have come first.
+        size = decided.journal.final_size if generator.random() < 0.5 else len(torn)
+        assert decided.recovered(bytes(torn[:size])) == decided.after
+
+
+def test_a_journal_cut_after_any_byte_is_forgotten(decided, original):
+    """Nothing within the file was touched then; what was appended is beyond what anything points to."""
+    before = original.read_bytes()
+    for count in [*range(200), *range(200, len(decided.packed), 97), len(decided.packed) - 1]:
+        cut = decided._replace(packed=decided.packed[:count])
+        assert cut.recovered(decided.file)[: len(before)] == before, count
+
+
+def test_a_change_cut_after_any_byte_of_what_is_appended_is_forgotten(decided, original):
+    before = original.read_bytes()
+    for size in range(len(before), len(decided.file), 997):
+        decided.path.write_bytes(decided.file[:size])
+        assert open_store(decided.path).names() == open_store(original).names()
+    assert open_store(decided.path).validate() == []
+
+
+def test_a_journal_of_version_1_is_still_replayed(decided):
+    """It has the old bytes of each block before the new ones."""
+    made = decided.journal
+    parts = [journal._MAGIC_1, journal._HEADER.pack(made.extended_size, made.final_size, len(made.changes))]
+    for change in made.changes:
+        old = decided.file[change.offset : change.offset + len(change.after)]
+        parts += [journal._ENTRY.pack(change.offset, len(old)), old, change.after]
+    body = b"".join(parts)
+    assert (
+        decided._replace(packed=body + hashlib.sha256(body).digest()).recovered(decided.file) == decided.after
+    )
 
 
 def test_a_journal_of_another_file_is_not_applied(original, tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -13,6 +15,7 @@ from store_samples import dense, measured, predicted
 
 from isometry.errors import StoreError
 from isometry.store import open_store, validate
+from isometry.store.digest import DIGEST, digest_of
 from isometry.store.elements import checksum
 
 
@@ -145,6 +148,97 @@ def test_a_damaged_spectrum_is_named(name, change, problem, stored):
     assert problems == open_store(stored).validate()
     assert [text for text in problems if not text.startswith(f"spectra/{name}")] == []
     assert any(re.match("spectra/" + problem, text) for text in problems), problems
+
+
+def attribute(key: str, value: object) -> Callable[[h5py.Group], None]:
+    return lambda group: group.attrs.__setitem__(key, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("measured", scaled("top", 1e9), r"top: its largest value exceeds what the mean square of the nodes allows"),
+        ("measured", scaled("top", 1e-9), r"bottom: lies above the largest value of top"),
+        ("measured", scaled("nodes", 1e9), r"(top: its largest value is less than half|moment)"),
+        ("measured", first("top", np.inf), r"top: 1 values are negative or infinite"),
+        ("measured", first("top", np.nan), r"top: NaN stands before a value"),
+        ("measured", first("top", 0.0), r"top: does not descend"),
+        ("measured", first("top_residual", np.nan), r"top_residual: 1 values are negative or NaN"),
+        ("measured", scaled("bottom", np.nan), r"bottom: 2 values are negative, infinite or NaN"),
+        ("measured", scaled("bottom", np.inf), r"bottom: 2 values are negative, infinite or NaN"),
+        ("measured", first("bottom", 0.3), r"bottom: is more than twice the smallest node"),
+        ("measured", first("bottom_residual", np.nan), r"bottom_residual: 1 values"),
+        ("measured", first("bottom_residual", np.inf), r"bottom_resolved: is true where"),
+        ("measured", first("floor", np.inf), r"floor: 1 values are NaN or inf"),
+        ("measured", first("level", 0.02), r"level: is not 0\.01, 0\.05"),
+        ("measured", first("order", 7), r"order: is not 1, 2, 3, 4"),
+        ("measured", scaled("log10_quantile", 3.0), r"log10_quantile: is not where the cdf reaches the level"),
+        ("measured", scaled("quantile", 2.0), r"quantile: is not 10 to the power"),
+        ("measured", scaled("cdf_upper", 0.1), r"cdf_lower: does not bound"),
+        ("measured", scaled("moment_stderr_probes", -1.0), r"moment_stderr_probes: 4 negative values"),
+        ("measured", attribute("null_dimension", 10**9), r"null_dimension: is 1000000000, and the shape forces 5"),
+        ("measured", attribute("null_dimension", np.inf), r"null_dimension: is .*inf.*, not a whole number"),
+        ("measured", attribute("products", np.inf), r"products: is .*inf.*, not a whole number"),
+        ("measured", attribute("products", -1), r"products: is .*-1.*, not a whole number"),
+        ("measured", attribute("products", "many"), r"products: is 'many', not a whole number"),
+        ("measured", attribute("products", [1, 2]), r"products: is .*, not a whole number"),
+        ("measured", attribute("seconds", np.nan), r"seconds: is .*nan.*, not a time"),
+        ("measured", attribute("seconds", -1.0), r"seconds: is .*, not a time"),
+        ("measured", attribute("shape", [12]), r"shape: is .*12.*, not two whole numbers"),
+        ("measured", attribute("shape", [0, 0]), r"shape: is .*0.*, not two whole numbers"),
+        ("measured", attribute("shape", [12, 7, 3]), r"shape: is .*, not two whole numbers"),
+        ("measured", attribute("shape", [12.5, 7.0]), r"shape: is .*, not two whole numbers"),
+        ("measured", attribute("shape", "12x7"), r"shape: is '12x7', not two whole numbers"),
+        ("measured", attribute("kind", "predicted"), r"kind: is 'predicted', and what is stored is measured"),
+        ("measured", attribute("method", 7), r"method: is .*7.*, not a text"),
+        ("measured", attribute("method", "exact"), r"nodes: 5 for each input, of an exact measurement with 7"),
+        ("measured", attribute("method", "\x1b[2J"), r"method: is .*, not a text"),
+        ("measured", attribute("nested", "[" * 100_000), r".*nested' is not JSON"),
+        ("measured", attribute("nested", "[1]"), r".*nested' is not the JSON text of a mapping"),
+        ("measured", attribute("nested", 7), r".*nested' is not"),
+        ("measured", attribute("encoding_version", 1.5), r".*no encoding type and version"),
+        ("predicted", first("atom_log_s", np.inf), r"atom_log_s: 1 values lie at infinity or are NaN"),
+        ("predicted", first("atom_log_s", np.nan), r"atom_log_s: 1 values lie at infinity or are NaN"),
+        ("predicted", first("atom_mass", np.nan), r"atom_mass: 1 values are NaN or inf"),
+        ("predicted", first("density", np.inf), r"density: 1 values are NaN or inf"),
+        ("predicted", first("log_even_moments", np.nan), r"log_even_moments: 1 values are infinite or NaN"),
+        ("predicted", first("log_even_moments", 1e9), r"(log_even_moments: ln E|moment)"),
+        ("predicted", first("log_even_moments", 1790.0), r"log10_moment"),
+        ("predicted", attribute("kind", "measured"), r"kind: is 'measured', and what is stored is predicted"),
+        ("predicted", attribute("null_dimension", 1), r"null_dimension: is 1, and the shape forces 0"),
+    ],
+)  # fmt: skip
+def test_a_contradiction_is_named_even_where_checksums_and_digest_agree(name, change, problem, stored):
+    with h5py.File(stored, "r+") as file:
+        group = file["spectra"][name]
+        change(group)
+        group.attrs[DIGEST] = digest_of(group)
+    problems = validate(stored)
+    assert problems
+    assert all(text.startswith(f"spectra/{name}") for text in problems), problems
+    assert any(re.match(f"spectra/{name}(/|: )" + problem, text) for text in problems), problems
+    # It is read as nothing but itself, or refused; info never reads more than the attributes.
+    store = open_store(stored)
+    for act in (lambda: store[name], lambda: store.info(name)):
+        with contextlib.suppress(StoreError):
+            act()
+    assert len(store.names()) == 2
+
+
+def test_what_is_impossible_is_not_stored(stored):
+    store = open_store(stored, "a")
+    spectrum = measured()
+    wrong = replace(spectrum.extremes, bottom=np.full(2, np.nan))
+    for broken in (
+        replace(spectrum, extremes=wrong),
+        replace(spectrum, seconds=np.nan),
+        replace(spectrum, products=-1),
+    ):
+        with pytest.raises(
+            StoreError, match=r"contradicts itself and was not stored: (bottom|seconds|products)"
+        ):
+            store.add(broken, name="x")
+    assert store.names() == ["measured", "predicted"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import nn
 from isometry.errors import InputError, StoreError
 from isometry.nn.models import VanillaCNN
 from isometry.store import open_store
-from isometry.training.callbacks import IsometryCallback, trunk_part
+from isometry.training import IsometryCallback, trunk_part
 from isometry.training.data import Dataset
 from isometry.training.loop import TrainingOptions, train
 
@@ -145,7 +145,7 @@ def test_the_overhead_is_the_share_of_the_training_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr("isometry.training.callbacks.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("isometry.training.recorder.time.perf_counter", lambda: clock[0])
     writer = Writer()
     callback = IsometryCallback(
         torch.ones(2), every=2, store=tmp_path / "run.h5", method="exact", writer=writer
@@ -199,6 +199,8 @@ def fake_lightning(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     lightning = types.ModuleType("pytorch_lightning")
     lightning.Callback = type("Callback", (), {"setup": lambda *_: "lightning's own"})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pytorch_lightning", lightning)
+    # Its base class is the Callback that is loaded when it is imported.
+    monkeypatch.delitem(sys.modules, "isometry.training.lightning", raising=False)
     return lightning
 
 

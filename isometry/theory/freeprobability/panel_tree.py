@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from isometry.errors import ConvergenceError
 from isometry.theory.freeprobability.panels import NODES, PanelRule, Shape, sample
 
 Array = NDArray[np.float64]
@@ -26,11 +27,18 @@ DEEPEST = 24
 NEGLIGIBLE = 1e-19
 # Panels kept (300 bytes each); beyond them the tree is cut down to its roots.
 MOST_KEPT = 40_000
+# Panels and pairs of a point and a panel in one call (half a GB together); smooth laws need a hundredth of them.
+MOST_PANELS = 500_000
+MOST_PAIRS = 4_000_000
 # Panels summed at once, so that a work array stays in the cache.
 CHUNK = 1024
 # d/|w| beyond which it might as well be infinite; its square is within the range of floats.
 LARGEST_SHARE = 1e150
 ONES = np.ones(NODES.size)
+NOISY = (
+    "averages of 1/(w - phi'^2) need too many panels: phi' has too many zeros, or noise where it is small. Give its "
+    "exact derivative, written without cancellation next to its zeros, or a smaller variance."
+)
 
 
 class PanelTree:
@@ -58,6 +66,8 @@ class PanelTree:
 
     def _append(self, law: Index, left: Array, width: Array, d: Array, weight: Array) -> int:
         """Add panels; the index of the first."""
+        if self._size + law.size > MOST_PANELS + self._roots:
+            raise ConvergenceError(NOISY)
         start, self._size = self._size, self._size + law.size
         if self._size > self._law.size:
             capacity = max(2 * self._law.size, self._size)
@@ -108,6 +118,11 @@ class PanelTree:
             Which of the rules each belongs to.
         centre : (n,) array, optional
             nan where it is not wanted.
+
+        Raises
+        ------
+        ConvergenceError
+            When phi' is so noisy that panels grow beyond their bound.
         """
         if self._size > MOST_KEPT + self._roots:
             self._size = self._roots
@@ -126,6 +141,8 @@ class PanelTree:
         for _ in range(DEEPEST):
             if owner.size == 0:
                 break
+            if owner.size > MOST_PAIRS // BRANCHES:
+                raise ConvergenceError(NOISY)
             owner = np.repeat(owner, BRANCHES)
             node = (self._children(node)[:, None] + np.arange(BRANCHES)).ravel()
             _, far = self._far(w, log_w, size, owner, node)

@@ -18,6 +18,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from isometry.errors import ConvergenceError
+
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
@@ -33,6 +35,8 @@ NOTHING = 1e-17
 LOG_SPAN = 4.0
 _HIGHER = np.polynomial.legendre.legvander(NODES, 9)[:, 4:] * WEIGHTS[:, None] * (np.arange(4, 10) + 0.5)
 DEEPEST = 48
+# Named activations take some hundred panels; a wave of a hundred periods takes some thousand.
+MOST_PANELS = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +127,13 @@ class PanelRule:
 
     @classmethod
     def build(cls, function: Callable[[Array], Array], cuts: list[Array], *, fold: float) -> PanelRule:
-        """Panels between the cuts of each piece, halved until E d and E d^6 agree to rounding."""
+        """Panels between the cuts of each piece, halved until E d and E d^6 agree to rounding.
+
+        Raises
+        ------
+        ConvergenceError
+            When they do not within 20,000 panels.
+        """
         starts, ends, stretches, ranges = [], [], [], []
         for piece in cuts:
             for low, high in itertools.pairwise(piece):
@@ -152,6 +162,11 @@ class PanelRule:
             left, width = halves_left[rough], halves_width[rough]
             if left.size == 0:
                 break
+            if sum(part[0].size for part in kept) + left.size > MOST_PANELS:
+                raise ConvergenceError(
+                    f"phi' is not resolved by {MOST_PANELS} panels, first near {left[0]:.6g} standard deviations: it "
+                    "has noise or too many waves there. Give its exact derivative, or a smaller variance."
+                )
         else:
             # The rest has a width of 1e-13: a jump of d that was not declared as a kink.
             kept.append((left, width, *sample(function, left, width, fold)))

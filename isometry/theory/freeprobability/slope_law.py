@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +25,7 @@ from scipy.optimize import brentq, minimize_scalar
 from isometry.errors import TheoryError
 from isometry.theory.activations import Activation
 from isometry.theory.freeprobability.law_averages import Averages, LawAverages
+from isometry.theory.freeprobability.multiple_zeros import without_noise
 from isometry.theory.freeprobability.panels import PanelRule
 
 Array = NDArray[np.float64]
@@ -170,7 +172,7 @@ def slope_law(activation: Activation, q: float) -> SlopeLaw:
     else:
         fold = 1.0
     cuts = [np.array([low, *_turning_points(activation, scale, low, high), high]) for low, high in pieces]
-    rule = PanelRule.build(lambda x: np.square(activation.derivative(scale * x)), cuts, fold=fold)
+    rule = PanelRule.build(_slope_squared(activation, scale, cuts), cuts, fold=fold)
     law = SlopeLaw(
         np.empty(0) if atoms is None else atoms.values,
         np.empty(0) if atoms is None else atoms.masses * share,
@@ -178,6 +180,22 @@ def slope_law(activation: Activation, q: float) -> SlopeLaw:
         continuous=rule,
     )
     return _checked(law, activation, q)
+
+
+def _slope_squared(activation: Activation, scale: float, cuts: list[Array]) -> Callable[[Array], Array]:
+    """d(x) = phi'(sqrt(q) x)^2 as a function of arrays, with its multiple zeros free of noise."""
+
+    def slope(x: Array) -> Array:
+        return activation.derivative(scale * x)
+
+    # A piece ends at a kink or at zero, where phi' may vanish too, or in a tail.
+    inner = {0.0, *(kink / scale for kink in activation.kinks)}
+    zeros = sorted({float(place) for cut in cuts for place in (*cut[1:-1], *(inner & set(cut.tolist())))})
+    points = np.concatenate([np.linspace(cut[0], cut[-1], 2001) for cut in cuts])
+    smooth = without_noise(
+        slope, zeros, (float(cuts[0][0]), float(cuts[-1][-1])), float(np.max(np.abs(slope(points))))
+    )
+    return lambda x: np.square(smooth(x))
 
 
 def _alive(activation: Activation, scale: float, probe: Array, d: Array) -> tuple[float, float]:
