@@ -27,12 +27,12 @@ _UNITS = {
     "ti": 2**40,
 }
 
-# Where a command finds, in the `meta` of its context, the line that called it.
+# Key of the command line in the `meta` of a click context.
 TYPED = "isometry.typed"
 
 
 def typed_line(arguments: Sequence[str]) -> str:
-    """The command line as a shell takes it, for the record of what it makes."""
+    """The command line in the syntax of a shell, for provenance."""
     return shlex.join(["isometry", *arguments])
 
 
@@ -45,7 +45,7 @@ json_option = click.option(
 
 
 def _number(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Refuses nan, which lies in every range as click sees it, and misses no threshold."""
+    """Refuse nan, which passes every range check of click and every threshold."""
     if value is not None and math.isnan(value):
         raise click.BadParameter("nan is not a number", ctx, param)
     return value
@@ -131,7 +131,7 @@ def _setting_option(option: Option, default: Any) -> Callable[[Command], Command
 
 
 def model_options(command: Command) -> Command:
-    """The options that say which model, with which weights, at which input."""
+    """The options that choose weights, mode and input of a model."""
     from isometry.loading.inputs import INPUT_HELP
 
     for option in (

@@ -12,7 +12,7 @@ from isometry.cli.streams import note, print_json
 
 @click.command("plot")
 @file_argument
-@click.option("--x", required=True, metavar="COLUMN", help="What goes along: a setting, or a result.")
+@click.option("--x", required=True, metavar="COLUMN", help="Column along x: a setting or a result.")
 @click.option(
     "--y", required=True, metavar="COLUMN", help="The number to draw, such as s_max or mean_square."
 )
@@ -25,7 +25,10 @@ from isometry.cli.streams import note, print_json
     help="Only points such as depth>=8 or init=gaussian; several conditions must all hold.",
 )
 @click.option(
-    "--theory/--no-theory", default=True, show_default=True, help="Draw what theory predicts, where it does."
+    "--theory/--no-theory",
+    default=True,
+    show_default=True,
+    help="Draw the prediction of theory where there is one.",
 )
 @click.option(
     "--log-x/--linear-x", default=None, help="Scale of the x axis (default: what suits the values)."
@@ -53,9 +56,9 @@ def plot_command(
     picture: Path,
     as_json: bool,
 ) -> None:
-    """Draw one number of all points of a sweep against a setting, seeds averaged, with theory over it.
+    """Draw one number of all points of a sweep against a setting, averaged over seeds, with theory.
 
-    `isometry table FILE.h5` shows the columns there are.
+    `isometry table FILE.h5` lists the columns.
     """
     from isometry.report.canvas import save_figure
     from isometry.report.curves import plot_curves

@@ -50,8 +50,8 @@ def sweep_command(
 ) -> None:
     """Measure, predict, compare or train at every point of a grid.
 
-    GRID.toml has [axes], [[zip]], seeds and [fixed]; docs/sweeps.md lists the keys. Stop it in any way and call it
-    again: what is finished is skipped, what failed is tried again. Exit code 1 where points failed.
+    GRID.toml has [axes], [[zip]], seeds and [fixed]; docs/sweeps.md lists the keys. Interrupting keeps finished
+    points; the same command continues, and tries failed points again. Exit code 1 where points failed.
     """
     if address is not None and workers is not None:
         raise click.UsageError(

@@ -1,4 +1,4 @@
-"""`isometry train`: a vanilla CNN learns, and its curves and Jacobian spectra go into one file."""
+"""`isometry train`: train a vanilla CNN, and store its curves and Jacobian spectra in one file."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def train_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a vanilla CNN without normalisation or skip connections, and record what happens.
+    """Train a vanilla CNN without normalisation or skip connections, and record its curves.
 
     Without --sigma-w, --sigma-b and --q-star the network is critical at q* = 1/depth.
     DATA is digits (the default, bundled with scikit-learn), mnist or cifar10 (with --folder), or an .npz file with
@@ -88,7 +88,7 @@ def train_command(
 
 
 def _training_options(options: dict[str, Any], seed: int) -> TrainingOptions:
-    """Takes its own options out of the dictionary and leaves those of the network."""
+    """Training options out of the dictionary; the options of the network stay in it."""
     if options["depth"] < 1:
         raise InputError(f"--depth must be one layer or more, got {options['depth']}.")
     chosen = {name: options.pop(name) for name in TRAINING_OPTIONS if name in options}
@@ -115,7 +115,7 @@ def _network(dataset: Dataset, options: dict[str, Any], seed: int, device: str |
 
 
 def _prepare(file: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse, before any work, to write over another run."""
+    """Refuse to overwrite another run, before any work."""
     from isometry.errors import StoreError
     from isometry.store import open_store
 

@@ -1,4 +1,4 @@
-"""Along the depth of a network: the gain of every block, and the law that its layers would give together."""
+"""Along the depth of a network: the gain of every block, and the law of the free product of its layers."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def measure_blocks(
     whole: Spectrum | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> BlockProfile:
-    """Where along the depth of ``model`` the signal is lost: the gain of every block and of the running product.
+    """The gain of every block of ``model`` and of the running product, which show where the signal is lost.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def measure_blocks(
     Raises
     ------
     ModelError
-        When the model is no chain, or its chain gives something else than the model itself.
+        When the model is not a chain, or the chain does not reproduce the output of the model.
     InputError
         When no module's name matches ``blocks``, or an argument is out of its range.
 
@@ -149,7 +149,7 @@ def measure_blocks(
 def _placed(
     model: nn.Module, x: Tensor, dtype: torch.dtype | None, device: torch.device | str | None
 ) -> tuple[nn.Module, Tensor]:
-    """The model and the input where and in the precision they are measured in: the model's own, unless asked for."""
+    """The model and the input on the device and in the dtype of the measurement, by default the model's own."""
     point = point_function(model, x, dtype=dtype, device=device).point
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     if all((t.dtype, t.device) == (point.dtype, point.device) for t in tensors):
@@ -158,7 +158,7 @@ def _placed(
 
 
 def _same_as_model(model: nn.Module, point: Tensor, end: Tensor) -> None:
-    """Raise where the chain of blocks does not end where the model ends: it is then not the model that was measured."""
+    """Raise ModelError where the chain of blocks does not reproduce the output of the model."""
     with strict_numerics(point.device), torch.no_grad():
         value = model(point.clone())
     same = isinstance(value, Tensor) and value.shape == end.shape
@@ -193,7 +193,7 @@ def _walk(
     for number, block in enumerate(chain):
         try:
             with warnings.catch_warnings():
-                # What is said of a block (a slower way to its products) would be said of hundreds.
+                # A warning about one block (slower products) would repeat for hundreds.
                 warnings.simplefilter("ignore" if number else "default")
                 operator = JacobianOperator(block.function, point, batched=batched, memory_limit=memory_limit)
         except IsometryError as error:
@@ -259,7 +259,7 @@ def _running_spectra(
     depths = [DEPTH_RATIO**k for k in range(len(chain)) if DEPTH_RATIO**k < len(chain)]
     running: dict[int, Spectrum] = {}
     with warnings.catch_warnings():
-        # Of the whole network the caller hears all this; deep inside it a small J is what is looked for.
+        # The whole network warns the caller of all this; inside it a small J is the result, not a fault.
         warnings.simplefilter("ignore")
         for number, depth in enumerate(depths):
             # Layers between two blocks are no module that a measurement could end at.
@@ -277,7 +277,7 @@ def _running_spectra(
     return running
 
 
-# ---- what follows --------------------------------------------------------------------------------------
+# ---- the profile --------------------------------------------------------------------------------------
 
 
 def _profile(
@@ -307,7 +307,7 @@ def _profile(
         log10_mean_square=log_mean / LN10,
         log10_mean_square_stderr=np.array([tangents.standard_error(row) for row in rows]) / LN10,
         log10_gain=gain / LN10,
-        # The same probes before and behind a block: what they have in common cancels (delta method).
+        # The same probes enter and leave a block: their common part cancels (delta method).
         log10_gain_stderr=np.array(
             [tangents.standard_error(row - last) for row, last in zip(rows, before, strict=True)]
         )

@@ -1,7 +1,7 @@
-"""A network as a chain of layers: which function acts after which, for networks whose order is known.
+"""A network as a chain of layers, for networks whose order is known. Internal.
 
-`torch.nn.Sequential`, nested as well, and the reference networks of `isometry.nn` are such chains. What holds modules
-but does not say in which order it calls them is none.
+`torch.nn.Sequential`, nested as well, and the reference networks of `isometry.nn` are such chains. A module
+that calls its children in an order of its own is not.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from isometry.nn.network import Network
 
 Function = Callable[[Tensor], Tensor]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# A class derived from Sequential may call what it holds in another order.
+# A class derived from Sequential may call its children in another order.
 _CHAINING = (nn.Sequential.forward, Trunk.forward)
 WEIGHTED = (nn.Linear, *CONVOLUTIONS, DenseLayer, ConvolutionLayer)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One layer of the walk: its name, what it does to a tensor, and the module that says how."""
+    """One layer: its name, its function of a tensor, and its module where it is one."""
 
     name: str
     function: Function
@@ -40,7 +40,7 @@ def steps_of(name: str, module: nn.Module, blocks: frozenset[str]) -> Iterator[S
         Name of the module in the whole model, "" for the model itself.
     module : nn.Module
     blocks : frozenset of str
-        Names of modules that are taken as one step, whatever they hold.
+        Names of modules that are taken as one step.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def steps_of(name: str, module: nn.Module, blocks: frozenset[str]) -> Iterator[S
 
 
 def _network_steps(name: str, network: Network, blocks: frozenset[str]) -> Iterator[Step]:
-    """Stem, trunk, what `Network.forward` does between trunk and head, head."""
+    """Stem, trunk, the steps of `Network.forward` between trunk and head, head."""
     if network.stem is not None:
         yield from steps_of(_joined(name, "stem"), network.stem, blocks)
     yield from steps_of(_joined(name, "trunk"), network.trunk, blocks)
@@ -102,7 +102,7 @@ def _joined(name: str, child: str) -> str:
 
 
 def applied(step: Step, point: Tensor) -> Tensor:
-    """What leaves the layer; its input stays as it is, whatever the layer does in place."""
+    """Output of the layer; its input is copied first, for a layer may act in place."""
     try:
         output = step.function(point.clone())
     except (RuntimeError, ValueError, TypeError) as error:

@@ -1,10 +1,9 @@
-"""`predict_from_layers`: the spectrum a given network would have if its layers were free of each other.
+"""`predict_from_layers`: the spectrum of a given network if its layers were free of each other.
 
-The layers of one concrete network, trained or not, are taken as they are: the singular values of every weight, and
-the slopes phi'(h) of every activation at this very input. Their product as free factors
-(`isometry.theory.freeprobability.discrete`) is what J would show if the singular directions of neighbouring layers
-had nothing to do with each other. Set beside a measurement by `isometry.compare` it answers one question: are the
-layers of this network free of each other?
+The factors are the layers of one network, trained or not: the singular values of every weight, and the slopes phi'(h)
+of every activation at one input. Their free product (`isometry.theory.freeprobability.discrete`) is the law of J if the
+singular vectors of neighbouring layers are independent. Compared with a measurement by `isometry.compare`, it tests
+whether the layers of the network are free.
 """
 
 from __future__ import annotations
@@ -65,9 +64,9 @@ def predict_from_layers(
     Raises
     ------
     ModelError
-        When a module can not be walked: it is named, with what to do. Also for dropout or batch-norm in training mode.
+        When the order of the layers in a module is not known. Also for dropout or batch-norm in training mode.
     ConvergenceError
-        When the free product does not come out.
+        When the free product does not converge.
 
     Notes
     -----
@@ -139,7 +138,7 @@ predict_for = predict_from_layers
 
 
 def _factor(step: Step, point: Tensor, output: Tensor) -> tuple[Factor, str]:
-    """The singular values of the layer's Jacobian at this input, and a word for where they came from."""
+    """The singular values of the layer's Jacobian at this input, and the name of their source."""
     make = partial(Factor.from_values, rows=output.numel(), columns=point.numel(), name=step.name)
     module = step.module
     if isinstance(module, nn.Linear | DenseLayer):

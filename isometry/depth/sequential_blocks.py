@@ -1,4 +1,4 @@
-"""The blocks of a sequential network: its children, the layers of a reference network, or what a pattern names."""
+"""The blocks of a sequential network: children, layers of a reference network, or modules by a pattern. Internal."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""From words to objects: the MODEL and INPUT specs and the files of weights that a user names, made and read.
+"""Models, inputs and weights from the texts that name them on the command line and in grids.
 
-What the command line takes as arguments and a sweep as values of its grid. Code in a file or package that the user
-names is run; nothing else is: weights and inputs are loaded as plain arrays.
+Code in a file or package that the user names is run. Weights and inputs are loaded as plain arrays, never unpickled.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def given_settings(kind: str, text: str) -> dict[str, Any]:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """The text that `given_settings` reads back."""
+    """The settings as the text that `given_settings` reads."""
     return ",".join(f"{key}={value}" for key, value in settings.items())
 
 

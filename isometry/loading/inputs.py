@@ -36,7 +36,7 @@ def known_input_spec(spec: str) -> bool:
 
 @dataclass(frozen=True)
 class LoadedInput:
-    """What the model is measured at.
+    """The input of a measurement.
 
     Parameters
     ----------
@@ -77,14 +77,14 @@ def load_input(
     Raises
     ------
     SpecError
-        A spec that is none of the three, a file that is not there, more inputs than there are.
+        An unknown spec, a missing file, or more inputs than the source has.
     """
     if count is not None and not batch_axis:
         raise SpecError("--inputs stacks inputs along a batch axis, so --no-batch-axis does not go with it")
     if spec is None:
         if model.input_shape is None:
             raise SpecError(
-                f"the model {model.spec} does not say what goes into it: give --input, a shape such as 3x32x32, "
+                f"the model {model.spec} does not fix the shape of its input: give --input, a shape such as 3x32x32, "
                 "'digits', or a .npy, .npz or .pt file"
             )
         return _normal(
@@ -103,7 +103,7 @@ def load_input(
 def stationary_variance(module: nn.Module) -> float:
     """Variance of inputs that give the first layer of a reference network the pre-activations q* of all others.
 
-    q* = sigma_w^2 v + sigma_b^2. One where the network has a stem, which sees to that itself, or no q*.
+    q* = sigma_w^2 v + sigma_b^2. One where the network has no q*, or a stem, which scales its input itself.
     """
     q_star, sigma_w, sigma_b = (getattr(module, name, None) for name in ("q_star", "sigma_w", "sigma_b"))
     if q_star is None or sigma_w is None or sigma_b is None or getattr(module, "stem", None) is not None:
@@ -117,8 +117,7 @@ def _normal(
 ) -> LoadedInput:
     import torch
 
-    # A stream of its own: with the plain seed the input would repeat the very numbers that a model of the same seed
-    # has as its first weights, and the two would be far from independent.
+    # A separate stream: with the plain seed the input would repeat the first weights of a model of the same seed.
     stream = np.random.SeedSequence([seed, *b"input"]).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(stream) % 2**63)
     # Drawn in float64, so that both precisions measure at the same point.
@@ -130,7 +129,7 @@ def _normal(
 
 
 def _digits(model: LoadedModel, count: int, batch_axis: bool) -> LoadedInput:
-    """Test digits: those that `isometry.nn` and `isometry train` never train on, standardised like the others."""
+    """Test digits, which `isometry train` does not train on, standardised like the training digits."""
     from isometry.training.data import load_dataset
 
     test = load_dataset("digits").test_images

@@ -1,7 +1,6 @@
 """From a MODEL spec to an nn.Module: a file, an importable name, a built-in, torchvision or timm.
 
-Code in a file or package that the user names is run, as `python FILE` would run it; nothing else is: weights are
-loaded as tensors only.
+Code in a file or package that the user names is run, as `python FILE` would run it.
 """
 
 from __future__ import annotations
@@ -39,17 +38,17 @@ with SETTINGS such as
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and what its spec says about it.
+    """A model, and its input as far as its spec determines it.
 
     Parameters
     ----------
     module : nn.Module
     spec : str
-        The spec as it was typed.
+        The spec, unchanged.
     name : str
         A short name for reports and files.
     input_shape : tuple of int, optional
-        Shape of one input, where the spec settles it (built-ins).
+        Shape of one input, where the spec determines it (built-ins).
     repeats_channels : int, optional
         Channels of a bare convolutional trunk, over which a one-channel image may be repeated.
     """
@@ -104,7 +103,7 @@ def load_model(spec: str, *, seed: int = 0, evaluation: bool = False) -> LoadedM
 
 
 def built_in_model(kind: str, settings: Mapping[str, Any], spec: str) -> LoadedModel:
-    """The reference network of that kind with these settings, those it needs among them."""
+    """The reference network of that kind with these settings."""
     module, shape = build(kind, settings)
     bare = "channels" in settings and settings.get("in_channels") is None
     return LoadedModel(module, spec, kind, shape, settings["channels"] if bare else None)
@@ -138,7 +137,7 @@ def _module_from_file(path: Path) -> Any:
     if specification is None or specification.loader is None:
         raise SpecError(f"{str(path)!r} is not a Python file; it needs the ending .py")
     module = importlib.util.module_from_spec(specification)
-    # As for `python FILE`: what lies beside the file can be imported, and classes find their module.
+    # As for `python FILE`: neighbours of the file can be imported, and classes find their module.
     sys.path.insert(0, str(path.resolve().parent))
     sys.modules[name] = module
     with _foreign_code(str(path)):
@@ -147,7 +146,7 @@ def _module_from_file(path: Path) -> Any:
 
 
 def _module_by_name(name: str) -> Any:
-    # As for `python -m`: the working directory is where modules are looked for first.
+    # As for `python -m`: modules in the working directory come first.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -163,7 +162,7 @@ def _module_by_name(name: str) -> Any:
 
 
 def _make(found: Any, spec: str) -> nn.Module:
-    """The nn.Module behind what was found: itself, or what it returns when called."""
+    """The object found, if it is an nn.Module, or the nn.Module that it returns."""
     from torch import nn
 
     if isinstance(found, nn.Module):
@@ -218,7 +217,7 @@ def _from_library(library: str, name: str) -> nn.Module:
 
 @contextlib.contextmanager
 def _foreign_code(where: str) -> Any:
-    """Code of the user's own: what it prints goes to standard error, what it raises names its origin."""
+    """Run code of the user: its output goes to standard error, and its exceptions become LoadError."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield

@@ -43,8 +43,7 @@ _MODULES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 
 ACTIVATION_NAMES = tuple(_MODULES)
 
-# Modules that transform elementwise without parameters; one that is here but has no name above is an error
-# in `critical_init_`, not something to walk past.
+# Elementwise modules without parameters. `critical_init_` refuses those that have no name above.
 ACTIVATION_MODULES: tuple[type[nn.Module], ...] = (
     Erf,
     *(

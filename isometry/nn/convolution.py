@@ -22,7 +22,7 @@ from isometry.nn.kernels import centre_tap
 
 PADDING_MODES = ("circular", "zeros", "reflect", "replicate")
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-# A dense matrix beyond this many bytes is refused; its SVD would take many minutes anyway.
+# Largest dense matrix; its SVD takes minutes.
 DENSE_BYTES = 4 * 2**30
 
 
@@ -143,7 +143,7 @@ def _circular(
         flat = (flat[:, None] * n + position).flatten()
     wrapped.flatten(3).index_add_(3, flat, kernels.flatten(3))
     transform = torch.fft.fftn(wrapped, dim=tuple(range(3, 3 + axes)))
-    # Output frequency f hears the input frequencies f + j n/s: split every axis into (s, n/s).
+    # Output frequency f depends on the input frequencies f + j n/s: split every axis into (s, n/s).
     coarse = tuple(n // s for n, s in zip(size, strides, strict=True))
     split = [length for s, n in zip(strides, coarse, strict=True) for length in (s, n)]
     transform = transform.reshape(groups, channels_out, channels_in, *split)

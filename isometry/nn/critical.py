@@ -17,11 +17,11 @@ from isometry.nn.activations import ACTIVATION_MODULES, ACTIVATION_NAMES, activa
 from isometry.nn.initialisers import (
     delta_orthogonal_,
     gaussian_,
-    mirrored_,
     orthogonal_,
     orthogonal_conv_,
 )
 from isometry.nn.layers import ConvolutionLayer, DenseLayer
+from isometry.nn.mirrored import mirrored_
 from isometry.nn.options import CONVOLUTION_INITS
 from isometry.nn.variances import Variances, choose_variances, mirrored_gain
 
@@ -85,7 +85,7 @@ def critical_init_(
         without biases.
     input_mean_square : float, optional
         Mean square of the entries of the model's input. The first layer is then scaled to pre-activations of variance
-        q*, without which the first layers are spent on approaching it.
+        q*, so that the variance is stationary from the first layer on.
     generator : torch.Generator, optional
         Source of randomness, else the global CPU seed of torch.
 
@@ -107,7 +107,7 @@ def critical_init_(
     The *rows* of a layer have norm sigma_w (in mean square), which is what keeps the variance. A square layer or one
     that shrinks is then sigma_w times an isometry or co-isometry; one that widens from N to M is sigma_w sqrt(M/N)
     times an isometry. A strided convolution uses a patch of as many taps as it has (`delta_orthogonal_`).
-    Normalisation layers undo all of this; a model that has them is initialised with a warning.
+    Normalisation layers rescale the signal; a model that has them is initialised with a warning.
 
     References
     ----------
@@ -164,7 +164,7 @@ def _check_arguments(weights: str, input_mean_square: float | None) -> None:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
-    """The layers to fill, by name; weights that two modules share come once."""
+    """The layers to fill, by name; shared weights once."""
     seen: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED, ConvolutionLayer, DenseLayer)):
@@ -261,7 +261,7 @@ def _fill_layer(
     if weight.ndim == 2:
         orthogonal_(weight, gain * math.sqrt(max(1.0, outputs / inputs)), generator=generator)
         return
-    # A stride beyond the kernel never reads some positions; a full patch of taps is then the best there is.
+    # A stride beyond the kernel skips positions; all taps of the kernel are then in use.
     patch = tuple(min(s, k) for s, k in zip(strides, kernel_size, strict=True))
     read, written = inputs * math.prod(patch), outputs
     if transposed:

@@ -1,4 +1,4 @@
-"""Initialisers, in place, in the manner of `torch.nn.init`; and the singular values that tell what they did.
+"""Initialisers, in place, in the manner of `torch.nn.init`; and the singular values of a convolution.
 
 >>> import torch
 >>> from isometry.nn import init
@@ -15,10 +15,10 @@ from isometry.nn.critical import critical_init_
 from isometry.nn.initialisers import (
     delta_orthogonal_,
     gaussian_,
-    mirrored_,
     orthogonal_,
     orthogonal_conv_,
 )
+from isometry.nn.mirrored import mirrored_
 
 __all__ = [
     "conv_singular_values",

@@ -300,7 +300,7 @@ def check_rank(rank: str | int, channels: int) -> None:
 
 
 def draw_device(generator: torch.Generator | None) -> torch.device:
-    """Where numbers are drawn: on the generator's device, else on the CPU, so that one seed is one network."""
+    """Device of the draws: the generator's, else the CPU, so that a seed gives the same network on any device."""
     return torch.device("cpu") if generator is None else generator.device
 
 

@@ -23,7 +23,7 @@ from isometry.nn.kernels import centre_tap
 _WRAP_INDICES: dict[tuple[int, int, int, torch.device], Tensor] = {}
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
-# Beyond this many bytes kept for the backward pass a trunk checkpoints unless it is told otherwise.
+# Bytes kept for the backward pass beyond which a trunk checkpoints by default.
 CHECKPOINT_BYTES = 2**30
 
 
@@ -136,13 +136,13 @@ class Trunk(nn.Sequential):
     *layers : torch.nn.Module
         The layers, first one first (or one ordered dictionary of them, as `torch.nn.Sequential` takes).
     checkpoint_segments : int, optional
-        Number of segments whose inner activations are thrown away in the forward pass and computed again in the
-        backward pass. 0 keeps everything. None decides by the input: about sqrt(depth) segments once more than
-        `CHECKPOINT_BYTES` (1 GiB) would be kept, none before. A recomputed network takes about a third longer.
+        Number of segments whose inner activations are recomputed in the backward pass. 0 keeps all activations. None
+        decides by the input: about sqrt(depth) segments if more than `CHECKPOINT_BYTES` (1 GiB) would be kept, else 0.
+        Recomputing takes about a third longer.
 
     Notes
     -----
-    Under torch.func transforms (jvp, vjp, vmap, ...) nothing is checkpointed: saved-tensor hooks do not pass them.
+    Under torch.func transforms (jvp, vjp, vmap, ...) nothing is checkpointed: they do not support saved-tensor hooks.
     """
 
     def __init__(self, *layers: Any, checkpoint_segments: int | None = None) -> None:
@@ -165,7 +165,7 @@ class Trunk(nn.Sequential):
         return x
 
     def __repr__(self) -> str:
-        """Runs of equal layers in one line each: ten thousand lines tell nobody anything."""
+        """Runs of equal layers in one line each."""
         lines: list[str] = []
         position = 0
         for text, run in itertools.groupby(" ".join(repr(layer).split()) for layer in self):

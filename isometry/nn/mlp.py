@@ -110,7 +110,7 @@ class MLP(Network):
 
     @classmethod
     def from_ensemble(cls, ensemble: Ensemble, width: int | None = None, **options: Any) -> MLP:
-        """Network drawn from an `Ensemble`; `width` is needed where the ensemble does not say its widths."""
+        """Network drawn from an `Ensemble`; `width` is needed where the ensemble has no widths."""
         if width is None and ensemble.widths is None:
             raise InputError("this ensemble is square of any width: give the width of the network to draw.")
         arguments = arguments_of_ensemble(

@@ -1,4 +1,4 @@
-"""`Network`, stem, trunk and head of a reference network; `Design`, how its weights are drawn; their `Ensemble`."""
+"""`Network`: stem, trunk and head of a reference network. `Design`: how its weights are drawn. Internal."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def trunk_ensemble(
     residual: float | None,
     widths: tuple[int, ...] | None,
 ) -> Ensemble | None:
-    """The trunk as the theory sees it; None where it has no name for the law or the activation."""
+    """The trunk as an `Ensemble`; None where the theory does not know the law or the activation."""
     if name is None or init == "mirrored" or variances.sigma_w == 0:
         return None
     return Ensemble(

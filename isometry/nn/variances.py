@@ -1,4 +1,4 @@
-"""Which sigma_w, sigma_b and q* a network gets: as asked for, or the critical point of its activation."""
+"""sigma_w, sigma_b and q* of a network: as given, or at the critical point of its activation. Internal."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def choose_variances(
     q_star: float | None,
     depth: int,
 ) -> Variances:
-    """sigma_w, sigma_b and q* from whatever is given; what is missing comes from the critical line chi_1 = 1.
+    """sigma_w, sigma_b and q* as given; those left out come from the critical line chi_1 = 1.
 
     Parameters
     ----------
     activation : str, Activation or None
         phi, by name or as the theory has it; None for a function the theory does not know, which then needs `sigma_w`.
     sigma_w, sigma_b, q_star : float or None
-        ``sigma_w`` (with or without ``sigma_b``, 0 if left out) is used as given. ``sigma_b`` alone, or ``q_star``
-        alone, picks that point of the critical line. Nothing at all picks q* = 1/depth: for a smooth odd phi the
+        ``sigma_w`` (with ``sigma_b``, 0 if left out) is used as given. ``sigma_b`` alone, or ``q_star`` alone, selects
+        that point of the critical line. The default is q* = 1/depth: for a smooth odd phi the
         variance of squared singular values is then about 8/depth (Pennington et al. 2018,
         arXiv 1802.09979, section 4), so isometry improves with depth.
     depth : int

@@ -1,6 +1,7 @@
-"""Sweeps: a grid of points, any executor, one file that a kill does not harm. See docs/sweeps.md.
+"""Sweeps: every point of a grid, on any executor, into one resumable file. See docs/sweeps.md.
 
-Names are loaded when they are first used: a new worker sets its threads before NumPy and torch are loaded.
+Names are loaded when they are first used, because a new worker sets its number of threads before it loads NumPy and
+torch.
 """
 
 from __future__ import annotations

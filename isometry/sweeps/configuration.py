@@ -1,9 +1,9 @@
-"""A point of a sweep: one configuration in its canonical form, and the key and name that follow from it.
+"""`Point`: one configuration of a sweep in canonical form, with its key and its name.
 
-Two ways of saying the same thing (a default left out or written down, 1 or 1.0, `model = "mlp:depth=4"` or
-`depth = 4`) give one canonical configuration, and so one key: SHA-256 of its JSON with sorted keys and floats as
-Python's repr. Where the configuration names files, their contents count too: a checkpoint that was trained on is
-another point.
+Points are hashed by their canonical configuration: the key is the SHA-256 of its JSON with sorted keys and floats as
+Python's repr. A default left out or written down, 1 or 1.0, `model = "mlp:depth=4"` or `depth = 4` give the same
+canonical configuration. The contents of files that a configuration names are hashed too: a checkpoint that was trained
+further is another point.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from isometry.sweeps.keys import (
 )
 from isometry.training.options import NETWORK_DEFAULTS, TrainingOptions
 
-# Of the way a configuration becomes a key. A change makes every stored point unknown, so it is written into the key.
+# Version of the hashing, hashed itself: a change of it makes every stored point unknown.
 KEY_VERSION = 1
 _NAME_BYTES = 150
 _TITLES = {"measure": "", "predict": "prediction", "compare": "comparison", "train": "training"}
@@ -66,7 +66,7 @@ class Point:
 
     @cached_property
     def name(self) -> str:
-        """What the results are called in a file: the configuration in short, and the beginning of the key."""
+        """Name of the results in a file: the configuration in short, and the beginning of the key."""
         plain = _defaults(self.kind, self.values.get("model"))
         told = [
             f"{key}={_short(key, value)}"
@@ -81,25 +81,25 @@ class Point:
         return f"{label.encode()[:_NAME_BYTES].decode(errors='ignore').strip()} [{self.key[:16]}]"
 
     def record(self) -> dict[str, Any]:
-        """What is kept of it with its results, as plain JSON values."""
+        """The record stored with the results, as plain JSON values."""
         found: dict[str, Any] = {"kind": self.kind, "key": self.key, "configuration": dict(self.values)}
         return {**found, "files": dict(self.files)} if self.files else found
 
 
 def point_of(configuration: Mapping[str, Any], where: str = "the configuration") -> Point:
-    """The point of a configuration as a user writes it.
+    """The point of a configuration written by a user.
 
     Parameters
     ----------
     configuration : mapping
         Keys and values of docs/sweeps.md, with ``kind`` ("measure" if left out). A value of None is one left out.
     where : str
-        What an error calls it.
+        Name of the configuration in errors.
 
     Raises
     ------
     SpecError
-        When a key is unknown or missing, or does not take its value.
+        When a key is unknown or missing, or has a value that it does not accept.
     """
     given = {key: value for key, value in configuration.items() if value is not None}
     for key in given:
@@ -120,7 +120,7 @@ def point_of(configuration: Mapping[str, Any], where: str = "the configuration")
         values[key] = read_value(key, value, readers[key], where)
     values = {**_defaults(kind, model), **values}
     _check_together(kind, model, values, where)
-    # The order of the readers, whatever the order of the user: names do not depend on it either.
+    # In the order of the readers: names do not depend on the order in which the user writes the keys.
     ordered = {key: values[key] for key in readers if key in values}
     if model is not None:
         ordered = {"model": model, **ordered}
@@ -128,7 +128,7 @@ def point_of(configuration: Mapping[str, Any], where: str = "the configuration")
 
 
 def _model(kind: str, given: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    """The name of the network, and the configuration with the settings that stood in its spec."""
+    """The name of the network, and the configuration extended by the settings in its MODEL string."""
     spec = given.pop("model", "mlp" if kind == "predict" else None)
     if not isinstance(spec, str):
         raise SpecError(
@@ -167,7 +167,7 @@ def _readers(kind: str, model: str) -> dict[str, Reader]:
 
 
 def _defaults(kind: str, model: str | None) -> dict[str, Any]:
-    """What a configuration says where the user says nothing."""
+    """Values of the keys that the user leaves out."""
     if kind == "train":
         known = training_keys()
         options = {
@@ -200,10 +200,10 @@ def _stray(key: str, readers: Mapping[str, Reader], kind: str, model: str | None
 
 
 def _check_together(kind: str, model: str | None, values: Mapping[str, Any], where: str) -> None:
-    """What each key alone can not tell."""
+    """Raise SpecError for combinations of keys that exclude each other."""
     if kind in ("measure", "compare"):
         if model not in NETWORKS and "input" not in values:
-            raise SpecError(f"{where}: the model {model!r} does not say what goes into it: give input")
+            raise SpecError(f"{where}: the model {model!r} does not fix the shape of its input: give input")
         if "inputs" in values and not values["batch_axis"]:
             raise SpecError(
                 f"{where}: inputs are stacked along a batch axis: batch_axis = false does not go with them"
@@ -251,7 +251,7 @@ def _digests(values: Mapping[str, Any], where: str) -> dict[str, str]:
 def _digest(path: Path, what: str) -> str:
     try:
         state = path.stat()
-        # A checkpoint stands in thousands of configurations and is read once.
+        # A checkpoint may occur in thousands of configurations; it is hashed once.
         known = (path.absolute(), state.st_size, state.st_mtime_ns)
         if known not in _DIGESTS:
             with path.open("rb") as file:

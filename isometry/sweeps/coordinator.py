@@ -1,9 +1,9 @@
-"""Hand out points, take in results; a worker that dies is no loss, and a point that kills its worker fails alone.
+"""Submit points and collect their outcomes; a point that kills its worker fails, and no other point is lost. Internal.
 
-When a worker dies it is not known which of the points under way did it. All of them become suspects: they are put
-aside until everything else is done, and then run one at a time. A suspect that is alone when a worker dies again has
-done it, and fails; the others were bystanders, and get their results. Dask tries a point several times by itself before
-it suspects it.
+When a worker dies, the executor does not tell which of the points in progress caused it. All of them become suspects:
+they are set aside until every other point is done, and are then run one at a time. A suspect that runs alone when a
+worker dies is the cause, and fails; the other suspects get their results. Dask retries a point several times before it
+reports that its worker died.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _DIED = "its worker died each time it ran: killed by the system (perhaps for wan
 def run_all(
     points: Sequence[Point], engine: Engine, take: Callable[[Point, Outcome], None], *, folder: str
 ) -> None:
-    """Run every point and ``take`` its outcome, in the order in which they end.
+    """Run every point and pass its outcome to ``take``, in the order in which points finish.
 
     Parameters
     ----------
     points : sequence of Point
     engine : Engine
     take : callable
-        Called in this thread with a point and what it gave. What it raises ends the work.
+        Called in this thread with a point and its outcome. An exception of its own ends the run.
     folder : str
         Where relative paths begin.
 
@@ -41,7 +41,7 @@ def run_all(
         When the engine is lost.
     """
     waiting, suspects = deque(points), deque[Point]()
-    # Whether suspicion means several deaths, as Dask counts them, and whether suspects were run alone already.
+    # Whether the executor counts several deaths before it reports one (Dask), and whether suspects ran alone already.
     counted, cleared = False, False
     flying: dict[Future[Outcome], Point] = {}
     ended: SimpleQueue[Future[Outcome]] = SimpleQueue()
@@ -49,7 +49,7 @@ def run_all(
         while waiting or suspects or flying:
             alone = not waiting and not flying
             if alone and counted and not cleared and len(suspects) == 1:
-                # Whoever stood beside a killer is suspected no more often than the killer: the only one has done it.
+                # A point beside the cause is reported no more often than the cause: a single suspect is the cause.
                 take(suspects.popleft(), Outcome(failure=Failure("WorkerDied", _DIED)))
                 continue
             if alone:
@@ -60,7 +60,7 @@ def run_all(
             if error is None:
                 continue
             lost = [point]
-            # A pool that breaks ends all that is under way, each with a result or with the same error.
+            # A broken pool ends every point in progress, each with a result or with the same error.
             while flying and isinstance(error, BrokenExecutor):
                 another, point = _collected(ended, flying, take)
                 lost += [] if another is None else [point]
@@ -71,14 +71,14 @@ def run_all(
                 suspects.extend(lost)
                 counted = not isinstance(error, BrokenExecutor)
     finally:
-        # Nothing goes on behind the back of whoever stopped it; what a lent executor has begun, it ends.
+        # Stopping cancels what has not started; a user's executor finishes the points it is computing.
         for future in flying:
             future.cancel()
 
 
 def worker_died(error: BaseException) -> bool:
-    """Whether an executor says by this exception that a worker process ended while it had the point."""
-    # Dask's KilledWorker, told by its name: distributed is not imported for those who do not use it.
+    """Whether this exception of an executor means that a worker process ended while it ran the point."""
+    # Dask's KilledWorker, recognised by its name: distributed is imported by users of Dask only.
     return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"
 
 
@@ -89,18 +89,18 @@ def _launch(
     engine: Engine,
     folder: str,
 ) -> None:
-    """Begin as many points as the engine takes, at least one; each says through the queue when it has ended."""
+    """Submit as many points as the engine takes, at least one; each enters the queue ``ended`` when it finishes."""
     while waiting and (engine.window is None or len(flying) < engine.window):
         try:
             future = engine.submit(run_point, waiting[0], folder)
         except BrokenExecutor:
             if flying:
-                return  # what is under way ends with the same error, and is looked after then
+                return  # the points in progress end with the same error, and are handled then
             engine.restart()
             continue
         except RuntimeError as error:
             raise SweepError(
-                f"the executor takes no more work ({error}); what was finished is kept. Run again to go on"
+                f"the executor takes no more work ({error}); finished points are kept. Run again to go on"
             ) from error
         flying[future] = waiting.popleft()
         future.add_done_callback(ended.put)
@@ -111,20 +111,20 @@ def _collected(
     flying: dict[Future[Outcome], Point],
     take: Callable[[Point, Outcome], None],
 ) -> tuple[Exception | None, Point]:
-    """Wait for the next point to end and take its outcome; with the error instead, where its worker has died."""
+    """Wait for the next point and pass on its outcome; the error and the point where its worker has died."""
     future = ended.get()
     point = flying.pop(future)
     try:
         outcome = future.result()
     except CancelledError as error:
         raise SweepError(
-            "the executor gave up its work (it was closed, or its scheduler is gone); what was finished is kept. Run "
+            "the executor gave up its work (it was closed, or its scheduler is gone); finished points are kept. Run "
             "again to go on"
         ) from error
     except Exception as error:
         if worker_died(error):
             return error, point
-        # It could not be sent, or its result not be brought back.
+        # The point or its result could not be pickled.
         outcome = Outcome(failure=failure_of(error))
     take(point, outcome)
     return None, point

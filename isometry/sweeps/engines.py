@@ -1,7 +1,7 @@
-"""What runs the points: processes of our own, or an executor that was lent.
+"""Engines that run the points: processes started here, or an executor of the user. Internal.
 
-Both are `concurrent.futures` executors; the difference is who may make a new one when a worker dies. Nothing here
-imports torch: a worker sets its threads before it is loaded.
+Both use `concurrent.futures`; only processes started here can be replaced when a worker dies. Nothing here imports
+torch: a worker sets its number of threads before torch is loaded.
 """
 
 from __future__ import annotations
@@ -26,46 +26,46 @@ class Engine(Protocol):
     Attributes
     ----------
     window : int or None
-        How many may be under way at a time; None for any number.
+        Largest number of calls in progress; None for no limit.
     """
 
     window: int | None
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Begin a call."""
+        """Start a call."""
         ...
 
     def restart(self) -> None:
-        """Make it usable again after a worker has died.
+        """Make the engine usable again after a worker has died.
 
         Raises
         ------
         SweepError
-            When it can not be.
+            When that is not possible.
         """
         ...
 
     def stop(self) -> None:
-        """Leave nothing running, without waiting for what is under way."""
+        """Stop all work, without waiting for calls in progress."""
         ...
 
 
 class Processes:
     """New interpreters (spawn), one torch thread each, a GPU each where there are several.
 
-    They end when this process ends, however it ends: each watches a pipe that only this process holds open.
+    A worker exits when this process exits, also by a kill: it watches a pipe that only this process holds open.
 
     Parameters
     ----------
     workers : int
         How many.
     devices : sequence of int
-        Numbers of the GPUs, dealt out in turn; none by default.
+        Numbers of the GPUs, assigned in turn; none by default.
     """
 
     def __init__(self, workers: int, devices: Sequence[int] = ()) -> None:
         self.workers = workers
-        # One more than there are workers, so that none waits for the coordinator; all of them are suspects if one dies.
+        # One more than workers, so that no worker waits for the coordinator. All of them are suspects when one dies.
         self.window: int | None = workers + 1
         self._devices = [devices[index % len(devices)] for index in range(workers)] if devices else []
         self._pool, self._alive = self._start()
@@ -78,7 +78,7 @@ class Processes:
         self._pool, self._alive = self._start()
 
     def stop(self) -> None:
-        # The workers see the end of the pipe and leave, in the middle of a point if need be.
+        # The workers see the end of the pipe and exit, also in the middle of a point.
         self._alive.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -94,15 +94,15 @@ class Processes:
             initializer=prepare_worker,
             initargs=(watched, free if self._devices else None),
         )
-        # Kept until the workers, which start with the first calls, have taken it over.
+        # Kept open until the workers, which start with the first calls, have inherited it.
         self._watched = watched
         try:
-            # A worker that can not even start would else be taken for one that its point has killed.
+            # Otherwise a worker that cannot start would look like one that its point has killed.
             pool.submit(os.getpid).result()
         except BrokenExecutor as error:
             pool.shutdown()
             raise SweepError(
-                "no worker process can be started; what it says stands above. A worker is a new interpreter that "
+                "no worker process can be started; its own message stands above. A worker is a new interpreter that "
                 'imports the main script: is sweep called below `if __name__ == "__main__":` there, and is the script '
                 "a file?"
             ) from error
@@ -110,7 +110,7 @@ class Processes:
 
 
 class UserExecutor:
-    """An executor of the user's own: any of `concurrent.futures`' kind. It is not shut down.
+    """An executor of the user, with the interface of `concurrent.futures`. It is not shut down.
 
     Parameters
     ----------
@@ -127,14 +127,14 @@ class UserExecutor:
         return self._executor.submit(function, *arguments)
 
     def restart(self) -> None:
-        # Dask starts workers itself; a pool of processes that has lost one takes no more work, and says so at once.
+        # Dask replaces workers itself; a process pool that has lost one refuses further work at once.
         try:
             self._executor.submit(int).cancel()
         except (BrokenExecutor, RuntimeError) as error:
             raise SweepError(
-                f"a worker died and took the executor with it ({type(self._executor).__name__}). What was finished is "
-                "kept; run again to go on, without executor= or with a new one. With processes of its own a sweep goes "
-                "on by itself"
+                f"a worker died and broke the executor ({type(self._executor).__name__}). Finished points are kept; "
+                "run again to continue, without executor= or with a new one. With processes of its own a sweep "
+                "continues by itself"
             ) from error
 
     def stop(self) -> None:
@@ -142,10 +142,10 @@ class UserExecutor:
 
 
 def prepare_worker(watched: Connection, devices: Any) -> None:
-    """What a new worker does first: one thread, its GPU, no interrupts from the terminal, a watch on its parent."""
+    """Set up a new worker: one thread, its GPU, interrupts ignored, exit with its parent."""
     for variable in _THREAD_VARIABLES:
         os.environ[variable] = "1"
-    # Ctrl-C reaches every process of the terminal; the coordinator alone decides what becomes of it.
+    # Ctrl-C reaches every process of the terminal; the coordinator alone handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(watched,), daemon=True).start()
     if devices is not None:
@@ -155,7 +155,7 @@ def prepare_worker(watched: Connection, devices: Any) -> None:
 
 
 def _leave_with(watched: Connection) -> None:
-    """End this process when the other end of the pipe is closed, on purpose or by a kill."""
+    """Exit when the other end of the pipe is closed, also by a kill."""
     wait([watched])
     os._exit(0)
 

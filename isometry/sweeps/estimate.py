@@ -1,8 +1,8 @@
-"""What a sweep will cost, before it runs: the number of points, and a time that is an estimate and says so.
+"""`estimate`: number of points of a sweep and their time, for `isometry sweep --dry-run`. Internal.
 
-The cheapest and the dearest point of each kind, by a count of operations, are tried a little: one forward pass of the
-network, of which a measurement or a training run is so many, and one prediction. Between the two the time is
-interpolated, on logarithmic axes. What it costs to start workers and to store is not in it.
+Of each kind of point the cheapest and the most expensive, by a count of operations, are timed: one forward pass of the
+network, multiplied by the number of passes of the measurement or training run, or one prediction. Times in between are
+interpolated on logarithmic axes. The start of workers and the storing are not included.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 from isometry.sweeps.configuration import Point
 from isometry.sweeps.grid import Grid, points_of
 
-# A Jacobian product costs so many forward passes; a step of training three (forward, and backward twice as much).
+# Forward passes of a Jacobian product, and of a training step (the backward pass costs two).
 _FORWARDS_OF_A_PRODUCT = 1.25
 _FORWARDS_OF_A_STEP = 3.0
-# Operations (times d^3) of the SVD of a d x d matrix, and what one thread does of them in a second.
+# Operations of the SVD of a d x d matrix over d^3, and operations per second of one thread.
 _SVD_OPERATIONS, _SVD_SPEED = 4.0, 5e9
 
 
@@ -55,7 +55,7 @@ class Estimate:
         }  # fmt: skip
 
     def lines(self) -> list[str]:
-        """What a person reads."""
+        """The estimate as lines of text."""
         left = self.total - self.finished
         first = f"{self.total} points, {self.finished} finished, {left} to do"
         if self.failed:
@@ -70,7 +70,7 @@ class Estimate:
 
 
 def estimate(grid: Grid, path: str | Path, *, workers: int | None = None) -> Estimate:
-    """Count the points of a grid and estimate what is left of them; nothing is written.
+    """Count the points of a grid and estimate the time of those not finished; nothing is written.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def _between(low: tuple[float, float], high: tuple[float, float], operations: fl
 
 
 def _operations(point: Point) -> float:
-    """A number that grows as the work of the point does."""
+    """A number proportional to the work of the point."""
     values = point.values
     if point.kind == "predict" or "depth" not in values:
         return float(values.get("depth", 1))
@@ -159,7 +159,7 @@ def _products(point: Point, side: int) -> int:
 
 
 def _tried(point: Point) -> float:
-    """Seconds of a point, from a little of its work."""
+    """Estimated seconds of a point, from timing a part of its work."""
     from isometry.sweeps.work import ensemble_of, one_thread
     from isometry.theory.prediction import predict
 
@@ -251,7 +251,7 @@ def _forward(module: Any, x: Any) -> float:
 
 
 def _duration(seconds: float) -> str:
-    """A time as a person says it."""
+    """A time in the unit that suits it."""
     if seconds < 100:
         return f"{seconds:.2g} s"
     if seconds < 6000:

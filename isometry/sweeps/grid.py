@@ -1,4 +1,4 @@
-"""From a grid to its points: axes multiplied out, zipped axes walked together, seeds last.
+"""From a grid to its points: the product of the axes, of each group of zipped axes, and of the seeds.
 
 kind = "compare"                  # measure (default), predict, compare or train
 seeds = 3                         # 0, 1, 2; or a list
@@ -43,7 +43,7 @@ def points_of(grid: Grid) -> list[Point]:
     Raises
     ------
     SpecError
-        When the grid can not be read, or a key or value of it is none. Nothing has run then.
+        When the grid cannot be read, or a key or value of it is not valid. Nothing has run then.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def points_of(grid: Grid) -> list[Point]:
 
 
 def expand(grid: Mapping[str, Any], where: str = "the grid") -> Choices:
-    """The configurations of a grid, as the user writes them."""
+    """The configurations of a grid, before they are made canonical."""
     for key in grid:
         if key not in _TABLES:
             error = unknown_key(str(key), _TABLES, where)
@@ -100,7 +100,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SpecError(f"the grid {str(path)!r} can not be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} is no TOML: {error}") from error
+        raise SpecError(f"{path} is not valid TOML: {error}") from error
 
 
 def _listed(grid: Iterable[Mapping[str, Any]]) -> Choices:

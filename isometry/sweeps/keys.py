@@ -1,7 +1,8 @@
-"""The keys of a configuration: what each may be, and which of them a kind of point takes.
+"""The keys of a configuration: their readers, and the keys of each kind of point. Internal.
 
-A reader turns a value from TOML or Python into the plain value that the configuration keeps, the same for every way
-of writing it (1 and 1.0, a NumPy number and Python's), or says what was expected.
+A reader converts a value from TOML or Python to the plain value in the canonical configuration, the same for every
+spelling (1 and 1.0, a NumPy number and Python's), or raises `Wrong` with what it accepts. The keys of networks and of
+training runs follow from `isometry.nn.options` and `isometry.training.options`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from isometry.training.options import NETWORK_OPTIONS, TRAINING_OPTIONS
 Reader = Callable[[Any], Any]
 
 KINDS = ("measure", "predict", "compare", "train")
-# A sweep keeps results, not checkpoints.
+# A sweep writes no checkpoints.
 _NO_TRAINING_KEYS = frozenset({"checkpoint_every"})
 
 
 class Wrong(ValueError):
-    """A value that its key does not take; the text says what it takes."""
+    """A value that its key does not accept; the text states what it accepts."""
 
 
 def whole(least: int = 1) -> Reader:
@@ -155,7 +156,7 @@ def measurement_keys() -> dict[str, Reader]:
         "tol": number(0, above=True),
         "rtol": number(0, above=True),
         "quantity": choice(*QUANTITIES),
-        # In products alone: a budget in seconds gives another result on another machine.
+        # Products only: a budget in seconds gives different results on different machines.
         "budget": whole(),
         "probe": choice(*PROBES),
         "dtype": choice("float32", "float64"),
@@ -169,20 +170,20 @@ def measurement_keys() -> dict[str, Reader]:
 
 
 def prediction_keys() -> dict[str, Reader]:
-    """What a prediction knows and a sampled network does not; a law is the same for dense and convolutional layers."""
+    """Keys of a prediction alone. A law is the same for dense and convolutional layers."""
     laws = [law for law in dict.fromkeys([*DENSE_INITS, *CONVOLUTION_INITS]) if law != "mirrored"]
     return {"init": choice(*laws), "q0": number(0, above=True), "readout": truth}
 
 
 def training_keys() -> dict[str, Reader]:
-    """What a training run is told: its data, its network, and the fields of `TrainingOptions`."""
+    """Keys of a training run: data, network, and the fields of `TrainingOptions`."""
     run = {"data": text, "folder": text, "limit": whole(), "device": text, "spectrum_every": whole()}
     options = [option for option in TRAINING_OPTIONS.values() if option.name not in _NO_TRAINING_KEYS]
     return {**run, **{option.name: reader_of(option) for option in [*NETWORK_OPTIONS.values(), *options]}}
 
 
 def unknown_key(key: str, known: Mapping[str, Any] | Sequence[str], what: str) -> SpecError:
-    """The error for a key that is none, with what it may have meant."""
+    """The error for an unknown key, with the keys it may have meant."""
     names = list(known)
     near = get_close_matches(key, names, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the keys are {', '.join(sorted(names))}"
@@ -195,7 +196,7 @@ def read_value(key: str, value: Any, reader: Reader, what: str) -> Any:
     Raises
     ------
     SpecError
-        When the key takes no such value; it names both.
+        When the key does not accept the value; the message names both.
     """
     try:
         return reader(value)

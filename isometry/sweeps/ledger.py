@@ -1,8 +1,8 @@
-"""Which points of a sweep are in a file of spectra, and how an outcome gets there.
+"""`Ledger`: which points of a sweep a file of spectra holds, and how an outcome is stored. Internal.
 
-A measured or predicted point is finished when its spectrum is there, a training run when its curves are; what belongs
-to it (its law, the spectra on the way) is written before. A failed point leaves a series named "failed ...", with its
-error as attributes, until it succeeds. So a file says by itself what is done, and there is no other state.
+A measured or predicted point is finished when the file has its spectrum, a training run when it has its curves; the
+law of a comparison and the spectra measured during training are written before. A failed point leaves a series named
+"failed ...", with its error as attributes, until it succeeds. The file is the only state of a sweep.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from isometry.errors import StoreError, SweepError
 from isometry.store import open_store
 from isometry.store.locking import locked
 from isometry.sweeps.configuration import Point
-from isometry.sweeps.names import FAILED, LAW, evaluations_of
+from isometry.sweeps.names import FAILED, LAW
 from isometry.sweeps.work import Outcome
-from isometry.training.record import write_record
+from isometry.training.record import evaluation_name, write_record
 
-# A result is not given up because somebody reads: this long a reader may keep the file to itself.
+# Seconds to wait for a reader to release the file before a result is given up.
 _PATIENCE = 600.0
 
 
 @contextmanager
 def coordinating(path: Path) -> Iterator[None]:
-    """Be the only sweep that writes to the file while the ``with`` block lasts.
+    """Hold the lock by which only one sweep writes to a file.
 
-    The lock is on a file of its own beside it (``.NAME.sweep``), so that others may read and store meanwhile. It is the
-    kernel's, and ends with this process.
+    The lock is on a separate file beside it (``.NAME.sweep``), so that other processes can read and store meanwhile. It
+    is a lock of the kernel, which ends with this process.
 
     Raises
     ------
     SweepError
-        When another sweep is at it.
+        When another sweep holds the lock.
     """
     place = path.expanduser().resolve()
     if not place.parent.is_dir():
@@ -60,7 +60,7 @@ def _own(beside: Path, path: Path) -> Iterator[BinaryIO]:
                 file = held.enter_context(locked(beside, exclusive=True, timeout=0.0))
                 break
             except FileNotFoundError:
-                continue  # another sweep ended in this moment, and took the file with it
+                continue  # another sweep has just ended and removed the file
             except StoreError as error:
                 raise SweepError(
                     f"another sweep is writing to {path} ({_holder(beside)}); nothing was changed. Wait until it is "
@@ -88,7 +88,7 @@ class Ledger:
     path : Path
         The file; made where it is missing.
     mode : {"a", "r"}
-        "r" to look only, at a file that is there.
+        "r" to read an existing file.
     """
 
     def __init__(self, path: Path, mode: str = "a") -> None:
@@ -97,9 +97,9 @@ class Ledger:
         self._series = set(self.store.series_names())
 
     def finished(self, point: Point) -> bool:
-        """Whether the result of the point is there."""
+        """Whether the file has the result of the point."""
         if point.kind == "train":
-            return {point.name, evaluations_of(point.name)} <= self._series
+            return {point.name, evaluation_name(point.name)} <= self._series
         return point.name in self._spectra
 
     def failed(self, point: Point) -> bool:
@@ -107,19 +107,19 @@ class Ledger:
         return FAILED + point.name in self._series
 
     def save(self, point: Point, outcome: Outcome) -> None:
-        """Store what a point gave; it is on disk when this returns."""
+        """Store the outcome of a point; it is on disk when this returns."""
         if outcome.failure is not None:
             self._save_failure(point, outcome)
             return
         for spectrum in outcome.spectra:
-            # The law of an ensemble belongs to many points. All else that is there is what a kill left half done.
+            # Many points share the law of an ensemble. Any other spectrum of that name is left by a killed sweep.
             if spectrum.provenance.get("role") == LAW and spectrum.name in self._spectra:
                 continue
             self.store.add(spectrum, overwrite=spectrum.name in self._spectra)
             self._spectra.add(spectrum.name)
         if outcome.record is not None:
             write_record(self.store.path, outcome.record, name=point.name)
-            self._series |= {point.name, evaluations_of(point.name)}
+            self._series |= {point.name, evaluation_name(point.name)}
         if self.failed(point):
             self.store.remove_series(FAILED + point.name)
             self._series.discard(FAILED + point.name)

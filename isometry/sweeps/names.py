@@ -1,13 +1,8 @@
-"""Names and marks by which the parts of a sweep's results know each other in a file."""
+"""Prefixes and roles that mark the results of a sweep in a file. Internal."""
 
 from __future__ import annotations
 
-# A series of this beginning is the record of a point that failed.
+# Prefix of the series that records a failed point.
 FAILED = "failed "
-# The ``role`` of a law that measurements were compared with, and of a spectrum on the way of a training run.
+# The ``role`` of a law that measurements were compared with, and of a spectrum measured during training.
 LAW, ON_THE_WAY = "theory", "training"
-
-
-def evaluations_of(name: str) -> str:
-    """The series of accuracies that belongs to the training curves of that name (`isometry.training.record`)."""
-    return f"{name} evaluation"

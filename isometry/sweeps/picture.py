@@ -1,4 +1,4 @@
-"""From the rows of a file to the curves of a picture: seeds averaged, errors kept, theory where it is known."""
+"""From the rows of a file to the curves of a plot: averages over seeds, errors, and theory where known. Internal."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from isometry.sweeps.rows import Row, check_columns, numbers_of, varying
 from isometry.theory.ensemble import Ensemble
 from isometry.theory.prediction import predict
 
-# Where a single result knows its error.
+# Column of the error of a single result.
 _ERRORS: Mapping[str, str] = {
     "mean_square": "mean_square_stderr", "isometry": "isometry_stderr", "s_max": "s_max_residual",
     "s_min": "s_min_residual",
 }  # fmt: skip
-# What a law knows, beside the quantiles.
+# Columns that a law has, beside quantiles.
 _KNOWN_TO_THEORY = frozenset(
     {"s_max", "s_min", "mean_square", "log10_mean_square", "condition_number", "variance", "zero_mass", "median",
      "isometry"}
@@ -37,13 +37,13 @@ _SEEDS = frozenset({"seed"})
 
 @dataclass(frozen=True)
 class Picture:
-    """What `isometry.report.curves.plot_curves` is to draw.
+    """Input of `isometry.report.curves.plot_curves`.
 
     Parameters
     ----------
     curves : tuple of Curve
     categories : tuple of str
-        Names of the places along x, where x is not numbers.
+        Labels along x, where x is not numeric.
     x_label, y_label, note : str
     left_out : int
         Rows without one of the two numbers.
@@ -66,17 +66,17 @@ def picture_of(
     ----------
     rows : sequence of Row
     store : Store
-        Where they come from; laws that were stored with comparisons are taken from it.
+        The file of the rows; laws stored with comparisons are read from it.
     x, y, hue : str
         Columns. Where x is a setting, rows that differ in their seeds alone are averaged, with the standard error of
         the mean; where it is a result, every row is a point.
     theory : bool
-        Whether to add what theory predicts for the recorded ensembles.
+        Whether to add the predictions for the recorded ensembles.
 
     Raises
     ------
     SpecError
-        When a column is none, y is no number, or rows that differ in something else would fall on one place.
+        When a column does not exist, y is not numeric, or rows that differ in another setting have the same x and hue.
     """
     check_columns(rows, [x, y, *([hue] if hue else [])])
     if not any(_number(row.get(y)) is not None for row in rows):
@@ -160,14 +160,14 @@ def _curve(
 
 
 class _Laws:
-    """What theory says of a row, each law read or predicted once."""
+    """Numbers of the laws behind rows; each law is read or predicted once."""
 
     def __init__(self, store: Store, y: str) -> None:
         self._store, self._y = store, y
         self._known: dict[str, float | None] = {}
 
     def number(self, row: Row) -> float | None:
-        """The number of the law that the row's network is a draw from; None where theory does not know it."""
+        """Column y of the law of the row's ensemble; None where theory does not give it."""
         if not (self._y in _KNOWN_TO_THEORY or self._y.startswith("quantile_")):
             return None
         if row.ensemble is None and not row.law:
@@ -180,13 +180,13 @@ class _Laws:
                 )
                 self._known[key] = _number(numbers_of(law).get(self._y))
             except IsometryError:
-                # No fixed point, no convergence: there is no line here.
+                # No fixed point or no convergence: no line.
                 self._known[key] = None
         return self._known[key]
 
 
 def _refuse_mixtures(rows: Sequence[Row], told: set[str | None]) -> None:
-    """Raise where rows that differ in more than their seeds would fall on one place of the picture."""
+    """Raise where rows that differ in more than their seeds have the same place in the plot."""
     for lines in (False, True):
         some = [row for row in rows if _is_law(row) == lines]
         mixed = [key for key in varying(some) if key not in told]
@@ -224,7 +224,7 @@ def _number(value: Any) -> float | None:
 
 
 def _note(curves: Sequence[Curve], y: str, most: int) -> str:
-    """What the error bars are."""
+    """Meaning of the error bars."""
     if not any(np.any(np.isfinite(curve.error) & (curve.error > 0)) for curve in curves):
         return ""
     if most > 1:

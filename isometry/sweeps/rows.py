@@ -1,4 +1,4 @@
-"""The points of a file as rows of a table: what was set, and the numbers that came out.
+"""The points of a file as rows of a table: their settings and their results. Internal.
 
 Every file of spectra has rows, swept or not; those of a sweep have the keys of their configurations as columns. Numbers
 have flat names: ``s_max``, ``mean_square``, ``median``, ``quantile_0.99``, ``isometry``, ...; of a comparison ``ks``,
@@ -17,9 +17,10 @@ from typing import Any
 from isometry.errors import SpecError
 from isometry.spectrum import Spectrum
 from isometry.store import Series, Store
-from isometry.sweeps.names import FAILED, LAW, ON_THE_WAY, evaluations_of
+from isometry.sweeps.names import FAILED, LAW, ON_THE_WAY
+from isometry.training.record import evaluation_name
 
-# What a table shows when nothing else is asked for, after the settings that differ between its rows.
+# Default columns of a table, after the settings that differ between its rows.
 MAIN_NUMBERS = (
     "s_max", "median", "mean_square", "mean_square_stderr", "isometry", "ks", "by_chance", "agrees", "loss",
     "train_accuracy", "test_accuracy", "attempts", "error",
@@ -46,13 +47,13 @@ class Row:
         Of its spectrum or its curves in the file.
     kind : str
     settings : dict
-        Its configuration; of a spectrum that no sweep made, what is recorded of its model and input.
+        Its configuration; the recorded model and input of a spectrum that no sweep made.
     numbers : dict
-        What came out; None for what is unknown or leaves the range of floats.
+        Results; None where unknown or outside the range of floats.
     ensemble : mapping, optional
-        The ensemble that its network is a draw from, where one is recorded.
+        The ensemble of its network, where one is recorded.
     law : str
-        Name of the law in the file that it was compared with.
+        Name in the file of the law that it was compared with.
     """
 
     name: str
@@ -67,9 +68,9 @@ class Row:
         return self.flat().get(column)
 
     def flat(self) -> dict[str, Any]:
-        """Everything by column. Where a number has the name of a setting, it stands there as ``result_NAME``.
+        """All values by column. A result with the name of a setting is called ``result_NAME``.
 
-        What the configuration left to the network (sigma_w of its critical point) is taken from its ensemble.
+        Settings that the configuration left to the network (sigma_w of its critical point) come from its ensemble.
         """
         drawn = {
             key: value for key, value in (self.ensemble or {}).items() if key in _DRAWN and value is not None
@@ -81,9 +82,9 @@ class Row:
 
 
 def rows_of(store: Store) -> list[Row]:
-    """A row for every point and every other spectrum, in an order that follows from their configurations.
+    """A row for every point and every other spectrum, ordered by their configurations.
 
-    The laws that comparisons were made with have no rows, nor have the spectra on the way of a training run.
+    Laws of comparisons and spectra measured during training have no rows.
     """
     rows = []
     for name in store.names():
@@ -100,9 +101,9 @@ def rows_of(store: Store) -> list[Row]:
         )  # fmt: skip
     curves = set(store.series_names())
     for name in curves:
-        if evaluations_of(name) in curves and not name.startswith(FAILED):
+        if evaluation_name(name) in curves and not name.startswith(FAILED):
             series = store.series(name)
-            ends = _ends(series) | _ends(store.series(evaluations_of(name)))
+            ends = _ends(series) | _ends(store.series(evaluation_name(name)))
             rows.append(Row(name, "train", _settings(series.attributes), ends))
     return sorted(rows, key=_order)
 
@@ -125,7 +126,7 @@ def failures_of(store: Store) -> list[Row]:
 
 
 def numbers_of(spectrum: Spectrum) -> dict[str, Any]:
-    """The numbers of one spectrum by flat names, and those of its comparison where it carries one."""
+    """The numbers of one spectrum by flat names, and those of its comparison if it has one."""
     found = spectrum.to_dict()
     row = {key: found[key] for key in _PLAIN_NUMBERS}
     row |= {f"quantile_{level}": value for level, value in found["quantiles"].items()}
@@ -144,13 +145,13 @@ def numbers_of(spectrum: Spectrum) -> dict[str, Any]:
 
 
 def varying(rows: Sequence[Row]) -> list[str]:
-    """The settings that do not have one and the same value in all rows, in the order of the configurations."""
+    """The settings whose values differ between rows, in the order of the configurations."""
     keys = dict.fromkeys(key for row in rows for key in row.settings)
     return [key for key in keys if len({repr(row.settings.get(key)) for row in rows}) > 1]
 
 
 def main_columns(rows: Sequence[Row]) -> list[str]:
-    """What tells the rows apart, and the numbers that matter most."""
+    """The settings that differ between rows, and the default numbers."""
     told = [key for key in ["kind"] if len({row.kind for row in rows}) > 1] + varying(rows)
     # Spectra that were measured one by one may differ in their names only.
     unswept = len({repr([row.get(key) for key in told]) for row in rows}) < len(rows)
@@ -164,7 +165,7 @@ def select(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
     Raises
     ------
     SpecError
-        When a condition is none, or names a column that no row has.
+        When a condition cannot be parsed, or names a column that no row has.
     """
     kept = list(rows)
     for condition in conditions:
@@ -178,7 +179,7 @@ def select(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
 
 
 def sort(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
-    """The rows by these columns, the first above all; ``-s_max`` from the largest down. What is unknown comes last."""
+    """The rows sorted by these columns, the first one first; ``-s_max`` is descending. Unknown values come last."""
     check_columns(rows, [column.removeprefix("-") for column in columns])
     found = list(rows)
     for column in reversed(columns):
@@ -212,7 +213,7 @@ def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ends(series: Series) -> dict[str, Any]:
-    """Where the curves end."""
+    """Last values of the curves."""
     ends = {key: values[-1].item() if len(values) else None for key, values in series.columns.items()}
     ends.pop("step", None)
     return ends
@@ -223,12 +224,12 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def _rank(value: Any) -> tuple[int, Any]:
-    """What values of several types are sorted by: numbers by size, then text."""
+    """Sorting key for values of several types: numbers by size, then text."""
     return (0, float(value)) if isinstance(value, bool | int | float) else (1, str(value))
 
 
 def _meets(value: Any, sign: str, word: str) -> bool:
-    """Whether a value stands in that relation to a word, which is read as the value's own type."""
+    """Whether a value satisfies the condition; the word is read as the value's type."""
     wanted: Any = word
     if value is None:
         return (word.lower() == "none") == (sign in ("=", "==")) and sign in ("=", "==", "!=")

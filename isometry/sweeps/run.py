@@ -1,4 +1,4 @@
-"""`sweep`: a grid of points, an executor, a file that says what is done."""
+"""`sweep`: compute every point of a grid on an executor, into one resumable file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep did.
+    """Counts and errors of a sweep.
 
     Attributes
     ----------
@@ -33,11 +33,11 @@ class SweepResult:
     total : int
         Points of the grid.
     skipped : int
-        Of these, how many were finished before.
+        Points that were finished before.
     finished : int
-        How many were finished now.
+        Points finished by this call.
     failures : dict of str to Failure
-        Names of the points that failed, with their errors. They are tried again by the next sweep.
+        Names of the points that failed, with their errors. The next sweep tries them again.
     seconds : float
         Wall time.
     """
@@ -87,17 +87,16 @@ def sweep(
     grid : path, mapping, or iterable of mappings
         A TOML file, the same tables as a mapping, or the configurations themselves; see docs/sweeps.md.
     path : str or Path
-        HDF5 file of spectra; made where it is missing. Points that it holds are skipped, points that failed are tried
-        again.
+        HDF5 file of spectra, created if missing. Points that it holds are skipped; failed points are tried again.
     executor : concurrent.futures.Executor, optional
-        Where the points are computed: threads, processes, Dask (``Client(...).get_executor(pure=False)``), MPI. By
+        Computes the points: threads, processes, Dask (``Client(...).get_executor(pure=False)``), MPI. By
         default new processes, with one torch thread each, and a GPU each where there are several.
     workers : int, optional
-        How many such processes; by default one for each GPU, or else for each processor.
+        Number of such processes; by default one for each GPU, or else for each processor.
     progress : callable or bool, optional
         As for `isometry.measure`: a bar with the time left on a terminal by default, False for none.
     on_failure : callable, optional
-        Told of every point that fails, with its error, when it does.
+        Called with every point that fails and its error.
 
     Returns
     -------
@@ -107,17 +106,18 @@ def sweep(
     Raises
     ------
     SpecError
-        When a key or value of the grid is none; before anything is computed.
+        When a key or value of the grid is not valid; before anything is computed.
     SweepError
-        When another sweep has the file, the executor is lost, or a result can not be stored. What was finished is kept.
+        When another sweep writes to the file, the executor is lost, or a result cannot be stored. Finished points are
+        kept.
     StoreError
         When the file can not be opened for writing.
 
     Notes
     -----
-    Stop it in any way, at any moment, and call it again with the same arguments: it goes on. Each result is on disk
-    before the next one is taken in, and the file is valid throughout. The content does not depend on the executor, the
-    number of workers or the order in which they finish, but for times: seeds are part of a configuration, and every
+    Interrupting or killing a sweep keeps finished points; the same call continues it. Each result is on disk before the
+    next one is stored, and the file is valid at any moment. Apart from times the content does not depend on the
+    executor, the number of workers or the order in which they finish: seeds are part of a configuration, and every
     point is computed with one thread.
 
     The default executor starts new interpreters, which import the main module: a script calls ``sweep`` below
@@ -155,8 +155,8 @@ def sweep(
                 ledger.save(point, outcome)
             except StoreError as error:
                 raise SweepError(
-                    f"the sweep stopped, because a result could not be stored: {error} What was finished before is "
-                    "kept; run again to go on"
+                    f"the sweep stopped, because a result could not be stored: {error} Finished points are kept; "
+                    "run again to continue"
                 ) from error
             done += 1
             if outcome.failure is not None:
@@ -181,7 +181,7 @@ def sweep(
 
 @contextmanager
 def _engine(executor: Executor | None, workers: int | None, count: int) -> Iterator[Engine]:
-    """What runs the points, stopped when the block ends, however it ends."""
+    """The engine that runs the points; it is stopped when the block ends."""
     from isometry.sweeps.engines import Processes, UserExecutor, default_workers, local_devices
 
     engine: Engine

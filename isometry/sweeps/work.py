@@ -1,7 +1,7 @@
-"""What a worker does: one point in, its results out. Opens no file of spectra.
+"""`run_point`: compute one point on a worker. Internal; it opens no file of spectra.
 
-`run_point` is the only function that an executor is given. What it returns travels by the executor's own transport; an
-exception of the point's own is part of the result, so that what an executor raises is always the executor's trouble.
+`run_point` is the only function submitted to an executor. Exceptions of the point are part of the returned outcome, so
+an exception raised by the future is one of the executor.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from isometry.theory.ensemble import Ensemble
     from isometry.training.record import TrainingRecord
 
-# The seeding of foreign models, what is said in warnings and where prints go belong to the whole process: in an
-# executor of threads the points take turns.
+# Seeding, warnings and redirected output are global to the process: threads run one point at a time.
 _ONE_AT_A_TIME = threading.Lock()
 # As `isometry train --spectrum-every`.
 TRAINING_MEASUREMENT: Mapping[str, Any] = {"probes": 8, "steps": 30}
@@ -59,16 +58,16 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one point gave.
+    """Result of one point.
 
     Parameters
     ----------
     spectra : tuple of Spectrum
-        Named as they are to be stored; that of the point itself, where it has one, last.
+        Under the names they are stored by; the spectrum of the point itself, if any, comes last.
     record : TrainingRecord, optional
         The curves of a training run.
     failure : Failure, optional
-        Then there is nothing else.
+        Set when the point failed; spectra and record are then empty.
     seconds : float
         Wall time on the worker.
     worker : str
@@ -83,7 +82,7 @@ class Outcome:
 
 
 def run_point(point: Point, folder: str) -> Outcome:
-    """Measure, predict, compare or train; never raises for what the point itself does wrong.
+    """Measure, predict, compare or train; an exception of the point is returned as a failure.
 
     Parameters
     ----------
@@ -125,7 +124,7 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def theory_name(ensemble: Mapping[str, Any]) -> str:
-    """Under which name the law of an ensemble is stored, once for all points that compare with it."""
+    """Name under which the law of an ensemble is stored, once for all points compared with it."""
     weights = ensemble["weights"] if isinstance(ensemble["weights"], str) else "mixed"
     digest = hashlib.sha256(json.dumps(dict(ensemble), sort_keys=True).encode()).hexdigest()
     return f"theory {ensemble['activation']}, {weights}, depth {ensemble['depth']} [{digest[:16]}]"
@@ -171,14 +170,14 @@ def _measure(point: Point, folder: Path) -> tuple[Spectrum, ...]:
     }  # fmt: skip
     spectrum = measure(
         model.module, at.tensor, batched=at.batched, device=device, name=point.name, progress=False,
-        # Half a point is none: an interrupt ends the sweep, which goes on with this point later.
+        # No partial results: an interrupt ends the sweep, and the point is computed again later.
         on_interrupt="raise", provenance=provenance, **options,
     )  # fmt: skip
     return _compared(point, spectrum, model, at) if point.kind == "compare" else (spectrum,)
 
 
 def _compared(point: Point, spectrum: Spectrum, model: LoadedModel, at: LoadedInput) -> tuple[Spectrum, ...]:
-    """The law and the measurement, which carries the comparison."""
+    """The law, and the measurement with the comparison in its provenance."""
     from isometry.comparison import compare
     from isometry.depth.layer_prediction import predict_from_layers
 
@@ -198,7 +197,7 @@ def _compared(point: Point, spectrum: Spectrum, model: LoadedModel, at: LoadedIn
 
 @functools.lru_cache(maxsize=64)
 def _law(ensemble: str) -> Spectrum:
-    """The law of an ensemble, given as JSON; that of the last points is at hand, for seeds share it."""
+    """The law of an ensemble, given as JSON; cached, because seeds share it."""
     from isometry.theory.ensemble import Ensemble
     from isometry.theory.prediction import predict
 
@@ -252,7 +251,7 @@ def _train(point: Point, folder: Path) -> tuple[tuple[Spectrum, ...], TrainingRe
     network = {key: values.pop(key) for key in NETWORK_OPTIONS if key in values}
     model = classifier(dataset, **network, seed=values["seed"], device=device)
     values["clip_norm"] = values["clip_norm"] or None
-    # Measured on the way, or once at the end.
+    # Measured during the run, or once at the end.
     recorder = IsometryCallback(
         dataset.test_images[0], every=every or max(values["steps"], 1), part=trunk_part, name=point.name,
         **TRAINING_MEASUREMENT,
@@ -269,7 +268,7 @@ def _train(point: Point, folder: Path) -> tuple[tuple[Spectrum, ...], TrainingRe
     return spectra, record
 
 
-# ---- circumstances -------------------------------------------------------------------------------------
+# ---- model, input, device -------------------------------------------------------------------------------------
 
 
 def model_of(values: Mapping[str, Any], folder: Path) -> LoadedModel:
@@ -313,7 +312,7 @@ def _noted(spectrum: Spectrum, words: list[str]) -> Spectrum:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch: sums are then added in one order, on every engine."""
+    """One thread for torch, so that the order of summation is the same on every engine."""
     import torch
 
     before = torch.get_num_threads()

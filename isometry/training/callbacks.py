@@ -5,8 +5,7 @@
         callback.on_step(model, step)      # measures at steps 0, 100, 200, ...
         ...
 
-The same object goes into ``Trainer(callbacks=[callback])``. Neither Lightning nor TensorBoard is imported here: a
-program that uses them has done so itself, and of a writer nothing is asked but ``add_scalar``.
+The same object goes into ``Trainer(callbacks=[callback])``. Neither Lightning nor TensorBoard is imported here.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ class IsometryCallback(SpectrumRecorder, metaclass=ABCMeta):
     name : str
         First word of the names in the file.
     resume : bool
-        Take a spectrum that is in the file already for that of its step, as a resumed run wants. Without it such a
-        spectrum is an error, for it belongs to another run.
+        Use a spectrum that the file holds already for its step, as a resumed run does. Otherwise such a spectrum is an
+        error, because it belongs to another run.
     writer : object with ``add_scalar``, optional
-        Such as TensorBoard's ``SummaryWriter``; gets the known numbers of `Spectrum.summary` under ``isometry/...``,
+        Such as TensorBoard's ``SummaryWriter``; gets the finite numbers of `Spectrum.summary` under ``isometry/...``,
         and a histogram of log10 s where it has ``add_histogram``.
     provenance : mapping, optional
         Further plain values to record with every spectrum, beside its ``step``.
@@ -52,7 +51,7 @@ class IsometryCallback(SpectrumRecorder, metaclass=ABCMeta):
     Attributes
     ----------
     spectra : dict of int to Spectrum
-        What was measured or found, by step.
+        Spectra measured, or found in the file, by step.
     seconds : float
         Wall time spent so far on measuring, storing and logging.
 
@@ -63,6 +62,8 @@ class IsometryCallback(SpectrumRecorder, metaclass=ABCMeta):
 
     Examples
     --------
+    >>> import torch
+    >>> from torch import nn
     >>> callback = IsometryCallback(torch.ones(3), every=2)
     >>> model = nn.Linear(3, 3)
     >>> for step in range(4):

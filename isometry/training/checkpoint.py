@@ -1,7 +1,7 @@
 """The state of a training run in one file: weights, optimizer, random streams and curves.
 
-Written with torch.save, read with ``weights_only=True``: no code of the file is run. A new checkpoint replaces the old
-one in one move, so that there is always a whole one.
+Written with torch.save, read with ``weights_only=True``: no code of the file is run. A new checkpoint replaces the
+old one atomically. Internal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 from isometry.errors import InputError, StoreError
 
 VERSION = 1
-# Options that may differ when a run goes on: they do not touch its curve. With a schedule, `steps` does.
+# Options that do not change the curve may differ on resumption. With a schedule, `steps` changes it.
 _FREE_OPTIONS = ("checkpoint_every",)
 
 
@@ -65,7 +65,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Mapping[str, Any]
 ) -> tuple[int, dict[str, list[float]]]:
-    """Put a saved state into model, optimizer and random streams; give its step and its curves.
+    """Load a saved state into model, optimizer and random streams; return its step and its curves.
 
     Raises
     ------
@@ -111,6 +111,6 @@ def _require_same_plan(path: str | Path, saved: dict[str, Any], wanted: dict[str
     ]
     if differences:
         raise InputError(
-            f"{path} belongs to another run: {'; '.join(differences)}. Resume with what it was begun with, or start "
+            f"{path} belongs to another run: {'; '.join(differences)}. Resume with the same settings, or start "
             "anew under another name."
         )

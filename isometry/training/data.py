@@ -1,7 +1,7 @@
 """Labelled images to train on: digits that come with scikit-learn, MNIST, CIFAR-10, or any ``.npz`` with x and y.
 
-Nothing is downloaded and nothing is unpickled: readers take local files, check every header and shape, and say where
-to get what is missing. Images are standardised by the mean and standard deviation of all training pixels together,
+Nothing is downloaded or unpickled: readers take local files, check headers and shapes, and name the source of missing
+files. Images are standardised by the mean and standard deviation of all training pixels together,
 so that their mean square is 1: that is what the stem of `isometry.nn.models` turns into pre-activations of variance q*.
 """
 
@@ -44,7 +44,7 @@ _CIFAR_RECORD = 1 + 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels, split into what is learned from and what is only tested on.
+    """Labelled images, split into a training and a test set.
 
     Attributes
     ----------
@@ -119,7 +119,7 @@ def load_dataset(
     Raises
     ------
     InputError
-        When the name is unknown, a file is missing or not what it should be, or scikit-learn is not installed.
+        When the name is unknown, a file is missing or invalid, or scikit-learn is not installed.
 
     Examples
     --------

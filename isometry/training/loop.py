@@ -1,7 +1,7 @@
-"""Train a classifier step by step, record what it does, and go on after a kill as if nothing had happened.
+"""`train`: a training loop that records its curves and resumes after a kill.
 
-A batch is a function of (seed, step) alone and every state lies in the checkpoint, so a resumed run is the same run,
-bit for bit, on the same machine and number of threads.
+A batch is a function of (seed, step) alone and the checkpoint holds all state, so a resumed run equals an uninterrupted
+one bit for bit, on the same machine and number of threads.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from isometry.training.options import TrainingOptions, learning_rate
 from isometry.training.record import TrainingRecord, curve_names, record_from, write_record
 from isometry.training.updates import make_optimizer, make_update
 
-# Images that go through the network at once when it is only evaluated.
+# Images per forward pass of an evaluation.
 _EVALUATION_BATCH = 512
 
 
 class Callback(Protocol):
-    """What is told of every step: the model after `step` updates, 0 before the first."""
+    """Called at every step with the model after `step` updates, 0 before the first."""
 
     def on_step(self, model: nn.Module, step: int) -> object: ...
 
@@ -53,8 +53,8 @@ def train(
     Parameters
     ----------
     model : torch.nn.Module
-        Classifier of (B, channels, height, width) or, if its first layer is dense, whatever its forward makes of
-        that; gives logits (B, num_classes). It trains on the device and in the type of its parameters.
+        Classifier: images (B, channels, height, width), or (B, pixels) of `Dataset.flat`, to logits (B, num_classes).
+        It trains on the device and in the dtype of its parameters.
     dataset : Dataset
         From `isometry.training.data.load_dataset`.
     options : TrainingOptions, optional
@@ -62,11 +62,11 @@ def train(
     record_path : path, optional
         HDF5 file of spectra whose series ``training`` takes the curves, at every checkpoint and at the end.
     checkpoint_path : path, optional
-        Where the state of the run is kept; `record_path` with ``.checkpoint`` added when left out.
+        File of the state of the run; by default `record_path` with ``.checkpoint`` added.
     resume : bool
-        Go on from the checkpoint, where there is one. Without it a checkpoint is overwritten.
+        Continue from the checkpoint, if there is one. Otherwise a checkpoint is overwritten.
     callbacks : sequence
-        Objects with ``on_step(model, step)``, told of every state, also of the first (step 0) and the last.
+        Objects with ``on_step(model, step)``, called at every step, step 0 and the last included.
     progress : callable or bool, optional
         As for `isometry.measure`: a bar on a terminal by default, False for none.
     about : mapping, optional
@@ -182,7 +182,7 @@ def _batches(count: int, batch: int, seed: int, start: int) -> Iterator[Tensor]:
     size = min(batch, count)
     per_epoch = count // size
     for epoch in itertools.count(start // per_epoch):
-        # One generator for each epoch, so that a resumed run need not draw what came before.
+        # One generator for each epoch, so that a resumed run need not repeat earlier draws.
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
         first = start % per_epoch if epoch == start // per_epoch else 0
         for position in range(first, per_epoch):
@@ -190,7 +190,7 @@ def _batches(count: int, batch: int, seed: int, start: int) -> Iterator[Tensor]:
 
 
 def _is_sound(model: nn.Module, images: Tensor) -> bool:
-    """Whether the weights, and what the model makes of a few images, are finite: then they may be kept."""
+    """Whether the weights and the logits of a few images are finite."""
     with torch.no_grad(), _mode(model, training=False):
         norm = torch.nn.utils.get_total_norm([p.detach() for p in model.parameters()])
         return bool(torch.isfinite(norm)) and bool(torch.isfinite(model(images[:16])).all())
@@ -231,7 +231,7 @@ def _divergence(step: int, loss: float, norm: float, path: str | Path | None, sa
 
 
 def _plan(model: nn.Module, dataset: Dataset, options: TrainingOptions) -> dict[str, Any]:
-    """What fixes the run; a checkpoint of another plan is refused."""
+    """Options, data and network of the run; a checkpoint with another plan is refused."""
     ensemble = getattr(model, "ensemble", None)
     return {
         "options": asdict(options),

@@ -1,4 +1,4 @@
-"""The vanilla CNN that classifies a data set: stem, trunk and head that fit its images."""
+"""`classifier`: a vanilla CNN whose stem and head fit a data set."""
 
 from __future__ import annotations
 

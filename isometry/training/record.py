@@ -1,7 +1,7 @@
-"""What a training run leaves behind: its curves, as two series in a file of spectra.
+"""`TrainingRecord`: the curves of a training run, stored as two series in a file of spectra.
 
-``NAME`` has a row for every step, ``NAME evaluation`` one for every evaluation. They stand beside the spectra that were
-measured on the way, in the same file; each is replaced as a whole, so a run killed at any moment leaves a whole file.
+``NAME`` has a row for every step, ``NAME evaluation`` one for every evaluation, in the file of the spectra measured
+during the run. Each series is replaced as a whole, so a run killed at any moment leaves a valid file.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TrainingRecord:
     evaluation_step, train_accuracy, test_accuracy : (evaluations,) arrays
         Accuracies (shares of 1) after that many updates.
     about : dict
-        What was run: options, data set, network, device, versions; plain JSON types.
+        Options, data set, network, device and versions; plain JSON types.
     """
 
     loss: NDArray[np.float64] = field(default_factory=_empty)
@@ -92,7 +92,7 @@ def record_from(curves: Mapping[str, Any], about: Mapping[str, Any]) -> Training
 
 
 def write_record(path: str | Path, record: TrainingRecord, *, name: str = NAME) -> None:
-    """Write the record into a file of spectra, in place of one of that name; all else in the file stays.
+    """Write the record into a file of spectra, replacing one of that name.
 
     Raises
     ------

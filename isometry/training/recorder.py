@@ -27,7 +27,7 @@ HISTOGRAM_SAMPLES = 512
 
 
 class ScalarWriter(Protocol):
-    """What is asked of TensorBoard's ``SummaryWriter``; where it has ``add_histogram`` as well, that is used."""
+    """The method of TensorBoard's ``SummaryWriter`` in use; ``add_histogram`` is used where it exists."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object: ...
 
@@ -81,7 +81,7 @@ class SpectrumRecorder:
         return self.seconds / own if own > 0 else math.nan
 
     def on_step(self, model: nn.Module, step: int, batch: Any = None) -> Spectrum | None:
-        """Measure if it is time: the model after `step` updates. Gives the spectrum, or None between measurements.
+        """Measure the model after `step` updates, if it is due. Returns the spectrum, or None between measurements.
 
         The model is measured in evaluation mode and left as it was: modes of all modules, gradients, and the global
         random state. Recording does not change what is learned.
@@ -92,7 +92,7 @@ class SpectrumRecorder:
         step : int
             Updates made so far.
         batch : tensor, or tuple, list or mapping of tensors, optional
-            What the network is trained on next; its first sample is the input where none was given.
+            The next training batch; its first sample is the input where none was given.
 
         Raises
         ------
@@ -107,7 +107,7 @@ class SpectrumRecorder:
         if step % self.every:
             return None
         if torch.cuda.is_initialized():
-            # What is still queued belongs to the training.
+            # Queued work belongs to the training.
             torch.cuda.synchronize()
         began = self._ended = time.perf_counter()
         spectrum = self._stored(step)
@@ -122,7 +122,7 @@ class SpectrumRecorder:
         return spectrum
 
     def scalars(self, spectrum: Spectrum) -> dict[str, float]:
-        """What is known of the spectrum, and of the cost so far, under the names of a logger."""
+        """The finite numbers of the spectrum and the cost so far, under the names of a logger."""
         numbers = {**spectrum.summary(), "recording_overhead": self.overhead}
         return {f"isometry/{key}": value for key, value in numbers.items() if math.isfinite(value)}
 
@@ -137,7 +137,7 @@ class SpectrumRecorder:
             record["recording_overhead"] = self.overhead
         with _evaluating(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             function, point = (model, x) if self.part is None else self.part(model, x)
-            # An interrupt is meant for the training, not for the measurement alone.
+            # An interrupt ends the training, not only the measurement.
             return measure(
                 function, point, name=self.spectrum_name(step), provenance=record,
                 **{"on_interrupt": "raise"} | self.options,
@@ -151,7 +151,7 @@ class SpectrumRecorder:
                     "there is no input to measure at: give x, as IsometryCallback(x, ...), or the batch, as "
                     "on_step(model, step, batch)."
                 )
-            # The first sample, kept: spectra of different steps are of one and the same input.
+            # The first sample is kept, so that spectra of different steps are of the same input.
             self.x = sample[:1].detach().clone()
             self.options.setdefault("batched", True)
         return self.x
@@ -179,7 +179,7 @@ class SpectrumRecorder:
 
 
 def write_spectrum(writer: Any, scalars: Mapping[str, float], spectrum: Spectrum, step: int) -> None:
-    """Give a ``SummaryWriter``-like object the scalars and, where it takes one, a histogram of log10 s."""
+    """Log the scalars and, if the writer has ``add_histogram``, a histogram of log10 s."""
     for tag, value in scalars.items():
         writer.add_scalar(tag, value, step)
     if hasattr(writer, "add_histogram"):
@@ -187,7 +187,7 @@ def write_spectrum(writer: Any, scalars: Mapping[str, float], spectrum: Spectrum
 
 
 def write_histogram(writer: Any, spectrum: Spectrum, step: int) -> None:
-    """The distribution of log10 s as a histogram; what lies below the floor stands at the floor."""
+    """Log the distribution of log10 s as a histogram, values below the floor at the floor."""
     levels = (np.arange(HISTOGRAM_SAMPLES) + 0.5) / HISTOGRAM_SAMPLES
     values = spectrum.log10_quantile(levels)
     if spectrum.floor > 0:
@@ -200,7 +200,7 @@ def write_histogram(writer: Any, spectrum: Spectrum, step: int) -> None:
 def trunk_part(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     """The trunk of a reference network, and its input when the network is given the image x.
 
-    That is the square Jacobian which the theory predicts; stem and head, a few layers among thousands, are left out.
+    Its Jacobian is square and predicted by theory; stem and head are left out.
 
     Raises
     ------
@@ -231,7 +231,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _first_tensor(batch: Any) -> Tensor | None:
-    """The first floating tensor with a batch axis in what a data loader gives."""
+    """The first floating-point tensor with a batch axis in a batch of a data loader."""
     if isinstance(batch, Tensor):
         return batch if batch.is_floating_point() and batch.dim() > 0 and batch.shape[0] > 0 else None
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()

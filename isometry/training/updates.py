@@ -1,8 +1,8 @@
-"""One update of the weights, in the network's own units.
+"""One update of the weights, in the units of the network. Internal.
 
 A bias b and the first layer of a network at signal variance q* are of size sqrt(q*), and the loss depends on
-b / sqrt(q*); at q* = 1/depth their gradient is therefore sqrt(depth) times that of an orthogonal weight, and plain
-gradient descent at depth 10,000 would move little else. With ``signal_units`` (the default) such a parameter
+b / sqrt(q*); at q* = 1/depth their gradient is therefore sqrt(depth) times that of an orthogonal weight, and would
+dominate plain gradient descent at depth 10,000. With ``signal_units`` (the default) such a parameter
 theta = sqrt(q*) u is stepped through u: grad u = sqrt(q*) grad theta. Gradient norms are then those of u too, grow as
 sqrt(depth), and the number of steps hardly depends on depth.
 """
@@ -25,7 +25,7 @@ def signal_scales(model: nn.Module) -> dict[str, float]:
     """Units, by parameter name, of the parameters whose natural size is that of the signal, sqrt(q*).
 
     They are the biases of stem and trunk, and the weight of the stem's first layer, which turns images of mean square
-    1 into pre-activations of variance q*. Empty for a model that states no ``q_star``, or none above zero.
+    1 into pre-activations of variance q*. Empty for a model without a positive ``q_star``.
     """
     q_star = getattr(model, "q_star", None)
     if q_star is None or not q_star > 0:
@@ -46,7 +46,7 @@ def signal_scales(model: nn.Module) -> dict[str, float]:
 def make_optimizer(
     model: nn.Module, parameters: Sequence[Tensor], options: TrainingOptions
 ) -> tuple[torch.optim.Optimizer, list[tuple[list[Tensor], float]]]:
-    """Optimizer with one group for each unit; group["unit"] times the learning rate is what it steps by."""
+    """Optimizer with one group for each unit; its step size is group["unit"] times the learning rate."""
     units = signal_scales(model) if options.signal_units else {}
     by_unit: dict[float, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
@@ -71,7 +71,7 @@ def make_update(
     scales: Sequence[tuple[list[Tensor], float]],
     options: TrainingOptions,
 ) -> Callable[[Tensor, Tensor, float], tuple[float, float, float]]:
-    """Function of (images, labels, learning rate): one update; gives loss, number right and gradient norm."""
+    """Function of (images, labels, learning rate): one update; returns loss, number right and gradient norm."""
 
     def differentiate(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = model(images)
@@ -95,7 +95,7 @@ def make_update(
             optimizer.zero_grad(set_to_none=True)
         loss, right, norm = (float(value) for value in compute(images, labels))
         if math.isfinite(loss) and math.isfinite(norm):
-            # A step along NaN would spoil the weights that are still good.
+            # A NaN step would destroy the weights.
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["unit"]
             optimizer.step()
@@ -121,7 +121,7 @@ def _captured(
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(
                 stream
-            ):  # Libraries choose and allocate here, which a capture must not see.
+            ):  # Libraries select kernels and allocate in the first calls, which must not be captured.
                 for _ in range(3):
                     optimizer.zero_grad(set_to_none=True)
                     differentiate(place, answers)

@@ -63,7 +63,7 @@ def test_a_dry_run_counts_estimates_and_writes_nothing(isometry, swept, tmp_path
     ("text", "words"),
     [
         ("[fixed]\nmodel = 'mlp'\nwidht = 3", "did you mean width or weights?"),
-        ("[fixed", "is no TOML"),
+        ("[fixed", "is not valid TOML"),
         ("[axes]\ndepth = [2]", "model is missing"),
     ],
 )

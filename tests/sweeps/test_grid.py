@@ -163,10 +163,10 @@ def test_a_file_that_is_no_grid_is_named(tmp_path):
     with pytest.raises(SpecError, match=r"absent\.toml' can not be read: No such file"):
         points_of(tmp_path / "absent.toml")
     (tmp_path / "bad.toml").write_text("depth = [1,")
-    with pytest.raises(SpecError, match=r"bad\.toml is no TOML"):
+    with pytest.raises(SpecError, match=r"bad\.toml is not valid TOML"):
         points_of(tmp_path / "bad.toml")
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SpecError, match=r"bytes\.toml is no TOML"):
+    with pytest.raises(SpecError, match=r"bytes\.toml is not valid TOML"):
         points_of(str(tmp_path / "bytes.toml"))
 
 

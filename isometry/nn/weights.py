@@ -1,13 +1,11 @@
-"""Checks of the arguments of an initialiser. Internal.
-
-Each raises `InputError`, which says what came and what to do instead.
-"""
+"""Checks of the arguments of an initialiser, and the filling of its weight. Internal."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from isometry.errors import InputError
@@ -82,3 +80,9 @@ def check_groups(weight: Tensor, groups: int) -> None:
             f"groups must be a whole number that divides the first axis of the weight, {weight.shape[0]}; "
             f"got {groups!r}."
         )
+
+
+def fill_weight(weight: Tensor, values: Tensor) -> Tensor:
+    """The weight, filled in place with the values."""
+    with torch.no_grad():
+        return weight.copy_(values)
