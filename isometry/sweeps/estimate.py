@@ -212,10 +212,9 @@ def _tried_measurement(point: Point) -> float:
 
 
 def _tried_training(point: Point) -> float:
-    from isometry.sweeps.work import TRAINING_MEASUREMENT
     from isometry.training.data import load_dataset
     from isometry.training.network import classifier
-    from isometry.training.options import NETWORK_OPTIONS
+    from isometry.training.options import MEASUREMENT, NETWORK_OPTIONS
 
     values = point.values
     began = time.perf_counter()
@@ -228,7 +227,7 @@ def _tried_training(point: Point) -> float:
     images = len(dataset.test_images) + min(values.get("train_images") or math.inf, len(dataset.train_images))
     looks = values["steps"] // values["evaluate_every"] + 1
     spectra = values["steps"] // values.get("spectrum_every", max(values["steps"], 1)) + 1
-    probes, length = TRAINING_MEASUREMENT["probes"], TRAINING_MEASUREMENT["steps"]
+    probes, length = MEASUREMENT["probes"], MEASUREMENT["steps"]
     product = _FORWARDS_OF_A_PRODUCT * _forward(model, dataset.test_images[:probes])
     return (
         made
