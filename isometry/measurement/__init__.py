@@ -3,5 +3,8 @@
 from __future__ import annotations
 
 from isometry.measurement.measurement import measure
+from isometry.measurement.methods import Exact, Lanczos, Randomized
+from isometry.measurement.options import MeasureOptions
+from isometry.measurement.stopping import Goal
 
-__all__ = ["measure"]
+__all__ = ["Exact", "Goal", "Lanczos", "MeasureOptions", "Randomized", "measure"]
