@@ -146,14 +146,14 @@ def _fan(point: Point) -> int:
 
 def _products(point: Point, side: int) -> int:
     """Jacobian products of a measurement whose J has this shorter side."""
-    from isometry.measurement.methods import DEFAULT_PROBES, DEFAULT_RANK, DEFAULT_STEPS
+    from isometry.estimators import defaults
 
     values = point.values
     if "budget" in values:
         return int(values["budget"])
-    sampled = 2 * values.get("probes", DEFAULT_PROBES) * min(values.get("steps", DEFAULT_STEPS), side)
+    sampled = 2 * values.get("probes", defaults.PROBES) * min(values.get("steps", defaults.STEPS), side)
     if values["method"] == "randomized":
-        sampled += 4 * values.get("rank", DEFAULT_RANK)
+        sampled += 4 * values.get("rank", defaults.RANK)
     exact = values["method"] == "exact" or (values["method"] == "auto" and side <= sampled)
     return int((side if exact else sampled) * values.get("inputs", 1))
 
