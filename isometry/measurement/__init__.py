@@ -1,4 +1,7 @@
-"""Model and input -> `Spectrum`: the choice of a method, when to stop, and the record of what was done."""
+"""Model and input -> `Spectrum`: the choice of a method, when to stop, and the record of what was done.
+
+Public is what `__all__` lists, and `distributed.process_group`; everything else in the modules is internal.
+"""
 
 from __future__ import annotations
 
