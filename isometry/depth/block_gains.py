@@ -27,11 +27,13 @@ from isometry.depth.chain import Step, applied
 from isometry.depth.sequential_blocks import Block, blocks_of
 from isometry.errors import InputError, IsometryError, ModelError
 from isometry.estimators import exact, lanczos
-from isometry.jacobian import JacobianOperator
-from isometry.jacobian.checks import refuse_training_mode
-from isometry.jacobian.function import point_function
-from isometry.jacobian.numerics import strict_numerics
-from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
+from isometry.jacobian import (
+    DEFAULT_MEMORY_LIMIT,
+    JacobianOperator,
+    point_function,
+    refuse_training_mode,
+    strict_numerics,
+)
 from isometry.measurement import measure
 from isometry.progress import Progress, progress_listener
 from isometry.spectrum import ErrorModel, Spectrum

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from isometry.errors import InputError
 from isometry.estimators import defaults
-from isometry.jacobian import JacobianOperator
-from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
+from isometry.jacobian import DEFAULT_MEMORY_LIMIT, JacobianOperator
 from isometry.measurement.adaptive import Limits, extend_until
 from isometry.measurement.convergence import warn_of_underflow, warn_stopped, warn_unconverged
 from isometry.measurement.distributed import (
