@@ -20,13 +20,15 @@ from torch import Tensor
 
 from isometry.errors import InputError
 from isometry.progress import StepProgress
-from isometry.spectrum import Extremes, Quadrature, Spectrum
+from isometry.spectrum import Quadrature, Spectrum
 
 from . import defaults
 from .block_krylov import BlockKrylov, RitzTriplets
 from .blocks import Operator, ShortSide, random_block
+from .exclusion import below_probes
+from .extreme_values import extremes_of_all, extremes_of_found
 from .golub_kahan import Bidiagonals, golub_kahan
-from .probe_rules import basis_bytes, is_resolved, join_probes, probe_groups, quadrature_floor
+from .probe_rules import basis_bytes, join_probes, probe_groups, quadrature_floor, times
 from .quadrature import GaussRules, gauss_rules
 
 Array = NDArray[np.float64]
@@ -109,7 +111,8 @@ def randomized(
     triplets = _leading(space, rank, budget, counter)
     if space.complete:
         counter.end()
-        return replace(_complete(side, triplets.values, seed), seconds=time.perf_counter() - began)
+        spectrum = _complete(side, triplets.values, seed)
+        return replace(times(spectrum, side.scale), seconds=time.perf_counter() - began)
     deflation = _Deflation.of(space, triplets, _kept(triplets, rank, tol))
     del space
     counter.end_search()
@@ -126,7 +129,7 @@ def randomized(
     counter.end()
     spectrum = _joined(side, deflation, rest, side.noise_floor(triplets.values[:, 0]))
     return replace(
-        spectrum,
+        times(spectrum, side.scale),
         seconds=time.perf_counter() - began,
         provenance=_provenance(side, seed) | {
             "rank": rank, "taken_out": deflation.most, "probes": probes, "steps": int(rest.steps.max()),
@@ -269,22 +272,48 @@ def _joined(side: ShortSide, deflation: _Deflation, rest: _Rest, noise: Array) -
     resolved = np.concatenate([np.ones(rows, bool), rules.resolved], axis=-1)
     floor = np.maximum(noise, quadrature_floor(rules, rest.steps, rest.finished, rest.breakdown_residual))
     # Where the spectrum decays slowly the rest may hold a larger value than the search found.
-    (found, found_error), (bottom, bottom_error) = rest.largest, rest.smallest
+    found, found_error = rest.largest
     larger = found > s[:, 0]
     top, top_error = s.copy(), deflation.residuals.copy()
     top[larger, 0], top_error[larger, 0] = found[larger], found_error[larger]
-    # A v of length t for a unit v: some singular value lies in [0, t], whatever A^T u says.
     top_error += side.rounding_error(top, s[:, :1])
-    bottom_residual = np.minimum(bottom_error, bottom) + side.rounding_error(bottom, s[:, 0])
+    beyond = below_probes(rules, rest.steps, rest.finished, side.short - counts, side.eps)
+    extremes = extremes_of_found(
+        top,
+        top_error,
+        # Values that were taken out may be the smallest ones, where all others are alike.
+        [rest.smallest, _smallest_taken_out(deflation)],
+        lower=_lower_bound(s, deflation.residuals + side.rounding_error(s, s[:, :1]), beyond),
+        floor=floor,
+        rounding=side.rounding_error(rest.smallest[0], s[:, 0]),
+    )
     return Spectrum(
         Quadrature(nodes, weights, floor, resolved, side.precision.error_model(side.short, "gaussian")),
         method="randomized",
         shape=side.shape,
-        extremes=Extremes(
-            top, top_error, bottom, bottom_residual, is_resolved(bottom, bottom_residual, floor)
-        ),
+        extremes=extremes,
         products=side.products,
     )
+
+
+def _smallest_taken_out(deflation: _Deflation) -> tuple[Array, Array]:
+    """(s, residual) of the smallest of the deflated triplets, (B,) each."""
+    last = (deflation.counts - 1)[:, None]
+    return tuple(
+        np.take_along_axis(part, last, axis=1)[:, 0] for part in (deflation.values, deflation.residuals)
+    )  # type: ignore[return-value]
+
+
+def _lower_bound(s: Array, residuals: Array, beyond: Array) -> Array:
+    """(B,) what no singular value of A lies below, where none of A P lies below ``beyond``.
+
+    For t below all s_r, A has no singular value below t where C - t^2 is positive beyond the term of the residuals:
+    beyond^2 - t^2 >= sum e_r^2 s_r^2 / (s_r^2 - t^2) (Sylvester's law of inertia; `isometry.spectrum.cdf_bounds`).
+    """
+    t = np.maximum(np.minimum(beyond, np.nanmin(s - residuals, axis=1)), 0.0)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moved = np.nansum((residuals * s) ** 2 / (s**2 - t**2), axis=1)
+    return np.sqrt(np.maximum(t[:, 0] ** 2 - moved, 0.0))
 
 
 def _budget(short: int, rank: int, width: int, products: int | None, probes: int, steps: int) -> int:
@@ -398,7 +427,7 @@ def _complete(side: ShortSide, s: np.ndarray, seed: int) -> Spectrum:
         ),
         method="randomized",
         shape=side.shape,
-        extremes=Extremes(s, error, s[:, -1], error[:, -1], s[:, -1] > noise),
+        extremes=extremes_of_all(s, error, noise),
         products=side.products,
         provenance=_provenance(side, seed) | {"rank": side.short},
     )

@@ -174,12 +174,12 @@ def smallest_singular_value(
     left, right = side.pair(*(part.transpose(0, 1) for part in space.vectors(last_one, 1)))
     rounding = side.rounding_error(triplets.values[:, -1], triplets.values[:, 0])
     return SmallestSingularValue(
-        upper=upper,
-        lower=lower,
+        upper=side.scale * upper,
+        lower=side.scale * lower,
         converged=upper - lower <= rtol * upper,
         zero=zero,
         confidence=1.0 if space.complete else 1 - delta,
-        residual=triplets.residuals[:, -1] + rounding,
+        residual=side.scale * (triplets.residuals[:, -1] + rounding),
         left=left[0],
         right=right[0],
         products=side.products,
