@@ -54,17 +54,21 @@ class Precision:
         group = orthogonal_group(dimension) if probe == "orthogonal" else 1
         return ErrorModel(probe, group, self.eps, self.rounding, dimension)
 
-    def noise_floor(self, s_max: np.ndarray) -> np.ndarray:
-        """Below it a singular value is rounding: 8 units of rounding of s_max, whatever computed it."""
-        return 8 * self.eps * s_max
+    def noise_floor(self, s_max: np.ndarray, vectors: int = 1) -> np.ndarray:
+        """Below it a singular value is rounding: 8 units of rounding of s_max, sqrt(k) in a space of k > 64 vectors.
 
-    def rounding_error(self, values: np.ndarray, s_max: np.ndarray) -> np.ndarray:
+        Rounding of the products and the loss of orthogonality of two bases of k vectors move a singular value by up to
+        0.3 sqrt(k) units (measured on orthogonal matrices, where it is largest): they add as random numbers do.
+        """
+        return max(8.0, math.sqrt(vectors)) * self.eps * s_max
+
+    def rounding_error(self, values: np.ndarray, s_max: np.ndarray, vectors: int = 1) -> np.ndarray:
         """What rounding of the products may add to the residual of singular values.
 
-        8 units of s_max, or the operator's own relative error of each value: in a deep network the rounding of every
+        :meth:`noise_floor`, or the operator's own relative error of each value: in a deep network the rounding of every
         layer passes through the layers after it, so that it falls on the directions that grow.
         """
-        return np.maximum(self.noise_floor(s_max), self.rounding * values)
+        return np.maximum(self.noise_floor(s_max, vectors), self.rounding * values)
 
 
 class ShortSide:
@@ -107,7 +111,7 @@ class ShortSide:
         self.device: torch.device = torch.device(getattr(operator, "device", "cpu"))
         self._operator = operator
         self.products = self.calls = 0
-        self._powers = _Powers(self.batch, self.dtype) if like is None else like._powers
+        self._powers: _Powers = _Powers(self.batch, self.dtype) if like is None else like._powers
 
     @property
     def eps(self) -> float:
@@ -160,13 +164,13 @@ class ShortSide:
         output, input_ = (short, long) if self.transposed else (long, short)
         return output.reshape(-1, *self._output), input_.reshape(-1, *self._input)
 
-    def noise_floor(self, s_max: np.ndarray) -> np.ndarray:
+    def noise_floor(self, s_max: np.ndarray, vectors: int = 1) -> np.ndarray:
         """As :meth:`Precision.noise_floor`."""
-        return self.precision.noise_floor(s_max)
+        return self.precision.noise_floor(s_max, vectors)
 
-    def rounding_error(self, values: np.ndarray, s_max: np.ndarray) -> np.ndarray:
+    def rounding_error(self, values: np.ndarray, s_max: np.ndarray, vectors: int = 1) -> np.ndarray:
         """As :meth:`Precision.rounding_error`."""
-        return self.precision.rounding_error(values, s_max)
+        return self.precision.rounding_error(values, s_max, vectors)
 
 
 class _Powers:

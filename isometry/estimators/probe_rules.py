@@ -224,7 +224,7 @@ def _of_the_same_inputs(parts: list[ProbeRules], top: int) -> Spectrum:
         np.concatenate([getattr(part, name) for part in parts], axis=1)
         for name in ("steps", "finished", "breakdown_residual")
     )
-    noise = first.precision.noise_floor(rules.nodes.max(axis=(1, 2)))
+    noise = first.precision.noise_floor(rules.nodes.max(axis=(1, 2)), int(steps.max()))
     floor = np.maximum(noise, quadrature_floor(rules, steps, finished, breakdown_residual))
     return Spectrum(
         Quadrature(
@@ -329,7 +329,8 @@ def _extremes(
     values, residuals = np.zeros((batch, count)), np.zeros((batch, count))
     bottom, bottom_residual = np.zeros(batch), np.zeros(batch)
     s_max = rules.nodes.max(axis=(1, 2))
-    noise = precision.noise_floor(s_max)
+    vectors = int(steps.max())
+    noise = precision.noise_floor(s_max, vectors)
     for index in range(batch):
         nodes, errors = rules.nodes[index], rules.residuals[index]
         # The probe with the largest node; among equals to rounding the one that knows it best.
@@ -350,11 +351,11 @@ def _extremes(
     lower = below_probes(rules, steps, seen, short, precision.eps)
     return extremes_of_found(
         values,
-        residuals + precision.rounding_error(values, s_max[:, None]),
+        residuals + precision.rounding_error(values, s_max[:, None], vectors),
         [(bottom, bottom_residual)],
         lower=lower if part.probe != "rademacher" else np.where(seen.any(axis=1), lower, 0.0),
         floor=floor,
-        rounding=precision.rounding_error(bottom, s_max),
+        rounding=precision.rounding_error(bottom, s_max, vectors),
     )
 
 

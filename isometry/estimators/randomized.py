@@ -127,7 +127,7 @@ def randomized(
         counter=counter,
     )
     counter.end()
-    spectrum = _joined(side, deflation, rest, side.noise_floor(triplets.values[:, 0]))
+    spectrum = _joined(side, deflation, rest)
     return replace(
         times(spectrum, side.scale),
         seconds=time.perf_counter() - began,
@@ -261,7 +261,7 @@ def _sample_rest(
     return _Rest(join_probes(rules), taken, finished, residual, largest, smallest)
 
 
-def _joined(side: ShortSide, deflation: _Deflation, rest: _Rest, noise: Array) -> Spectrum:
+def _joined(side: ShortSide, deflation: _Deflation, rest: _Rest) -> Spectrum:
     """One spectrum of the deflated triplets, each of mass 1 / min(m, n), and of the rest."""
     rules, s, counts = rest.rules, deflation.values, deflation.counts
     rows = (*rules.nodes.shape[:2], deflation.most)
@@ -270,22 +270,24 @@ def _joined(side: ShortSide, deflation: _Deflation, rest: _Rest, noise: Array) -
     nodes = np.concatenate([leading, rules.nodes], axis=-1)
     weights = np.concatenate([masses, (1 - counts / side.short)[:, None, None] * rules.weights], axis=-1)
     resolved = np.concatenate([np.ones(rows, bool), rules.resolved], axis=-1)
+    vectors = deflation.most + int(rest.steps.max())
+    noise = side.noise_floor(s[:, 0], vectors)
     floor = np.maximum(noise, quadrature_floor(rules, rest.steps, rest.finished, rest.breakdown_residual))
     # Where the spectrum decays slowly the rest may hold a larger value than the search found.
     found, found_error = rest.largest
     larger = found > s[:, 0]
     top, top_error = s.copy(), deflation.residuals.copy()
     top[larger, 0], top_error[larger, 0] = found[larger], found_error[larger]
-    top_error += side.rounding_error(top, s[:, :1])
+    top_error += side.rounding_error(top, s[:, :1], vectors)
     beyond = below_probes(rules, rest.steps, rest.finished, side.short - counts, side.eps)
     extremes = extremes_of_found(
         top,
         top_error,
         # Values that were taken out may be the smallest ones, where all others are alike.
         [rest.smallest, _smallest_taken_out(deflation)],
-        lower=_lower_bound(s, deflation.residuals + side.rounding_error(s, s[:, :1]), beyond),
+        lower=_lower_bound(s, deflation.residuals + side.rounding_error(s, s[:, :1], vectors), beyond),
         floor=floor,
-        rounding=side.rounding_error(rest.smallest[0], s[:, 0]),
+        rounding=side.rounding_error(rest.smallest[0], s[:, 0], vectors),
     )
     return Spectrum(
         Quadrature(nodes, weights, floor, resolved, side.precision.error_model(side.short, "gaussian")),
@@ -416,7 +418,7 @@ def _provenance(side: ShortSide, seed: int) -> dict[str, object]:
 def _complete(side: ShortSide, s: np.ndarray, seed: int) -> Spectrum:
     """The space is the whole short side: every singular value is there and nothing is left over."""
     nodes = s[:, None, :]
-    error, noise = side.rounding_error(s, s[:, :1]), side.noise_floor(s[:, 0])
+    error, noise = side.rounding_error(s, s[:, :1], side.short), side.noise_floor(s[:, 0], side.short)
     return Spectrum(
         Quadrature(
             nodes,

@@ -172,7 +172,7 @@ def smallest_singular_value(
         triplets.coupling[:, :, position],
     )  # fmt: skip
     left, right = side.pair(*(part.transpose(0, 1) for part in space.vectors(last_one, 1)))
-    rounding = side.rounding_error(triplets.values[:, -1], triplets.values[:, 0])
+    rounding = side.rounding_error(triplets.values[:, -1], triplets.values[:, 0], space.size)
     return SmallestSingularValue(
         upper=side.scale * upper,
         lower=side.scale * lower,
@@ -191,6 +191,6 @@ def smallest_singular_value(
 def _bounds(space: BlockKrylov, triplets: RitzTriplets, delta: float) -> tuple[Array, Array]:
     """(upper, lower) bounds of s_min, (B,) each."""
     smallest = triplets.values[:, -1]
-    rounding = space.side.rounding_error(smallest, triplets.values[:, 0])
+    rounding = space.side.rounding_error(smallest, triplets.values[:, 0], space.size)
     lower = np.minimum(exclusion.below(space, triplets, delta), smallest)
     return smallest + rounding, np.maximum(lower - rounding, 0.0)

@@ -18,6 +18,9 @@ from .mass_bounds import mass_at_most
 
 Array = NDArray[np.float64]
 
+# Units of rounding of s_max up to which a singular value that random probes found is zero.
+_UNITS_OF_ZERO = 8
+
 
 @dataclass(frozen=True, eq=False)
 class Quadrature:
@@ -133,8 +136,12 @@ class Quadrature:
 
     @property
     def singular(self) -> bool:
-        below = (self.weights > 0) & (self.nodes <= self.floor[:, None, None])
-        return bool(np.any(below & self.resolved))
+        below = self.resolved & (self.weights > 0) & (self.nodes <= self.floor[:, None, None])
+        if self.errors.random:
+            # Where a recurrence broke down the floor is higher than rounding: what lies below is small, not zero.
+            zero = _UNITS_OF_ZERO * self.errors.eps * self.nodes.max(axis=(1, 2))
+            below &= self.nodes <= zero[:, None, None]
+        return bool(np.any(below))
 
     @property
     def grid(self) -> Array:
