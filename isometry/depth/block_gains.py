@@ -14,8 +14,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,14 +27,16 @@ from isometry.depth.chain import Step, applied
 from isometry.depth.sequential_blocks import Block, blocks_of
 from isometry.errors import InputError, IsometryError, ModelError
 from isometry.estimators import exact, lanczos
-from isometry.jacobian import JacobianOperator
-from isometry.jacobian.checks import refuse_training_mode
-from isometry.jacobian.function import point_function
-from isometry.jacobian.numerics import strict_numerics
-from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
+from isometry.jacobian import (
+    DEFAULT_MEMORY_LIMIT,
+    JacobianOperator,
+    point_function,
+    refuse_training_mode,
+    strict_numerics,
+)
 from isometry.measurement import measure
-from isometry.progress import Progress, progress_bar, silent
-from isometry.spectrum import Spectrum
+from isometry.progress import Progress, progress_listener
+from isometry.spectrum import ErrorModel, Spectrum
 from isometry.spectrum.block_profile import LEVELS, BlockProfile
 
 Array = NDArray[np.float64]
@@ -119,7 +120,7 @@ def measure_blocks(
     began = time.perf_counter()
     own, point = _placed(model, x, dtype, device)
     chain = blocks_of(own, blocks)
-    with _listener(progress) as tell:
+    with progress_listener(progress, "blocks") as tell:
         spectra, logs, end = _walk(
             chain,
             point,
@@ -291,7 +292,8 @@ def _profile(
     means, rows = zip(*(_mean_and_rows(values) for values in logs), strict=True)
     before = (np.ones_like(rows[0]), *rows[:-1])
     log_mean = np.array(means) + per_value
-    whole = running[len(chain)]
+    # The tangents are independent, whatever the probes of the spectra were.
+    tangents = ErrorModel()
     with np.errstate(invalid="ignore"):
         gain = np.diff(log_mean, prepend=0.0)
     return BlockProfile(
@@ -304,11 +306,11 @@ def _profile(
         s_max_residual=np.array([spectrum.s_max_residual for spectrum in spectra]),
         log10_quantiles=np.array([spectrum.log10_quantile(LEVELS) for spectrum in spectra]),
         log10_mean_square=log_mean / LN10,
-        log10_mean_square_stderr=np.array([whole.standard_error(row) for row in rows]) / LN10,
+        log10_mean_square_stderr=np.array([tangents.standard_error(row) for row in rows]) / LN10,
         log10_gain=gain / LN10,
         # The same probes enter and leave a block: their common part cancels (delta method).
         log10_gain_stderr=np.array(
-            [whole.standard_error(row - last) for row, last in zip(rows, before, strict=True)]
+            [tangents.standard_error(row - last) for row, last in zip(rows, before, strict=True)]
         )
         / LN10,
         running=running,
@@ -323,12 +325,3 @@ def _mean_and_rows(log_values: Array) -> tuple[float, Array]:
     scaled = np.exp(log_values - top)
     mean = float(scaled.mean())
     return top + math.log(mean), scaled / mean
-
-
-@contextmanager
-def _listener(progress: Any) -> Iterator[Progress]:
-    if progress is None or progress is True:
-        with progress_bar("blocks") as bar:
-            yield bar
-    else:
-        yield silent if progress is False else progress

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from isometry.errors import InputError
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.distribution import Quadrature
+from isometry.spectrum import Extremes, Quadrature, Spectrum
 
-from .blocks import Operator, Precision, ShortSide, orthogonal_group, random_block
+from . import defaults
+from .blocks import Operator, Precision, ShortSide, random_block
 from .golub_kahan import Recurrence, breakdown_floor
 from .quadrature import GaussRules, gauss_rules
 
@@ -187,7 +187,7 @@ def probe_groups(
     return [range(first, min(first + most, probes.stop)) for first in range(probes.start, probes.stop, most)]
 
 
-def merge(parts: Sequence[ProbeRules], *, top: int = 6) -> Spectrum:
+def merge(parts: Sequence[ProbeRules], *, top: int = defaults.TOP) -> Spectrum:
     """The spectrum of units that were measured apart, without gap or overlap, in any order.
 
     Parameters
@@ -223,13 +223,13 @@ def _of_the_same_inputs(parts: list[ProbeRules], top: int) -> Spectrum:
         np.concatenate([getattr(part, name) for part in parts], axis=1)
         for name in ("steps", "finished", "breakdown_residual")
     )
-    s_max = rules.nodes.max(axis=(1, 2))
-    floor = np.maximum(first.precision.noise_floor(s_max), breakdown_floor(breakdown_residual))
-    # Rules that have not broken down resolve s down to about s_max / steps.
-    least = np.where(finished, np.inf, steps).min(axis=1)
-    floor = np.maximum(floor, s_max / least)
+    noise = first.precision.noise_floor(rules.nodes.max(axis=(1, 2)))
+    floor = np.maximum(noise, quadrature_floor(rules, steps, finished, breakdown_residual))
     return Spectrum(
-        Quadrature(rules.nodes, rules.weights, floor, rules.resolved),
+        Quadrature(
+            rules.nodes, rules.weights, floor, rules.resolved,
+            first.precision.error_model(min(first.shape), first.probe),
+        ),
         method="lanczos",
         shape=first.shape,
         extremes=_extremes(first.precision, rules, floor, top),
@@ -237,9 +237,24 @@ def _of_the_same_inputs(parts: list[ProbeRules], top: int) -> Spectrum:
         provenance={
             "dtype": first.dtype, "device": first.device, "seed": first.seed, "probe": first.probe,
             "probes": steps.shape[1], "steps": int(steps.max()),
-            **({"orthogonal_group": orthogonal_group(min(first.shape))} if first.probe == "orthogonal" else {}),
         },
     )  # fmt: skip
+
+
+def quadrature_floor(
+    rules: GaussRules, steps: NDArray[np.int64], finished: NDArray[np.bool_], breakdown_residual: Array
+) -> Array:
+    """(B,) what the rules of an input do not tell from zero, from (B, k) steps, breakdowns and their residuals.
+
+    Rules that have not broken down resolve s down to about s_max / steps.
+    """
+    fewest = np.where(finished, np.inf, steps).min(axis=1)
+    return np.maximum(breakdown_floor(breakdown_residual), rules.nodes.max(axis=(1, 2)) / fewest)
+
+
+def is_resolved(smallest: Array, residual: Array, floor: Array) -> NDArray[np.bool_]:
+    """Whether the smallest value found is known well enough to be called s_min."""
+    return (residual <= _RESOLVED * smallest) & (smallest > floor)
 
 
 def join_probes(rules: list[GaussRules]) -> GaussRules:
@@ -264,7 +279,7 @@ def join_inputs(spectra: Sequence[Spectrum]) -> Spectrum:
     """One spectrum of the spectra of groups of inputs, all by one method, in the order of the inputs."""
     if len(spectra) == 1:
         return spectra[0]
-    quadratures = [s.distribution for s in spectra if isinstance(s.distribution, Quadrature)]
+    quadratures = [s.quadrature for s in spectra]
     extremes = [s.extremes for s in spectra if s.extremes is not None]
     width = max(q.nodes.shape[-1] for q in quadratures)
     ranks = max(e.top.shape[-1] for e in extremes)
@@ -275,6 +290,7 @@ def join_inputs(spectra: Sequence[Spectrum]) -> Spectrum:
             np.concatenate([_padded(q.weights, width, 0.0) for q in quadratures]),
             np.concatenate([q.floor for q in quadratures]),
             np.concatenate([_padded(q.resolved, width, True) for q in quadratures]),
+            replace(quadratures[0].errors, rounding=max(q.errors.rounding for q in quadratures)),
         ),
         extremes=Extremes(
             np.concatenate([_padded(e.top, ranks, np.nan) for e in extremes]),
@@ -311,8 +327,7 @@ def _extremes(precision: Precision, rules: GaussRules, floor: Array, top: int) -
         bottom[index], bottom_residual[index] = min(smallest)
     residuals += precision.rounding_error(values, s_max[:, None])
     bottom_residual += precision.rounding_error(bottom, s_max)
-    resolved = (bottom_residual <= _RESOLVED * bottom) & (bottom > floor)
-    return Extremes(values, residuals, bottom, bottom_residual, resolved)
+    return Extremes(values, residuals, bottom, bottom_residual, is_resolved(bottom, bottom_residual, floor))
 
 
 def _exceeds_device(needed: int, device: torch.device) -> bool:

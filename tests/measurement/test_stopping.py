@@ -14,8 +14,7 @@ from torch import nn
 
 from isometry.measurement import measure
 from isometry.measurement.stopping import Goal
-from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Quadrature
+from isometry.spectrum import Quadrature, Spectrum
 
 SEEDS = 200
 
@@ -78,7 +77,6 @@ def rows_of(values: list[float], masses: list[list[float]], *, resolved: bool) -
     nodes = np.broadcast_to(np.array(values), weights.shape)
     return Spectrum(
         Quadrature(nodes, weights, np.zeros(1), np.full(nodes.shape, resolved)), "lanczos", shape=(8, 8),
-        provenance={"dtype": "float64"},
     )  # fmt: skip
 
 
@@ -90,7 +88,7 @@ def test_the_error_of_the_mean_square_is_the_larger_of_two() -> None:
     # The 97.5 % quantile of Student's t with one degree of freedom.
     error = Goal("mean_square").error_of(alike)
     assert error.size == pytest.approx(12.7062 * stderr / mean, rel=1e-5)
-    assert error.cure == "probes"
+    assert error.limited_by == "probes"
     apart = rows_of([1.0, 2.0], [[1.0, 0.0], [0.0, 1.0]], resolved=True)
     assert Goal("mean_square").error_of(apart).size == pytest.approx(12.7062 * 1.5 / 2.5, rel=1e-5)
     assert Goal("mean_square").error_of(rows_of([1.0], [[1.0]], resolved=False)).size == math.inf

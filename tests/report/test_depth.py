@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from profile_samples import profile
 
 from isometry.report.depth_pictures import STRETCHES, seen_blocks
 from isometry.report.histories import History, histories_of
@@ -17,9 +16,6 @@ from isometry.report.terminal_bands import band_line, print_bands
 from isometry.report.terminal_profile import print_profile
 from isometry.spectrum import Spectrum
 from isometry.spectrum.block_profile import HEADINGS
-
-sys.path.append(str(Path(__file__).parents[1] / "store"))
-from profile_samples import profile
 
 
 def recorded(step: int, *, name: str = "run", scale: float = 1.0) -> Spectrum:
