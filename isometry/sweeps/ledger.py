@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from isometry.errors import StoreError, SweepError
 from isometry.store import open_store
-from isometry.store.locking import locked
+from isometry.store.locking import locked, open_regular
 from isometry.sweeps.configuration import Point
 from isometry.sweeps.names import FAILED, LAW
 from isometry.sweeps.work import Outcome
@@ -56,12 +56,14 @@ def _own(beside: Path, path: Path) -> Iterator[BinaryIO]:
     with ExitStack() as held:
         while True:
             try:
-                beside.touch()
+                open_regular(beside, os.O_RDWR | os.O_CREAT).close()
                 file = held.enter_context(locked(beside, exclusive=True, timeout=0.0))
                 break
             except FileNotFoundError:
                 continue  # another sweep has just ended and removed the file
             except StoreError as error:
+                if not beside.is_file():
+                    raise
                 raise SweepError(
                     f"another sweep is writing to {path} ({_holder(beside)}); nothing was changed. Wait until it is "
                     "done, or choose another file. Its lock ends with its process: there is nothing to delete"
