@@ -12,7 +12,7 @@ from isometry.cli import codes
 from isometry.cli.options import file_argument, json_option
 from isometry.cli.streams import note, print_json, print_text, quiet_when_closed
 from isometry.errors import StoreError
-from isometry.report.text import plain
+from isometry.spectrum.formatting import plain
 
 if TYPE_CHECKING:
     from isometry.spectrum import Spectrum

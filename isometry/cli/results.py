@@ -83,12 +83,12 @@ def finish(
     """Exit with the code of the results, by the most severe problem: not stored, interrupted, not converged, threshold
     missed.
     """
-    from isometry.measurement.convergence import converged, interrupted, stopped_short
+    from isometry.measurement.convergence import converged, stopped_short
 
     if failure is not None:
         note(f"error: the result above could not be stored: {failure}")
         context.exit(codes.FAILED)
-    if any(interrupted(spectrum) for spectrum in spectra):
+    if any(spectrum.partial for spectrum in spectra):
         # A warning has been printed.
         context.exit(codes.INTERRUPTED)
     if any(stopped_short(spectrum) for spectrum in spectra):
