@@ -20,8 +20,7 @@ from torch import Tensor
 
 from isometry.errors import InputError
 from isometry.progress import StepProgress
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.distribution import Quadrature
+from isometry.spectrum import Extremes, Quadrature, Spectrum
 
 from . import defaults
 from .block_krylov import BlockKrylov, RitzTriplets
@@ -278,7 +277,7 @@ def _joined(side: ShortSide, deflation: _Deflation, rest: _Rest, noise: Array) -
     top_error += side.rounding_error(top, s[:, :1])
     bottom_residual = np.minimum(bottom_error, bottom) + side.rounding_error(bottom, s[:, 0])
     return Spectrum(
-        Quadrature(nodes, weights, floor, resolved),
+        Quadrature(nodes, weights, floor, resolved, side.precision.error_model(side.short, "gaussian")),
         method="randomized",
         shape=side.shape,
         extremes=Extremes(
@@ -390,7 +389,13 @@ def _complete(side: ShortSide, s: np.ndarray, seed: int) -> Spectrum:
     nodes = s[:, None, :]
     error, noise = side.rounding_error(s, s[:, :1]), side.noise_floor(s[:, 0])
     return Spectrum(
-        Quadrature(nodes, np.full(nodes.shape, 1.0 / side.short), noise, np.ones(nodes.shape, bool)),
+        Quadrature(
+            nodes,
+            np.full(nodes.shape, 1.0 / side.short),
+            noise,
+            np.ones(nodes.shape, bool),
+            side.precision.error_model(side.short),
+        ),
         method="randomized",
         shape=side.shape,
         extremes=Extremes(s, error, s[:, -1], error[:, -1], s[:, -1] > noise),

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from isometry.errors import InputError
 from isometry.estimators import defaults
-from isometry.jacobian import JacobianOperator
-from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
+from isometry.jacobian import DEFAULT_MEMORY_LIMIT, JacobianOperator
 from isometry.measurement.adaptive import Limits, extend_until
 from isometry.measurement.convergence import warn_of_underflow, warn_stopped, warn_unconverged
 from isometry.measurement.distributed import (
@@ -41,7 +40,7 @@ from isometry.measurement.options import (
     requested_goal,
     requested_method,
 )
-from isometry.measurement.provenance import record, recorded_ensemble
+from isometry.measurement.provenance import record, recorded_ensemble, refuse_own_keys
 from isometry.measurement.stopping import Goal, stop_record
 from isometry.progress import Progress, StepProgress, progress_listener
 from isometry.spectrum import Spectrum
@@ -100,8 +99,9 @@ def measure(
     name : str
         What reports and files call the result.
     provenance : mapping, optional
-        Further plain values to record with it; None for what is unknown, which is left out. An ``ensemble`` among them
-        stands in for the one that the model itself is known to be a draw from.
+        Further plain values to record with it, under names that the measurement does not use itself; None for what is
+        unknown, which is left out. An ``ensemble`` among them stands in for the one that the model itself is known to
+        be a draw from. No number of the spectrum depends on what is recorded.
     probes, steps, top, tol, rank, probe : optional
         Of a method that is given by its name, which ignores those it does not have.
 
@@ -162,6 +162,7 @@ def measure(
     given = given_options(options, measure)
     asked, aim = requested_method(method, given), requested_goal(goal, given)
     _refuse_arguments(x, seed, batched, given, aim)
+    refuse_own_keys(provenance or {})
     shared = "shared" in given
     processes = current_process_group() if shared else SINGLE_PROCESS
     began = time.perf_counter()
@@ -180,29 +181,32 @@ def measure(
             may_switch=asked is None,
         )  # fmt: skip
         spectrum, reason, peak = run.by(chosen)
+    # Groups of inputs have operators of their own; the rounding is that of all inputs together.
+    errors = replace(spectrum.quadrature.errors, rounding=operator.rounding)
+    record_options = recorded_options(operator, given, method, goal)
+    top = record_options.get("top")
     spectrum = replace(
         spectrum,
+        distribution=replace(spectrum.quadrature, errors=errors),
         name=name,
         seconds=time.perf_counter() - began,
         provenance={
             **spectrum.provenance,
-            **record(
-                operator, operator.x, seed=seed, options=recorded_options(operator, given, method, goal)
-            ),
+            **record(operator, operator.x, seed=seed, options=record_options),
             "predicted_peak_bytes": peak,
             **({"processes": processes.size} if processes.size > 1 else {}),
             **_additions(operator, provenance),
         },
     )
     if aim is not None or reason is not None:
-        stopped = stop_record(reason, aim, spectrum)
+        stopped = stop_record(reason, aim, spectrum, top=top)
         if reason == "interrupted":
             stopped["inputs"] = f"{spectrum.n_inputs} of {operator.batch or 1}"
         spectrum = replace(spectrum, provenance={**spectrum.provenance, "stopped": stopped})
         warn_stopped(stopped)
-    warn_of_underflow(spectrum)
+    warn_of_underflow(spectrum, str(operator.dtype).removeprefix("torch."))
     if chosen.tol is not None:
-        warn_unconverged(spectrum, chosen.tol)
+        warn_unconverged(spectrum, chosen.tol, top=top)
     return spectrum
 
 

@@ -8,8 +8,7 @@ from inspect import signature
 from typing import Any, TypedDict
 
 from isometry.errors import InputError
-from isometry.jacobian import JacobianOperator
-from isometry.jacobian.function import Output
+from isometry.jacobian import JacobianOperator, Output
 from isometry.measurement.methods import Method, named_method
 from isometry.measurement.stopping import Goal
 

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -21,7 +22,6 @@ import numpy as np
 from isometry.errors import InputError
 from isometry.measurement.convergence import worst_residual
 from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Quadrature
 from isometry.spectrum.probe_intervals import student_quantile
 
 EXTREME_QUANTITIES = ("top", "s_max")
@@ -97,9 +97,9 @@ class Goal:
         """Whether steps improve the quantity. Each probe has its own mean square exactly after any number of steps."""
         return self.quantity != "mean_square"
 
-    def error_of(self, spectrum: Spectrum) -> QuantityError:
-        """The error of the quantity in that spectrum."""
-        return _ERRORS[self.quantity](spectrum)
+    def error_of(self, spectrum: Spectrum, *, top: int | None = None) -> QuantityError:
+        """The error of the quantity in that spectrum; of an exact one, with all its values, of the leading ``top``."""
+        return _ERRORS[self.quantity](spectrum, top)
 
     def reached(self, error: QuantityError) -> bool:
         """Whether the error is at most ``rtol``."""
@@ -131,28 +131,26 @@ class QuantityError:
     limited_by: str
 
 
-def _mean_square_error(spectrum: Spectrum) -> QuantityError:
+def _mean_square_error(spectrum: Spectrum, top: int | None) -> QuantityError:
     """Half the width of the 95 % interval, relative. Steps do not matter: each probe has its mean square exactly."""
-    d, probes, inputs = spectrum.distribution, spectrum.n_probes, spectrum.n_inputs
-    assert isinstance(d, Quadrature), "a measurement"
+    d, probes, inputs = spectrum.quadrature, spectrum.n_probes, spectrum.n_inputs
     # Relative to the largest node: the squares themselves may leave the range of floats.
     squares, fourths = d.row_moments(2)[1], d.row_moments(4)[1].mean(1)
     mean, from_spread = float(squares.mean()), spectrum.standard_error(squares)
-    if mean == 0 or spectrum.method == "exact":
+    if mean == 0 or not d.errors.random:
         return QuantityError(0.0, "probes")
     if probes == 1:
         return QuantityError(math.inf if from_spread != 0 else 0.0, "probes")
     # Of random signs and of orthogonal groups this is an upper bound, but for a factor 1 + 2 / n.
-    variance = np.maximum(fourths - squares.mean(1) ** 2, 0.0) * 2 / (min(spectrum.shape or (1, 1)) + 2)
+    variance = np.maximum(fourths - squares.mean(1) ** 2, 0.0) * 2 / (d.dimension + 2)
     from_sphere = math.sqrt(float(variance.sum()) / probes) / inputs
     quantile = student_quantile(0.5 + _CONFIDENCE / 2, inputs * (probes - 1))
     return QuantityError(quantile * max(from_spread, from_sphere) / mean, "probes")
 
 
-def _cdf_error(spectrum: Spectrum) -> QuantityError:
+def _cdf_error(spectrum: Spectrum, top: int | None) -> QuantityError:
     """The largest distance between the cdf and the ends of its simultaneous 95 % band, from the floor upwards."""
-    d = spectrum.distribution
-    assert isinstance(d, Quadrature), "a measurement"
+    d = spectrum.quadrature
     nodes = np.unique(d.nodes[(d.weights > 0) & (d.nodes > spectrum.floor)])
     if nodes.size == 0:
         # Everything is zero to rounding; above the floor that is known as well as anything.
@@ -160,7 +158,7 @@ def _cdf_error(spectrum: Spectrum) -> QuantityError:
     # cdf and band are constant between neighbouring nodes.
     edges = np.concatenate([[max(spectrum.floor, nodes[0] / 2)], nodes, [2 * nodes[-1]]])
     # Nodes that are one value to rounding: what is between them is neither below nor above it.
-    apart = np.diff(edges) > _SAME * float(np.finfo(str(spectrum.provenance["dtype"])).eps) * nodes[-1]
+    apart = np.diff(edges) > _SAME * d.errors.eps * nodes[-1]
     places = (np.sqrt(edges[1:]) * np.sqrt(edges[:-1]))[apart]
     places = places[np.unique(np.linspace(0, places.size - 1, _PLACES).astype(int))]
     cdf = spectrum.cdf(places)
@@ -173,26 +171,25 @@ def _cdf_error(spectrum: Spectrum) -> QuantityError:
     return QuantityError(sizes[0], "steps" if sizes[1] > 0.5 * sizes[0] else "probes")
 
 
-def _residual_error(spectrum: Spectrum, count: int | None) -> QuantityError:
+def _residual_error(spectrum: Spectrum, top: int | None, count: int | None = None) -> QuantityError:
     """The largest residual of the leading values, relative to each."""
-    e, d = spectrum.extremes, spectrum.distribution
+    e, d = spectrum.extremes, spectrum.quadrature
     assert e is not None, "a measurement"
-    assert isinstance(d, Quadrature), "a measurement"
-    size = worst_residual(spectrum, count)
-    if spectrum.method == "exact":
+    size = worst_residual(spectrum, count, top=top)
+    if not d.errors.random:
         return QuantityError(size, "rounding")
     if np.isnan(e.top[:, :count]).any() and not d.resolved.all():
         return QuantityError(math.inf, "steps")
-    rounding = 8 * float(np.finfo(str(spectrum.provenance["dtype"])).eps) * e.top[:, :1]
+    rounding = 8 * d.errors.eps * e.top[:, :1]
     below = np.nan_to_num(e.top_residual[:, :count]) <= 2 * rounding
     return QuantityError(size, "rounding" if below.all() else "steps")
 
 
-_ERRORS: Mapping[str, Callable[[Spectrum], QuantityError]] = {
+_ERRORS: Mapping[str, Callable[[Spectrum, int | None], QuantityError]] = {
     "mean_square": _mean_square_error,
     "cdf": _cdf_error,
-    "top": lambda spectrum: _residual_error(spectrum, None),
-    "s_max": lambda spectrum: _residual_error(spectrum, 1),
+    "top": _residual_error,
+    "s_max": partial(_residual_error, count=1),
 }
 
 
@@ -201,12 +198,14 @@ def first_steps(goal: Goal | None, steps: int) -> int:
     return min(_FIRST_STEPS, steps) if goal is not None and goal.adds_steps else steps
 
 
-def stop_record(reason: str | None, goal: Goal | None, spectrum: Spectrum) -> dict[str, Any]:
+def stop_record(
+    reason: str | None, goal: Goal | None, spectrum: Spectrum, *, top: int | None = None
+) -> dict[str, Any]:
     """The record of why a measurement stopped, as plain values; ``reason`` is None where an exact one ended."""
     found: dict[str, Any] = {"reason": reason or "exact"}
     if goal is None:
         return found
-    error = goal.error_of(spectrum)
+    error = goal.error_of(spectrum, top=top)
     if goal.reached(error) and reason in ("budget", None):
         found["reason"] = "rtol"
     found["quantity"] = goal.quantity

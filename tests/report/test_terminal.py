@@ -11,8 +11,7 @@ from rich.cells import cell_len
 
 from isometry.errors import InputError
 from isometry.report.terminal import print_report
-from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Curve, Quadrature
+from isometry.spectrum import Curve, Quadrature, Spectrum
 from isometry.spectrum.histogram import histogram
 
 

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isometry.spectrum import Spectrum
+from isometry.spectrum import Curve, Spectrum
 from isometry.spectrum.concentration import Concentration, cell_masses, concentrations
-from isometry.spectrum.distribution import Curve
 
 
 @settings(max_examples=150, deadline=None)
