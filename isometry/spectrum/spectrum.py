@@ -611,12 +611,9 @@ class Spectrum:
     def stopped(self) -> Mapping[str, Any]:
         """The record of why a measurement with a goal stopped, or that it was interrupted; empty without one."""
         found = self.provenance.get("stopped")
-        known = isinstance(found, Mapping) and str(found.get("reason")) in STOPPED
-        return (
-            found
-            if known and all(isinstance(found.get(k, 0), int | float) for k in ("error", "rtol"))
-            else {}
-        )
+        if not isinstance(found, Mapping) or str(found.get("reason")) not in STOPPED:
+            return {}
+        return found if all(isinstance(found.get(key, 0), int | float) for key in ("error", "rtol")) else {}
 
     @property
     def partial(self) -> bool:
