@@ -29,6 +29,9 @@ from .quadrature import GaussRules, gauss_rules
 
 Array = NDArray[np.float64]
 
+# What rounding leaves of the masses of other nodes where there are none. A probe sees as little of a single direction
+# of n with a probability of sqrt(n) * 3e-7.
+_ALL = 1e-13
 # Probes whose products are made together: a processor gains little beyond, a graphics card is idle below.
 _TOGETHER = {"cpu": 16, "cuda": 256}
 
@@ -230,6 +233,7 @@ def _of_the_same_inputs(parts: list[ProbeRules], top: int) -> Spectrum:
         Quadrature(
             rules.nodes, rules.weights, floor, rules.resolved,
             first.precision.error_model(min(first.shape), first.probe),
+            counted_by(rules, on_the_sphere=first.probe != "rademacher"),
         ),
         method="lanczos",
         shape=first.shape,
@@ -251,6 +255,14 @@ def quadrature_floor(
     """
     fewest = np.where(finished, np.inf, steps).min(axis=1)
     return np.maximum(breakdown_floor(breakdown_residual), rules.nodes.max(axis=(1, 2)) / fewest)
+
+
+def counted_by(rules: GaussRules, *, on_the_sphere: bool = True) -> NDArray[np.bool_]:
+    """Where a probe's space closed on a single singular value: all are that value, and the mass has no part of chance.
+
+    A probe on the sphere sees every singular vector; one of random signs may miss all others.
+    """
+    return rules.resolved & (rules.weights > 1 - _ALL) & on_the_sphere
 
 
 def join_probes(rules: list[GaussRules]) -> GaussRules:
@@ -303,6 +315,7 @@ def join_inputs(spectra: Sequence[Spectrum]) -> Spectrum:
             np.concatenate([q.floor for q in quadratures]),
             np.concatenate([_padded(q.resolved, width, True) for q in quadratures]),
             replace(quadratures[0].errors, rounding=max(q.errors.rounding for q in quadratures)),
+            np.concatenate([_padded(q.counted, width, True) for q in quadratures]),
         ),
         extremes=Extremes(
             np.concatenate([_padded(e.top, ranks, np.nan) for e in extremes]),

@@ -28,7 +28,7 @@ from .blocks import Operator, ShortSide, random_block
 from .exclusion import below_probes
 from .extreme_values import extremes_of_all, extremes_of_found
 from .golub_kahan import Bidiagonals, golub_kahan
-from .probe_rules import basis_bytes, join_probes, probe_groups, quadrature_floor, times
+from .probe_rules import basis_bytes, counted_by, join_probes, probe_groups, quadrature_floor, times
 from .quadrature import GaussRules, gauss_rules
 
 Array = NDArray[np.float64]
@@ -270,6 +270,7 @@ def _joined(side: ShortSide, deflation: _Deflation, rest: _Rest) -> Spectrum:
     nodes = np.concatenate([leading, rules.nodes], axis=-1)
     weights = np.concatenate([masses, (1 - counts / side.short)[:, None, None] * rules.weights], axis=-1)
     resolved = np.concatenate([np.ones(rows, bool), rules.resolved], axis=-1)
+    counted = np.concatenate([np.ones(rows, bool), counted_by(rules)], axis=-1)
     vectors = deflation.most + int(rest.steps.max())
     noise = side.noise_floor(s[:, 0], vectors)
     floor = np.maximum(noise, quadrature_floor(rules, rest.steps, rest.finished, rest.breakdown_residual))
@@ -290,7 +291,9 @@ def _joined(side: ShortSide, deflation: _Deflation, rest: _Rest) -> Spectrum:
         rounding=side.rounding_error(rest.smallest[0], s[:, 0], vectors),
     )
     return Spectrum(
-        Quadrature(nodes, weights, floor, resolved, side.precision.error_model(side.short, "gaussian")),
+        Quadrature(
+            nodes, weights, floor, resolved, side.precision.error_model(side.short, "gaussian"), counted
+        ),
         method="randomized",
         shape=side.shape,
         extremes=extremes,

@@ -19,9 +19,11 @@ FORMAT = "isometry-spectra"
 SCHEMA_VERSION = 1
 SPECTRA, SERIES = "spectra", "series"
 
-# Version 2 added the band of the cdf; version 3 the error model, and its `resolved` was `certain` before.
+# Version 2 added the band of the cdf; version 3 the error model, and its `resolved` was `certain` before; version 4
+# added `counted`.
 OLD_QUADRATURE_ENCODINGS = (("spectrum-quadrature", 1), ("spectrum-quadrature", 2))
-QUADRATURE_ENCODING = ("spectrum-quadrature", 3)
+UNCOUNTED_ENCODING = ("spectrum-quadrature", 3)
+QUADRATURE_ENCODING = ("spectrum-quadrature", 4)
 CURVE_ENCODING = ("spectrum-curve", 1)
 SERIES_ENCODING = ("series", 1)
 
@@ -77,10 +79,16 @@ QUADRATURE_FIELDS = {
         "1 where the node is a resolved singular value with its own mass, 0 where it is a Gauss node "
         "whose mass stands for its neighbourhood", "bool",
     ),
+    "counted": Field(
+        ("input", "probe", "node"), "1",
+        "1 where the mass is the number of singular values there over their number, without chance: they were found "
+        "one by one, or all are the same; 0 where a random probe saw it", "bool",
+    ),
 }  # fmt: skip
 
+UNCOUNTED_FIELDS = {key: what for key, what in QUADRATURE_FIELDS.items() if key != "counted"}
 OLD_QUADRATURE_FIELDS = {
-    "certain" if key == "resolved" else key: what for key, what in QUADRATURE_FIELDS.items()
+    "certain" if key == "resolved" else key: what for key, what in UNCOUNTED_FIELDS.items()
 }
 
 CURVE_FIELDS = {
@@ -145,6 +153,7 @@ BAND_FIELDS = {
 SPECTRUM_FIELDS = {
     OLD_QUADRATURE_ENCODINGS[0]: OLD_QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
     OLD_QUADRATURE_ENCODINGS[1]: OLD_QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
+    UNCOUNTED_ENCODING: UNCOUNTED_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
     QUADRATURE_ENCODING: QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
     CURVE_ENCODING: CURVE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
 }

@@ -26,6 +26,7 @@ from isometry.store.elements import Element, chosen, damaged, encoding_of, exami
 from isometry.store.error_models import (
     ATTRIBUTES,
     channels_of_old,
+    counted_of_old,
     decode_error_model,
     encode_error_model,
     error_model_of_old,
@@ -44,6 +45,7 @@ from isometry.store.layout import (
     QUADRATURE_ENCODING,
     QUADRATURE_FIELDS,
     SPECTRUM_FIELDS,
+    UNCOUNTED_ENCODING,
 )
 
 Arrays = dict[str, NDArray[Any]]
@@ -314,13 +316,16 @@ def _build(group: h5py.Group, name: str, arrays: Arrays) -> Spectrum:
         seconds=header["seconds"],
         provenance=provenance,
     )
-    if encoding_of(group) not in OLD_QUADRATURE_ENCODINGS:
+    encoding = encoding_of(group)
+    if encoding == UNCOUNTED_ENCODING:
+        return replace(spectrum, distribution=counted_of_old(spectrum.quadrature))
+    if encoding not in OLD_QUADRATURE_ENCODINGS:
         return spectrum
     quadrature = spectrum.quadrature
     errors = error_model_of_old(quadrature, provenance, quadrature.errors.dimension)
     return replace(
         spectrum,
-        distribution=replace(quadrature, errors=errors),
+        distribution=counted_of_old(replace(quadrature, errors=errors)),
         provenance=provenance | channels_of_old(provenance, spectrum.shape),
     )
 
@@ -372,8 +377,8 @@ _HEADER_KINDS = {
 
 
 def _quadrature(group: h5py.Group, arrays: Arrays) -> Quadrature:
-    nodes, weights, floor, resolved = (arrays[key] for key in QUADRATURE_FIELDS)
-    return Quadrature(nodes, weights, floor, resolved, decode_error_model(group))
+    nodes, weights, floor, resolved, counted = (arrays.get(key) for key in QUADRATURE_FIELDS)
+    return Quadrature(nodes, weights, floor, resolved, decode_error_model(group), counted)  # type: ignore[arg-type]
 
 
 def _old_quadrature(group: h5py.Group, arrays: Arrays) -> Quadrature:
@@ -390,6 +395,7 @@ def _curve(group: h5py.Group, arrays: Arrays) -> Curve:
 
 _DISTRIBUTIONS: dict[tuple[str, int], Callable[[h5py.Group, Arrays], Quadrature | Curve]] = {
     **dict.fromkeys(OLD_QUADRATURE_ENCODINGS, _old_quadrature),
+    UNCOUNTED_ENCODING: _quadrature,
     QUADRATURE_ENCODING: _quadrature,
     CURVE_ENCODING: _curve,
 }
