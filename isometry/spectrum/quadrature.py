@@ -50,7 +50,7 @@ class Quadrature:
     floor: Array
     resolved: NDArray[np.bool_] = field(repr=False)
     errors: ErrorModel = field(default_factory=ErrorModel)
-    counted: NDArray[np.bool_] = field(default=None, repr=False)  # type: ignore[assignment]
+    counted: NDArray[np.bool_] = field(default=None, repr=False)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         if self.counted is None:
@@ -137,6 +137,10 @@ class Quadrature:
     def log_range(self) -> tuple[float, float]:
         finite = self._pooled[0][np.isfinite(self._pooled[0])]
         return (float(finite[0]), float(finite[-1])) if finite.size else (np.nan, np.nan)
+
+    @property
+    def log_ends(self) -> tuple[float, float]:
+        return self.log_range
 
     @property
     def all_resolved(self) -> bool:
