@@ -26,6 +26,8 @@ SMALLEST_FACTOR = 1.5
 SHARE = 0.5
 # A mean square singular value within this factor of 1 has no fault to look for.
 HARMLESS_FACTOR = 2.0
+# Where the whole is harmless, a block is at fault from this factor on.
+COMPENSATED_FACTOR = 10.0
 # A trend is one over at least so many blocks, whose rank correlation with the depth is so many of its standard errors.
 TREND_BLOCKS, TREND_ERRORS = 6, 6.0
 
@@ -64,8 +66,10 @@ def find_faults(
 ) -> Finding:
     """What the gains of blocks of these shapes (m_b, n_b) and kinds come from; every gain is finite."""
     counted, changes = counted_gains(log10_gain, shapes)
-    total = float(counted.sum())
-    direction = int(np.sign(total)) if abs(total) > math.log10(HARMLESS_FACTOR) else 0
+    total, harmless = float(counted.sum()), math.log10(HARMLESS_FACTOR)
+    # Both with and without the changes of shape.
+    least = min(np.sign(total) * total, np.sign(total) * float(log10_gain.sum()))
+    direction = int(np.sign(total)) if least > harmless else 0
     smallest = math.log10(SMALLEST_FACTOR)
     usual, spread = _others(counted, changes, kinds)
     away = counted - usual
@@ -84,7 +88,8 @@ def find_faults(
         return Finding(direction, trend=trend, alike=alike)
     worst = tuple(int(block) for block in order)
     if not direction:
-        return Finding(direction, worst[:1])
+        # Others make up for it; norms and heads usually do for each other.
+        return Finding(0, worst[:1] if abs(counted[worst[0]]) > math.log10(COMPENSATED_FACTOR) else ())
     share = float(counted[order].sum() / total)
     if share >= SHARE:
         return Finding(direction, worst, share)

@@ -157,3 +157,15 @@ def test_cuts_are_found_in_linear_time_by_counting() -> None:
             )
         ]
         assert cuts_of(graph) == [0, *without, count - 1]
+
+
+def test_a_parameter_that_has_changed_is_refused() -> None:
+    torch.manual_seed(0)
+    model = Lists().double()
+    segments = JacobianSegments(model, torch.randn(5, dtype=torch.float64))
+    first, second = segments.operator(0, 1), segments.operator(1, 2)
+    with torch.no_grad():
+        model.layers[1].weight.mul_(2)
+    first.matmat(torch.ones(1, 5, dtype=torch.float64))
+    with pytest.raises(ModelError, match="changed since"):
+        second.matmat(torch.ones(1, 5, dtype=torch.float64))

@@ -60,6 +60,8 @@ def test_neither_growth_nor_loss_has_no_direction() -> None:
     assert found([2**0.5, 0.5**0.5] * 4).faults == ()
     # What one block loses another one restores: the worst is named as what stands out.
     assert found([1.0, 1e-3, 1.0, 1.0, 900.0, 1.0]).faults == (1,)
+    # A norm that restores what the layers before it have lost little by little.
+    assert found([0.9] * 12 + [3.0]).faults == ()
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(1000, 64), (10, 64)])

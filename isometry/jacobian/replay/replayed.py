@@ -18,7 +18,7 @@ from .fusion import fuse
 from .graph import Graph, graph_of
 from .program import Program
 from .recording import record
-from .tape import NoRule, Tape, flat_tensors
+from .tape import NoRule, Operation, flat_tensors
 
 Function = Callable[[Tensor], Tensor]
 
@@ -98,7 +98,7 @@ def linearise(
     tape = record(function, point)
     if on_output is not None:
         on_output(tape.output.detach())
-    shape, parameters = tape.output.shape, parameters_of(tape)
+    shape, parameters = tape.output.shape, parameters_of(tape.operations)
     graph = graph_of(tape)
     fuse(graph)
     return replay_of(graph, point.shape, shape, parameters, single_taps=single_taps, fourier=fourier)
@@ -182,10 +182,10 @@ def checked_replay(
     return replace(replay, bytes_per_probe=max(transposed_bytes, direct_bytes), checked=(v, jv, u, jtu))
 
 
-def parameters_of(tape: Tape) -> list[tuple[Tensor, int]]:
-    """The tensors on the tape that do not depend on the input (parameters, views of them, masks), with versions."""
+def parameters_of(operations: Sequence[Operation]) -> list[tuple[Tensor, int]]:
+    """The arguments that do not depend on the input (parameters, views of them, masks), with their versions."""
     found: dict[int, Tensor] = {}
-    for operation in tape.operations:
+    for operation in operations:
         for position, tensor in enumerate(flat_tensors(operation.args, operation.kwargs)):
             if position not in operation.sources and not tensor.is_inference():
                 found[id(tensor)] = tensor
