@@ -7,8 +7,16 @@ compares the products with torch.func, :mod:`.diagnosis` finds the operation tha
 """
 
 from .check import Disagreement
-from .diagnosis import first_nonfinite
+from .diagnosis import first_nonfinite, module_names
 from .replayed import Replay, checked_replay, linearise
 from .tape import NoRule
 
-__all__ = ["Disagreement", "NoRule", "Replay", "checked_replay", "first_nonfinite", "linearise"]
+__all__ = [
+    "Disagreement",
+    "NoRule",
+    "Replay",
+    "checked_replay",
+    "first_nonfinite",
+    "linearise",
+    "module_names",
+]
