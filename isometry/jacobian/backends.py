@@ -50,7 +50,7 @@ class Products:
     rmatmat: Callable[[Tensor], Tensor]
     backend: str
     bytes_per_probe: int
-    checked: tuple[Tensor, ...]
+    checked: tuple[Tensor, ...] = ()
     recorded: bool = False
     error: float = 0.0
     casts: bool = False

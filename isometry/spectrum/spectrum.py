@@ -22,10 +22,11 @@ from isometry.errors import InputError
 from .curve import Curve
 from .error_model import NO_PROBES, ErrorModel
 from .extremes import Extremes
+from .formatting import plain
 from .log_scale import exponential
 from .plotting import report_package
 from .quadrature import Quadrature
-from .summary import REPORTED_QUANTILES, Summary, quantile_text, verdict_text
+from .summary import REPORTED_QUANTILES, STOPPED, Summary, quantile_text, verdict_text
 
 Array = NDArray[np.float64]
 
@@ -355,9 +356,10 @@ class Spectrum:
     def support(self) -> tuple[float, float]:
         """Smallest and largest s apart from zero, (0, 0) when everything is zero.
 
-        Either may be 0 or inf where it leaves the range of floats; see :meth:`log10_quantile`.
+        Either may be 0 or inf where it leaves the range of floats; see :meth:`log10_quantile`. The law of an activation
+        with unbounded slope has no upper end: inf.
         """
-        low, high = self.distribution.log_range
+        low, high = self.distribution.log_ends
         return (0.0, 0.0) if math.isnan(low) else (exponential(low), exponential(high))
 
     @property
@@ -461,7 +463,7 @@ class Spectrum:
 
     @property
     def s_max(self) -> float:
-        """Largest singular value (over the inputs)."""
+        """Largest singular value (over the inputs); inf for a law without an upper end."""
         return float(self.extremes.top[:, 0].max()) if self.extremes is not None else self.support[1]
 
     @property
@@ -510,7 +512,7 @@ class Spectrum:
         if self.below_floor > 0:
             return math.inf if d.singular else math.nan
         if self.extremes is None:
-            low, high = d.log_range
+            low, high = d.log_ends
             return exponential(high - low) if not math.isnan(low) else math.nan
         e = self.extremes
         if not np.all(e.bottom_resolved):
@@ -542,7 +544,7 @@ class Spectrum:
             p: math.nan if log10 == hidden else _representable(float(self.quantile(float(p))), log10)
             for p, log10 in logs.items()
         }
-        ends = self.distribution.log_range
+        ends = self.distribution.log_ends
         # Nothing is below zero: where the smallest value found is zero, s_min is known.
         known_zero = max(self.s_min_bound, self.floor) == 0
         s_min, s_min_residual = (0.0, 0.0) if known_zero else (self.s_min, self.s_min_residual)
@@ -602,8 +604,22 @@ class Spectrum:
                 for s, residual in zip(e.top[best, :10], e.top_residual[best, :10], strict=True)
                 if math.isfinite(s)
             ),
-            **{key: self.provenance.get(key) for key in ("seed", "dtype", "device", "stopped")},
+            stopped=self.stopped or None,
+            **{key: self.provenance.get(key) for key in ("seed", "dtype", "device")},
         )  # fmt: skip
+
+    @property
+    def stopped(self) -> Mapping[str, Any]:
+        """The record of why a measurement with a goal stopped, or that it was interrupted; empty without one."""
+        found = self.provenance.get("stopped")
+        if not isinstance(found, Mapping) or str(found.get("reason")) not in STOPPED:
+            return {}
+        return found if all(isinstance(found.get(key, 0), int | float) for key in ("error", "rtol")) else {}
+
+    @property
+    def partial(self) -> bool:
+        """Whether it is a part of a measurement that was interrupted."""
+        return self.stopped.get("reason") == "interrupted"
 
     def verdict(self, low: float = 0.5, high: float = 2.0) -> str:
         """One sentence: is this dynamical isometry?"""
@@ -647,10 +663,10 @@ class Spectrum:
         return self.reported.flat()
 
     def __str__(self) -> str:
-        return self.reported.text()
+        return plain(self.reported.text(), keep="\n")
 
     def __repr__(self) -> str:
-        return f"<Spectrum {self.name or self.method}: {self.verdict()}>"
+        return plain(f"<Spectrum {self.name or self.method}: {self.verdict()}>")
 
     def _repr_html_(self) -> str:
         return self.reported.html()

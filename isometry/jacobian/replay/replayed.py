@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -26,7 +26,7 @@ from .cheaper_convolutions import use_fourier_blocks, use_single_taps
 from .check import compare, compare_adjoint
 from .cuda_graph import Graphed, capture_on_one_pool
 from .fusion import fuse
-from .graph import graph_of
+from .graph import Graph, graph_of
 from .program import Program
 from .recording import record
 from .tape import NoRule, Tape, flat_tensors
@@ -113,18 +113,31 @@ def linearise(
 
 
 def _from_tape(tape: Tape, point: Tensor, *, single_taps: bool = True, fourier: bool = True) -> Replay:
-    shape, parameters, casts = tape.output.shape, _parameters(tape), _casts(tape, point.dtype)
+    shape, parameters, casts = tape.output.shape, parameters_of(tape), _casts(tape, point.dtype)
     graph = graph_of(tape)
     fuse(graph)
+    made = replay_of(graph, point.shape, shape, parameters, single_taps=single_taps, fourier=fourier)
+    return replace(made, casts=casts)
+
+
+def replay_of(
+    graph: Graph,
+    input_shape: Sequence[int],
+    output_shape: Sequence[int],
+    parameters: list[tuple[Tensor, int]],
+    *,
+    single_taps: bool = True,
+    fourier: bool = True,
+) -> Replay:
+    """The replay of a fused graph between values of these shapes; its convolutions are made cheaper in place."""
     if single_taps:
         use_single_taps(graph)
     if fourier:
         use_fourier_blocks(graph)
     return Replay(
-        Program(graph, shape, transposed=False),
-        Program(graph, point.shape, transposed=True),
+        Program(graph, output_shape, transposed=False),
+        Program(graph, input_shape, transposed=True),
         parameters,
-        casts,
     )
 
 
@@ -222,7 +235,7 @@ def _casts(tape: Tape, dtype: torch.dtype) -> bool:
     )
 
 
-def _parameters(tape: Tape) -> list[tuple[Tensor, int]]:
+def parameters_of(tape: Tape) -> list[tuple[Tensor, int]]:
     """The tensors on the tape that do not depend on the input (parameters, views of them, masks), with versions."""
     found: dict[int, Tensor] = {}
     for operation in tape.operations:

@@ -121,7 +121,9 @@ def _refuse_dropped_arguments(operation: Operation, made: list[Link]) -> None:
         ends = [end for end in used if end.requires_grad]
         # Generic weights: the sum of a softmax has no derivative.
         weights = [torch.linspace(1, 2, end.numel()).to(end).view(end.shape) for end in ends]
-        gradients = torch.autograd.grad(ends, list(leaves.values()), weights, allow_unused=True) if ends else ()
+        gradients = (
+            torch.autograd.grad(ends, list(leaves.values()), weights, allow_unused=True) if ends else ()
+        )
     if any(gradient is not None and bool((gradient != 0).any()) for gradient in gradients):
         raise NoRule(f"{operation.function} (a rule that drops an argument)")
 
