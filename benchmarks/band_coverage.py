@@ -19,17 +19,15 @@ import os
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
-import argparse
-import json
 import platform
 import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
+from harness.record_file import parser, write_record
 
 from isometry import Spectrum
 from isometry.estimators import lanczos, randomized
@@ -139,15 +137,9 @@ def covered(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--seeds", type=int, default=40)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(__file__).parents[1] / "out" / "benchmarks" / "band_coverage.json",
-        help="benchmarks/results/band_coverage.json for the committed record",
-    )
-    options = parser.parse_args()
+    arguments = parser(__doc__, "band_coverage")
+    arguments.add_argument("--seeds", type=int, default=40)
+    options = arguments.parse_args()
     began = time.perf_counter()
     rows = []
     head = (
@@ -195,8 +187,7 @@ def main() -> None:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("numpy", "scipy", "torch")},
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(options.out, record, indent=1)
     print(f"written to {options.out}")
 
 

@@ -1,4 +1,4 @@
-"""Is what `isometry.compare` allows by chance what sampled networks show?
+"""Is what `isometry.compare` allows what sampled networks show?
 
 Claim: a network of width N deviates from the predicted law as N independent draws from it would: sqrt(N) sup |F - G| is
 of order one and rarely above 1.63, the standard deviation of ln m_1 is at most about a quarter of what is allowed,
@@ -86,7 +86,7 @@ def main() -> None:
                 found = compared(ensemble, law, options.width, options.draws, seed=depth)
                 distances = root * np.array([one.raw.ks for one in found])
                 shifts = np.array([one.raw.log_moment_ratios[0] for one in found])
-                allowed = found[0].chance.log_mean_square
+                allowed = found[0].expected_fluctuation.log_mean_square
                 agreed = sum(bool(one.agrees) for one in found)
                 print(
                     f"{activation:9s} q*={q_star:<5g} {weights:10s} {depth:3d}   {distances.mean():7.2f}    "
@@ -108,7 +108,7 @@ def main() -> None:
                 refused = sum(one.agrees is False for one in found)
                 print(
                     f"tanh q*={q_star:<4g} {weights:10s} against {label:14s} KS from {worst:.3f}, allowed "
-                    f"{found[0].chance.ks:.3f}, disagree {refused}/5",
+                    f"{found[0].expected_fluctuation.ks:.3f}, disagree {refused}/5",
                     flush=True,
                 )
     print(f"{time.perf_counter() - began:.0f} s")

@@ -9,14 +9,12 @@ interval that each measurement states.
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
+from harness.record_file import parser, write_record
 
 from isometry import JacobianOperator, Spectrum
 from isometry.estimators import exact, lanczos, randomized
@@ -80,15 +78,9 @@ def row(spectra: list[Spectrum], truth: Spectrum) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--seeds", type=int, default=60)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(__file__).parents[1] / "out" / "benchmarks" / "deflation.json",
-        help="benchmarks/results/deflation.json for the committed record",
-    )
-    options = parser.parse_args()
+    arguments = parser(__doc__, "deflation")
+    arguments.add_argument("--seeds", type=int, default=60)
+    options = arguments.parse_args()
     torch.set_num_threads(1)
     result: dict[str, object] = {
         "claim": "relative error of the mean square at equal products, sampled alone or after deflation",
@@ -109,8 +101,7 @@ def main() -> None:
             print(f"  {way:32s}" + "".join(f"  {key} {value:.3g}" for key, value in rows[way].items()))
         networks[name] = {"values with half of it": half, "values": int(share.size), "ways": rows}
     result["networks"] = networks
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_record(options.out, result)
 
 
 if __name__ == "__main__":

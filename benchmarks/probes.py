@@ -10,14 +10,12 @@ same products. Ratios below are to Gaussian probes, which the library takes by d
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from harness.record_file import parser, write_record
 from torch import nn
 
 from isometry import JacobianOperator
@@ -75,15 +73,9 @@ def variances(a: torch.Tensor, seeds: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--seeds", type=int, default=1000)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(__file__).parents[1] / "out" / "benchmarks" / "probes.json",
-        help="benchmarks/results/probes.json for the committed record",
-    )
-    options = parser.parse_args()
+    arguments = parser(__doc__, "probes")
+    arguments.add_argument("--seeds", type=int, default=1000)
+    options = arguments.parse_args()
     rows = []
     print(f"{'variance / that of Gaussian probes':40} {'mean square':>24} {'cdf':>24}")
     print(f"{'':40} {'rademacher  orthogonal':>24} {'rademacher  orthogonal':>24}")
@@ -108,8 +100,7 @@ def main() -> None:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_record(options.out, result)
 
 
 if __name__ == "__main__":

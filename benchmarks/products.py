@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from harness.record_file import parser, write_record
 from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -213,18 +212,12 @@ def set_up(depths: list[int], init: str) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--probes", type=int, nargs="+", default=list(BARS), choices=list(BARS))
-    parser.add_argument("--depths", type=int, nargs="*", default=[100, 1000, 10_000])
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(__file__).parents[1] / "out" / "benchmarks" / "products.json",
-        help="benchmarks/results/products.json for the committed record",
-    )
-    options = parser.parse_args()
+    arguments = parser(__doc__, "products")
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_argument("--repeats", type=int, default=7)
+    arguments.add_argument("--probes", type=int, nargs="+", default=list(BARS), choices=list(BARS))
+    arguments.add_argument("--depths", type=int, nargs="*", default=[100, 1000, 10_000])
+    options = arguments.parse_args()
     torch.manual_seed(0)
     image, photo = torch.randn(64, 8, 8), torch.randn(1, 3, 64, 64)
     models = {
@@ -265,8 +258,7 @@ def main() -> None:
         "python": platform.python_version(),
         "repeats": options.repeats,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_record(options.out, result)
     print("all within the bars" if result["all within the bars"] else "NOT all within the bars")
 
 

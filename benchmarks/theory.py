@@ -23,7 +23,6 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 import argparse
-import json
 import math
 import platform
 import statistics
@@ -32,6 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from harness.record_file import write_record
 
 import isometry
 from isometry.theory.activations import get_activation
@@ -207,33 +207,29 @@ def main() -> None:
                 }
             )  # fmt: skip
 
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(
-        json.dumps(
-            {
-                "claim": f"a predicted spectrum takes at most {LIMIT} s on one core at any depth",
-                "predictions": [
-                    {
-                        "activation": name, "weights": weights,
-                        "processor_seconds": {str(depth): row[depth][1] for depth in DEPTHS},
-                        "wall_seconds": {str(depth): row[depth][0] for depth in DEPTHS},
-                    }
-                    for (name, weights), row in rows.items()
-                ],
-                "slowest_processor_seconds": max(every),
-                "several_kinds": several,
-                "against_sampling": against,
-                "repeats": options.repeats,
-                "threads": 1,
-                "processor": platform.machine(),
-                "versions": {
-                    "python": platform.python_version(),
-                    **{package: version(package) for package in ("numpy", "scipy", "isometry")},
-                },
+    write_record(
+        options.out,
+        {
+            "claim": f"a predicted spectrum takes at most {LIMIT} s on one core at any depth",
+            "predictions": [
+                {
+                    "activation": name, "weights": weights,
+                    "processor_seconds": {str(depth): row[depth][1] for depth in DEPTHS},
+                    "wall_seconds": {str(depth): row[depth][0] for depth in DEPTHS},
+                }
+                for (name, weights), row in rows.items()
+            ],
+            "slowest_processor_seconds": max(every),
+            "several_kinds": several,
+            "against_sampling": against,
+            "repeats": options.repeats,
+            "threads": 1,
+            "processor": platform.machine(),
+            "versions": {
+                "python": platform.python_version(),
+                **{package: version(package) for package in ("numpy", "scipy", "isometry")},
             },
-            indent=2,
-        )
-        + "\n"
+        },
     )  # fmt: skip
     print(f"written to {options.out.name}")
 

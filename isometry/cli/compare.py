@@ -31,7 +31,7 @@ _output = click.Path(path_type=Path, dir_okay=False)
     "--width",
     type=click.FloatRange(1),
     metavar="N",
-    help="Independent units of a layer, on which chance depends: the width, or the channels of a convolution "
+    help="Independent units of a layer, on which the fluctuation depends: the width, or the channels of a convolution "
     "(default: as recorded, else min(m, n)); inf for two measurements of one network.",
 )
 @click.option(
@@ -40,7 +40,9 @@ _output = click.Path(path_type=Path, dir_okay=False)
 @click.option("--png", type=_output, metavar="FILE", help="Draw the densities and cdfs into a PNG picture.")
 @click.option("--svg", type=_output, metavar="FILE", help="Draw them into an SVG picture.")
 @click.option(
-    "--require-agreement", is_flag=True, help="Leave with exit code 3 unless the two agree within chance."
+    "--require-agreement",
+    is_flag=True,
+    help="Leave with exit code 3 unless the two agree within the expected fluctuation.",
 )
 @json_option
 @click.pass_context
@@ -58,7 +60,7 @@ def compare_command(
 ) -> None:
     """Compare a spectrum with a second one, or with theory: distances, moment ratios, edges, and a verdict.
 
-    The second is taken as the law. What chance allows, for a network of finite width and finitely many probes, is
+    The second is taken as the law. The expected fluctuation, for a network of finite width and finitely many probes, is
     printed beside each distance.
     """
     if theory == (predicted is not None):
@@ -80,7 +82,9 @@ def compare_command(
             if path is not None:
                 note(f"picture: {save_figure(figure, path, kind=kind)}")
     if require_agreement and comparison.agrees is not True:
-        note("threshold missed: --require-agreement asks for two spectra that agree within chance")
+        note(
+            "threshold missed: --require-agreement asks for two spectra that agree within the expected fluctuation"
+        )
         context.exit(codes.THRESHOLD_MISSED)
 
 

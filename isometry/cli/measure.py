@@ -183,7 +183,10 @@ def measure_command(
         show_with_profile(spectrum, profile, as_json=as_json)
     else:
         show_spectrum(spectrum, as_json=as_json)
-    finish(context, [spectrum], failure=failure, require_isometry=require_isometry, tol=options["tol"])
+    finish(
+        context, [spectrum], failure=failure, require_isometry=require_isometry,
+        tol=options["tol"], top=options["top"],
+    )  # fmt: skip
 
 
 def _measure(

@@ -79,6 +79,7 @@ def finish(
     failure: Exception | None = None,
     require_isometry: float | None = None,
     tol: float | None = None,
+    top: int | None = None,
 ) -> None:
     """Leave with the code that the results deserve; the gravest first.
 
@@ -94,7 +95,7 @@ def finish(
         context.exit(codes.INTERRUPTED)
     if any(stopped_short(spectrum) for spectrum in spectra):
         context.exit(codes.NOT_CONVERGED)
-    if tol is not None and not all(converged(spectrum, tol) for spectrum in spectra):
+    if tol is not None and not all(converged(spectrum, tol, top=top) for spectrum in spectra):
         note(f"not converged: a residual of the top values is above --tol {tol:g}")
         context.exit(codes.NOT_CONVERGED)
     if require_isometry is not None:

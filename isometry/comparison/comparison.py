@@ -1,9 +1,9 @@
-"""`compare`: how far a measured spectrum lies from a predicted one, and how far it may lie by chance.
+"""`compare`: how far a measured spectrum lies from a predicted one, and what fluctuation is expected.
 
 Two spectra in, one `Comparison` out: Kolmogorov-Smirnov and Wasserstein-1 distances, ratios of moments, differences
 of edges; each once as the spectra are (raw) and once with the measured mean square set to the predicted one (shape).
 
-"Agrees" needs a scale: what a network of finite width, measured with finitely many probes, shows by chance. It is
+"Agrees" needs a scale: what a network of finite width, measured with finitely many probes, is expected to show. It is
 worked out in :mod:`isometry.comparison.finite_size`.
 """
 
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from isometry.comparison.distances import kolmogorov_smirnov, wasserstein
 from isometry.comparison.finite_size import (
     MOMENTS,
-    Chance,
-    chance_of,
+    ExpectedFluctuation,
     error_band,
+    expected_fluctuation,
     network_width,
     probe_factor,
 )
@@ -45,7 +45,6 @@ ROUNDING_UNITS = 1000
 SMALLEST_TOLERANCE = 1e-6
 # Rounding of a dense SVD, where the spectra themselves name no floor; relative to s_max.
 SMALLEST_FLOOR = 1e-13
-ROUNDING = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ class Comparison:
         As they are.
     shape : Distances
         With the measured spectrum scaled to the predicted mean square.
-    chance : Chance
-        What to expect by chance; nan where the width is not known.
+    expected_fluctuation : ExpectedFluctuation
+        Bounds of what finite width and finitely many probes cause; nan where the width is not known.
     s_max, s_min : Edge
     width : float
         Number of independent units a layer of the network has; nan if unknown.
@@ -108,7 +107,7 @@ class Comparison:
     predicted: Spectrum = field(repr=False)
     raw: Distances
     shape: Distances
-    chance: Chance
+    expected_fluctuation: ExpectedFluctuation
     s_max: Edge
     s_min: Edge
     width: float
@@ -134,50 +133,51 @@ class Comparison:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether mean square and distance are within chance; None where chance is not known.
+        """Whether mean square and distance are within the expected fluctuation; None where that is not known.
 
-        The distance may be within chance raw or in shape: a mean square that is off by no more than chance moves the
-        whole of a narrow law, which the raw distance would hold against it a second time.
+        The distance may be within it raw or in shape: a mean square that is off by no more moves the whole of a narrow
+        law, which the raw distance would hold against it a second time.
         """
         shift = abs(self.raw.log_moment_ratios[0])
         nearest = min(self.raw.ks_beyond_error, self.shape.ks_beyond_error)
-        return _both(_within(nearest, self.chance.ks), _within(shift, self.chance.log_mean_square))
+        return _both(
+            _within(nearest, self.expected_fluctuation.ks),
+            _within(shift, self.expected_fluctuation.log_mean_square),
+        )
 
     @property
     def agrees_in_shape(self) -> bool | None:
-        """Whether the distance is within chance once the measured mean square is divided out.
+        """Whether the distance is within the expected fluctuation once the measured mean square is divided out.
 
         A point mass whose place the weights alone decide (the p^-L of hard-tanh) is moved by that division: a
         spectrum that agrees raw need not agree in shape.
         """
-        return _within(self.shape.ks_beyond_error, self.chance.ks)
+        return _within(self.shape.ks_beyond_error, self.expected_fluctuation.ks)
 
     def verdict(self) -> str:
         """One sentence: is this the predicted law?"""
-        distance = f"KS {self.raw.ks:.3g}{self._beyond_text()}, by chance up to {self.chance.ks:.3g}"
+        distance = f"KS {self.raw.ks:.3g}{self._beyond_text()}, expected fluctuation {self.expected_fluctuation.ks:.3g}"
         ratio = ratio_text(self.raw.log_moment_ratios[0])
         if self.agrees is None:
             return (
-                f"cannot tell: KS {self.raw.ks:.3g}, but what chance allows is unknown; give width= (units of a "
+                f"cannot tell: KS {self.raw.ks:.3g}, but the expected fluctuation is unknown; give width= (units of a "
                 "layer), and measure with two probes or more"
             )
         if self.agrees:
-            if not _within(self.raw.ks_beyond_error, self.chance.ks):
-                bound = self.chance.ks
-                distance = (
-                    f"KS {self.shape.ks:.3g} in shape ({self.raw.ks:.3g} raw), by chance up to {bound:.3g}"
-                )
+            if not _within(self.raw.ks_beyond_error, self.expected_fluctuation.ks):
+                bound = self.expected_fluctuation.ks
+                distance = f"KS {self.shape.ks:.3g} in shape ({self.raw.ks:.3g} raw), expected fluctuation {bound:.3g}"
             return f"agrees: {distance}; mean square {ratio} of the predicted"
-        if _within(self.raw.ks_beyond_error, self.chance.ks):
-            allowed = exponential(self.chance.log_mean_square)
+        if _within(self.raw.ks_beyond_error, self.expected_fluctuation.ks):
+            allowed = exponential(self.expected_fluctuation.log_mean_square)
             return (
-                f"disagrees in the mean square only: {ratio} of the predicted, by chance within a factor of "
+                f"disagrees in the mean square only: {ratio} of the predicted, expected within a factor of "
                 f"{allowed:.3g}; {distance}"
             )
         if self.agrees_in_shape:
             return (
                 f"agrees in shape only: mean square {ratio} of the predicted; KS {self.raw.ks:.3g} raw, "
-                f"{self.shape.ks:.3g} with that divided out, by chance up to {self.chance.ks:.3g}"
+                f"{self.shape.ks:.3g} with that divided out, expected fluctuation {self.expected_fluctuation.ks:.3g}"
             )
         return f"disagrees: {distance}; mean square {ratio} of the predicted"
 
@@ -187,8 +187,8 @@ class Comparison:
         return f" ({self.raw.ks_beyond_error:.3g} beyond the error of the measurement)"
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """The table as (label, raw, shape, by chance): what every rendering of a comparison shows."""
-        a, b, c = self.raw, self.shape, self.chance
+        """The table as (label, raw, shape, expected fluctuation): what every rendering of a comparison shows."""
+        a, b, c = self.raw, self.shape, self.expected_fluctuation
         table = [
             ("KS", f"{a.ks:.3g}", f"{b.ks:.3g}", ""),
             (
@@ -216,7 +216,7 @@ class Comparison:
 
     def summary(self) -> str:
         """The table as text."""
-        head = ("", "raw", "shape", "by chance")
+        head = ("", "raw", "shape", "expected")
         table = [head, *self.rows()]
         widths = [max(len(row[i]) for row in table) for i in range(4)]
         first = _title(self.measured, "measured")
@@ -254,12 +254,12 @@ class Comparison:
             "raw": _distances_dict(self.raw),
             "shape": _distances_dict(self.shape),
             "by_chance": {
-                "ks": json_number(self.chance.ks),
-                "log_mean_square": json_number(self.chance.log_mean_square),
-                "wasserstein": json_number(self.chance.wasserstein),
-                "wasserstein_log10": json_number(self.chance.wasserstein_log10),
-                "log_moments": [json_number(value) for value in self.chance.log_moments],
-                "log_s_max": [json_number(value) for value in self.chance.log_s_max],
+                "ks": json_number(self.expected_fluctuation.ks),
+                "log_mean_square": json_number(self.expected_fluctuation.log_mean_square),
+                "wasserstein": json_number(self.expected_fluctuation.wasserstein),
+                "wasserstein_log10": json_number(self.expected_fluctuation.wasserstein_log10),
+                "log_moments": [json_number(value) for value in self.expected_fluctuation.log_moments],
+                "log_s_max": [json_number(value) for value in self.expected_fluctuation.log_s_max],
             },
             "inside_band": json_number(self.inside_band),
             "s_max": edge_dict(self.s_max),
@@ -286,7 +286,7 @@ def compare(
     floor: float | None = None,
     tolerance: float | None = None,
 ) -> Comparison:
-    """How far ``measured`` lies from ``predicted``, and how far it may lie by chance.
+    """How far ``measured`` lies from ``predicted``, and what fluctuation is expected.
 
     Parameters
     ----------
@@ -341,7 +341,9 @@ def compare(
         predicted,
         raw=_distances(measured, predicted, log_floor, tolerance),
         shape=_distances(scaled, predicted, shape_floor, tolerance),
-        chance=chance_of(measured, predicted, width=width, log_floor=log_floor, tolerance=tolerance),
+        expected_fluctuation=expected_fluctuation(
+            measured, predicted, width=width, log_floor=log_floor, tolerance=tolerance
+        ),
         s_max=edge_of(measured, predicted, top=True),
         s_min=edge_of(measured, predicted, top=False),
         width=width,
@@ -377,8 +379,7 @@ def _distances(measured: Spectrum, predicted: Spectrum, log_floor: float, tolera
 
 
 def _tolerance(*spectra: Spectrum) -> float:
-    units = [ROUNDING.get(str(spectrum.provenance.get("dtype")), 0.0) for spectrum in spectra]
-    return max(SMALLEST_TOLERANCE, ROUNDING_UNITS * max(units))
+    return max(SMALLEST_TOLERANCE, ROUNDING_UNITS * max(s.distribution.errors.eps for s in spectra))
 
 
 def _log_floor(measured: Spectrum, predicted: Spectrum, floor: float | None) -> float:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isometry.spectrum.distribution import Curve, Distribution, Quadrature
+from isometry.spectrum import Distribution
 
 Array = NDArray[np.float64]
 
@@ -31,18 +31,12 @@ def places(distribution: Distribution) -> Array:
 
     Without ln 0 = -inf. At most `MOST_PLACES` and a few.
     """
-    if isinstance(distribution, Quadrature):
-        nodes = distribution.nodes_above_floor[distribution.weights > 0]
-        found = np.unique(np.log(nodes[nodes > 0]))
-        if found.size > MOST_PLACES:
-            levels = (np.arange(MOST_PLACES) + 0.5) / MOST_PLACES
-            found = np.unique(np.concatenate([distribution.quantile(levels), found[[0, -1]]]))
-    else:
-        levels = np.linspace(0.0, 1.0, LEVELS + 1)
-        parts = [np.asarray(distribution.quantile(levels)), distribution.point_masses[0]]
-        if isinstance(distribution, Curve):
-            parts.append(distribution.log_s)
-        found = np.unique(np.concatenate(parts))
+    grid = distribution.grid
+    if grid.size > MOST_PLACES:
+        levels = (np.arange(MOST_PLACES) + 0.5) / MOST_PLACES
+        grid = np.concatenate([distribution.quantile(levels), grid[[0, -1]]])
+    quantiles = distribution.quantile(np.linspace(0.0, 1.0, LEVELS + 1))
+    found = np.unique(np.concatenate([grid, quantiles, distribution.point_masses[0]]))
     return found[np.isfinite(found)]
 
 

@@ -1,4 +1,4 @@
-"""What a measurement of the right law shows by chance: finite width of the network, finite number of probes.
+"""The expected fluctuation about the right law: finite width of the network, finite number of probes.
 
 A network of width N follows the law of infinite width with fluctuations of order 1/sqrt(N), for each layer draws
 its N slopes phi'(h_i) at random. What it may deviate is taken to be what **N independent draws from the predicted
@@ -13,8 +13,8 @@ law** would show:
 * Wasserstein-1: `WASSERSTEIN_SCALE` / sqrt(N) times the area int sqrt(F (1 - F)), what the standard deviation of
   such a sample's cdf encloses.
 
-Where the law is that of the network's own layers (`isometry.predict_for`) the slopes are no chance any more, only
-the directions of the weights are, whose fluctuations are of order 1/N: the draws are then (N / `OWN_LAYERS`)^2,
+Where the law is that of the network's own layers (`isometry.predict_from_layers`) the slopes are given, and only
+the directions of the weights are random, whose fluctuations are of order 1/N: the draws are then (N / `OWN_LAYERS`)^2,
 at most `OWN_LAYERS_MOST`.
 
 On top of it come the errors of the measurement: `SIGMAS` standard errors over probes (of Student's t; the largest
@@ -30,7 +30,6 @@ of what is allowed.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,7 +39,6 @@ from scipy.special import ndtr, stdtrit
 
 from isometry.comparison.distances import places, spread_integral
 from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Quadrature
 
 Array = NDArray[np.float64]
 
@@ -59,8 +57,8 @@ OWN_LAYERS_MOST = 25_000.0
 
 
 @dataclass(frozen=True)
-class Chance:
-    """What a measurement of the right law shows at most by chance: finite width, finite probes.
+class ExpectedFluctuation:
+    """How far a measurement of the right law strays from it at most: finite width, finite probes.
 
     Parameters
     ----------
@@ -87,27 +85,15 @@ class Chance:
 def error_band(spectrum: Spectrum, t: Array) -> tuple[Array, Array]:
     """How far the true cdf may lie below and above the one reported: probes at `SIGMAS`, and truncation."""
     d = spectrum.distribution
-    if not isinstance(d, Quadrature) or (bool(np.all(d.resolved)) and probe_factor(spectrum) == 0):
+    factor = probe_factor(spectrum)
+    if d.all_resolved and factor == 0:
         return np.zeros(t.size), np.zeros(t.size)
-    inputs, probes, _ = d.nodes.shape
-    values = np.empty((inputs, probes, t.size))
-    down, up = np.zeros(t.size), np.zeros(t.size)
-    with np.errstate(divide="ignore"):
-        logs = np.log(d.nodes_above_floor)
-    for row in np.ndindex(inputs, probes):
-        order = np.argsort(logs[row])
-        nodes, weights, sure = logs[row][order], d.weights[row][order], d.resolved[row][order]
-        sums = np.concatenate([[0.0], np.cumsum(weights)])
-        values[row] = sums[np.searchsorted(nodes, t, side="right")]
-        # The nodes on either side of a place: their masses stand for a neighbourhood, unless they are resolved.
-        gauss, mass = nodes[~sure], np.concatenate([[0.0], weights[~sure], [0.0]])
-        below = np.searchsorted(gauss, t, side="right")
-        down += mass[below] / (inputs * probes)
-        up += mass[np.minimum(below + 1, mass.size - 1)] / (inputs * probes)
-    spread = values.var(axis=1, ddof=1).sum(axis=0) / probes if probes > 1 else np.zeros(t.size)
-    # The largest standard error, everywhere: a sup is taken, and in the tails few probes show too small a spread.
-    error = np.nan_to_num(probe_factor(spectrum)) * math.sqrt(float(spread.max(initial=0.0))) / inputs
-    return down + error, up + error
+    cdf, (lower, upper), error = d.cdf(t), d.cdf_bounds(t), 0.0
+    if d.n_probes > 1 and t.size:
+        # The largest standard error, everywhere: a sup is taken, and in the tails few probes show too small a spread.
+        rows = d.row_cdf(t)
+        error = factor * d.standard_error(rows[..., int(rows.var(axis=1).sum(axis=0).argmax())])
+    return np.maximum(cdf - lower, 0) + error, np.maximum(upper - cdf, 0) + error
 
 
 def probe_factor(spectrum: Spectrum) -> float:
@@ -117,10 +103,10 @@ def probe_factor(spectrum: Spectrum) -> float:
     return float(stdtrit(spectrum.n_inputs * (spectrum.n_probes - 1), ndtr(SIGMAS)))
 
 
-def chance_of(
+def expected_fluctuation(
     measured: Spectrum, predicted: Spectrum, *, width: float, log_floor: float, tolerance: float
-) -> Chance:
-    """What a network of this width, measured this way, shows of the predicted law by chance.
+) -> ExpectedFluctuation:
+    """How far a network of this width, measured this way, is expected to stray from the predicted law.
 
     Parameters
     ----------
@@ -132,7 +118,7 @@ def chance_of(
     """
     law = predicted.distribution
     draws = _draws(width, predicted)
-    moments = tuple(_moment_chance(measured, predicted, k, draws) + 2 * k * tolerance for k in MOMENTS)
+    moments = tuple(_moment_fluctuation(measured, predicted, k, draws) + 2 * k * tolerance for k in MOMENTS)
     unit = 0.5 * law.log_moment(2)
     area = spread_integral(law, log_floor=-math.inf, log_unit=unit) if math.isfinite(unit) else math.nan
     log_area = spread_integral(law, log_floor=log_floor)
@@ -141,7 +127,7 @@ def chance_of(
     expected_top = float(law.quantile(max(1.0 - SIGMAS / draws, 0.0))) if draws < math.inf else top
     known = not math.isnan(draws) and math.isfinite(top)
     residual = measured.s_max_residual / measured.s_max if measured.s_max > 0 else 0.0
-    return Chance(
+    return ExpectedFluctuation(
         ks=KS_SCALE / math.sqrt(draws),
         log_mean_square=moments[0],
         wasserstein=WASSERSTEIN_SCALE / math.sqrt(draws) * area + float(noise[0]),
@@ -165,7 +151,7 @@ def _draws(width: float, predicted: Spectrum) -> float:
     return width
 
 
-def _moment_chance(measured: Spectrum, predicted: Spectrum, k: int, draws: float) -> float:
+def _moment_fluctuation(measured: Spectrum, predicted: Spectrum, k: int, draws: float) -> float:
     """Bound on |ln m_k ratio|: the mean of `draws` independent s^(2k), and the errors over probes."""
     law = predicted.distribution
     variance = math.expm1(min(max(law.log_moment(4 * k) - 2 * law.log_moment(2 * k), 0.0), 700.0))
@@ -186,10 +172,7 @@ def _input_variance(predicted: Spectrum) -> float:
 
 def _relative_error(spectrum: Spectrum, k: int) -> float:
     """Standard error of m_k over probes, as a fraction of m_k."""
-    d = spectrum.distribution
-    if not isinstance(d, Quadrature):
-        return 0.0
-    values = d.row_moments(2 * k)[1]
+    values = spectrum.distribution.row_moments(2 * k)[1]
     mean = float(values.mean())
     return spectrum.standard_error(values) / mean if mean > 0 else 0.0
 
@@ -219,23 +202,7 @@ def network_width(measured: Spectrum, predicted: Spectrum) -> float:
             return float(min(own, *(measured.shape or ())))
     if measured.kind == "predicted":
         return math.inf
-    channels = _channels(measured)
-    if channels is not None:
+    channels = measured.provenance.get("channels")
+    if isinstance(channels, int) and isinstance(measured.provenance.get("ensemble"), Mapping):
         return float(channels)
     return float(min(measured.shape)) if measured.shape else math.nan
-
-
-def _channels(spectrum: Spectrum) -> int | None:
-    """Channels of a convolutional trunk: the first axis of a (c, *positions) input that J maps onto itself."""
-    record = spectrum.provenance
-    if not isinstance(record.get("ensemble"), Mapping) or spectrum.shape is None:
-        return None
-    written = re.match(r"\(([\d, ]+)\)", str(record.get("input", "")))
-    axes = [int(number) for number in re.findall(r"\d+", written[1])] if written else []
-    options = record.get("options")
-    if isinstance(options, Mapping) and options.get("batched"):
-        axes = axes[1:]
-    while axes and axes[0] == 1:
-        axes = axes[1:]
-    same = spectrum.shape == (math.prod(axes), math.prod(axes))
-    return axes[0] if len(axes) > 1 and same else None

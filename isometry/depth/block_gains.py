@@ -35,7 +35,7 @@ from isometry.jacobian.numerics import strict_numerics
 from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
 from isometry.measurement import measure
 from isometry.progress import Progress, progress_bar, silent
-from isometry.spectrum import Spectrum
+from isometry.spectrum import ErrorModel, Spectrum
 from isometry.spectrum.block_profile import LEVELS, BlockProfile
 
 Array = NDArray[np.float64]
@@ -291,7 +291,8 @@ def _profile(
     means, rows = zip(*(_mean_and_rows(values) for values in logs), strict=True)
     before = (np.ones_like(rows[0]), *rows[:-1])
     log_mean = np.array(means) + per_value
-    whole = running[len(chain)]
+    # The tangents are independent, whatever the probes of the spectra were.
+    tangents = ErrorModel()
     with np.errstate(invalid="ignore"):
         gain = np.diff(log_mean, prepend=0.0)
     return BlockProfile(
@@ -304,11 +305,11 @@ def _profile(
         s_max_residual=np.array([spectrum.s_max_residual for spectrum in spectra]),
         log10_quantiles=np.array([spectrum.log10_quantile(LEVELS) for spectrum in spectra]),
         log10_mean_square=log_mean / LN10,
-        log10_mean_square_stderr=np.array([whole.standard_error(row) for row in rows]) / LN10,
+        log10_mean_square_stderr=np.array([tangents.standard_error(row) for row in rows]) / LN10,
         log10_gain=gain / LN10,
         # The same probes enter and leave a block: their common part cancels (delta method).
         log10_gain_stderr=np.array(
-            [whole.standard_error(row - last) for row, last in zip(rows, before, strict=True)]
+            [tangents.standard_error(row - last) for row, last in zip(rows, before, strict=True)]
         )
         / LN10,
         running=running,

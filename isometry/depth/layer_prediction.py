@@ -27,7 +27,6 @@ from isometry.jacobian.checks import refuse_training_mode
 from isometry.nn.convolution import conv_singular_values
 from isometry.nn.layers import ConvolutionLayer, DenseLayer
 from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Quadrature
 from isometry.theory.freeprobability.discrete import Factor, free_product
 
 # Layers without a formula: dense up to this shorter side, Lanczos quadrature beyond.
@@ -167,8 +166,7 @@ def _factor(step: Step, point: Tensor, output: Tensor) -> tuple[Factor, str]:
         )
     except IsometryError as error:
         raise ModelError(f"the Jacobian of layer {step.name!r} can not be had: {error}") from error
-    law = measured.distribution
-    assert isinstance(law, Quadrature), "estimators measure"
+    law = measured.quadrature
     rows = law.nodes.shape[0] * law.nodes.shape[1]
     return make(
         law.nodes_above_floor.ravel(), weights=law.weights.ravel() / rows

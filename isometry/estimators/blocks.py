@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from isometry.errors import InputError, NonFiniteError
+from isometry.spectrum.error_model import NO_PROBES, PROBES, ErrorModel
 
 
 class Operator(Protocol):
@@ -47,6 +48,11 @@ class Precision:
 
     eps: float
     rounding: float
+
+    def error_model(self, dimension: int, probe: str = NO_PROBES) -> ErrorModel:
+        """That of a measurement of so many singular values by probes of this kind."""
+        group = orthogonal_group(dimension) if probe == "orthogonal" else 1
+        return ErrorModel(probe, group, self.eps, self.rounding, dimension)
 
     def noise_floor(self, s_max: np.ndarray) -> np.ndarray:
         """Below it a singular value is rounding: 8 units of rounding of s_max, whatever computed it."""
@@ -150,7 +156,6 @@ class ShortSide:
 
 # Orthogonal probes come in fixed groups of this many, so that each depends on its number alone.
 ORTHOGONAL_GROUP = 16
-PROBES = ("gaussian", "rademacher", "orthogonal")
 
 
 def orthogonal_group(short: int) -> int:

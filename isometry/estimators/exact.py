@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from isometry.errors import ConvergenceError
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.distribution import Quadrature
+from isometry.spectrum import Extremes, Quadrature, Spectrum
 
 from .blocks import Operator, ShortSide
 
@@ -67,7 +66,10 @@ def exact(operator: Operator, *, block: int = 256, progress: Progress | None = N
     floor = side.noise_floor(singular_values[:, 0])
     rounding = side.rounding_error(singular_values, singular_values[:, :1])
     return Spectrum(
-        Quadrature(nodes, np.full(nodes.shape, 1.0 / side.short), floor, np.ones(nodes.shape, bool)),
+        Quadrature(
+            nodes, np.full(nodes.shape, 1.0 / side.short), floor, np.ones(nodes.shape, bool),
+            side.precision.error_model(side.short),
+        ),
         method="exact",
         shape=side.shape,
         extremes=Extremes(
@@ -76,7 +78,7 @@ def exact(operator: Operator, *, block: int = 256, progress: Progress | None = N
         products=side.products,
         seconds=time.perf_counter() - began,
         provenance={"dtype": str(side.dtype).removeprefix("torch."), "device": str(side.device)},
-    )
+    )  # fmt: skip
 
 
 def _singular_values(dense: Tensor, eps: float) -> Tensor:

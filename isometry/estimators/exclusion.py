@@ -112,4 +112,4 @@ def compatible_share(sigma: float, s: Array, start: Array, coupling: Array) -> f
     # From the singular values of the weights and not from their squares: next to a Ritz value they are huge.
     _, sizes, turn = np.linalg.svd(coupling * (s / gaps), full_matrices=False)
     shares = (sizes / np.hypot(1.0, sizes))[:, None] * (turn @ start.T)
-    return float(np.linalg.norm(shares, 2) ** 2)
+    return float(np.linalg.svd(shares, compute_uv=False)[0] ** 2)

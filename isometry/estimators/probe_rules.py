@@ -18,10 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from isometry.errors import InputError
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.distribution import Quadrature
+from isometry.spectrum import Extremes, Quadrature, Spectrum
 
-from .blocks import Operator, Precision, ShortSide, orthogonal_group, random_block
+from .blocks import Operator, Precision, ShortSide, random_block
 from .golub_kahan import Recurrence, breakdown_floor
 from .quadrature import GaussRules, gauss_rules
 
@@ -229,7 +228,10 @@ def _of_the_same_inputs(parts: list[ProbeRules], top: int) -> Spectrum:
     least = np.where(finished, np.inf, steps).min(axis=1)
     floor = np.maximum(floor, s_max / least)
     return Spectrum(
-        Quadrature(rules.nodes, rules.weights, floor, rules.resolved),
+        Quadrature(
+            rules.nodes, rules.weights, floor, rules.resolved,
+            first.precision.error_model(min(first.shape), first.probe),
+        ),
         method="lanczos",
         shape=first.shape,
         extremes=_extremes(first.precision, rules, floor, top),
@@ -237,7 +239,6 @@ def _of_the_same_inputs(parts: list[ProbeRules], top: int) -> Spectrum:
         provenance={
             "dtype": first.dtype, "device": first.device, "seed": first.seed, "probe": first.probe,
             "probes": steps.shape[1], "steps": int(steps.max()),
-            **({"orthogonal_group": orthogonal_group(min(first.shape))} if first.probe == "orthogonal" else {}),
         },
     )  # fmt: skip
 
@@ -264,7 +265,7 @@ def join_inputs(spectra: Sequence[Spectrum]) -> Spectrum:
     """One spectrum of the spectra of groups of inputs, all by one method, in the order of the inputs."""
     if len(spectra) == 1:
         return spectra[0]
-    quadratures = [s.distribution for s in spectra if isinstance(s.distribution, Quadrature)]
+    quadratures = [s.quadrature for s in spectra]
     extremes = [s.extremes for s in spectra if s.extremes is not None]
     width = max(q.nodes.shape[-1] for q in quadratures)
     ranks = max(e.top.shape[-1] for e in extremes)
@@ -275,6 +276,7 @@ def join_inputs(spectra: Sequence[Spectrum]) -> Spectrum:
             np.concatenate([_padded(q.weights, width, 0.0) for q in quadratures]),
             np.concatenate([q.floor for q in quadratures]),
             np.concatenate([_padded(q.resolved, width, True) for q in quadratures]),
+            replace(quadratures[0].errors, rounding=max(q.errors.rounding for q in quadratures)),
         ),
         extremes=Extremes(
             np.concatenate([_padded(e.top, ranks, np.nan) for e in extremes]),

@@ -46,6 +46,7 @@ def gauss_rules(bidiagonals: Bidiagonals) -> GaussRules:
     k, batch, size, _ = matrices.shape
     nodes, weights = np.zeros((batch, k, size)), np.zeros((batch, k, size))
     residuals = np.full((batch, k, size), np.inf)
+    remainder = bidiagonals.remainder()
     for probe in range(k):
         for index in range(batch):
             # Each on its own size: padding would mix its zero singular vectors with true ones.
@@ -54,7 +55,7 @@ def gauss_rules(bidiagonals: Bidiagonals) -> GaussRules:
             mass = right[:, 0] ** 2
             nodes[index, probe, :count] = values
             weights[index, probe, :count] = mass / mass.sum()
-            ends = bidiagonals.remainder()[probe, index] * np.abs(left[-1])
+            ends = remainder[probe, index] * np.abs(left[-1])
             residuals[index, probe, :count] = ends + bidiagonals.breakdown_residual[probe, index]
     present = np.arange(size) < bidiagonals.steps.T[..., None]
     return GaussRules(nodes, weights, residuals, bidiagonals.finished.T[..., None] | ~present)

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isometry.errors import InputError
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.distribution import Quadrature
+from isometry.spectrum import Extremes, Quadrature, Spectrum
 
 from .block_krylov import BlockKrylov, RitzTriplets
 from .blocks import Operator, ShortSide, random_block
@@ -179,7 +178,7 @@ def randomized(
     top_error += side.rounding_error(top, s[:, :1])
     bottom_residual = np.minimum(bottom_error, bottom) + side.rounding_error(bottom, s[:, 0])
     return Spectrum(
-        Quadrature(nodes, weights, floor, resolved),
+        Quadrature(nodes, weights, floor, resolved, side.precision.error_model(side.short, "gaussian")),
         method="randomized",
         shape=side.shape,
         extremes=Extremes(
@@ -296,7 +295,13 @@ def _complete(side: ShortSide, s: np.ndarray, noise: np.ndarray, began: float, s
     nodes = s[:, None, :]
     error = side.rounding_error(s, s[:, :1])
     return Spectrum(
-        Quadrature(nodes, np.full(nodes.shape, 1.0 / side.short), noise, np.ones(nodes.shape, bool)),
+        Quadrature(
+            nodes,
+            np.full(nodes.shape, 1.0 / side.short),
+            noise,
+            np.ones(nodes.shape, bool),
+            side.precision.error_model(side.short),
+        ),
         method="randomized",
         shape=side.shape,
         extremes=Extremes(s, error, s[:, -1], error[:, -1], s[:, -1] > noise),

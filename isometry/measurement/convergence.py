@@ -24,26 +24,29 @@ _CAUSES = {
 DEFAULT_TOP = 6
 
 
-def converged(spectrum: Spectrum, tol: float) -> bool:
-    """Whether every reported top value of the spectrum has a relative residual of at most ``tol``."""
-    return worst_residual(spectrum) <= tol
+def converged(spectrum: Spectrum, tol: float, *, top: int | None = None) -> bool:
+    """Whether every reported top value has a relative residual of at most ``tol``; ``top`` as `worst_residual`."""
+    return worst_residual(spectrum, top=top) <= tol
 
 
-def worst_residual(spectrum: Spectrum, count: int | None = None) -> float:
-    """The largest relative residual of the leading ``count`` or all reported top values; 0 where there are none."""
+def worst_residual(spectrum: Spectrum, count: int | None = None, *, top: int | None = None) -> float:
+    """The largest relative residual of the leading ``count`` or all reported top values; 0 where there are none.
+
+    An exact measurement lists all its values, down to those that rounding drowns: of it the leading ``top`` (6).
+    """
     e = spectrum.extremes
     if e is None:
         return 0.0
-    # An exact measurement lists all its values, down to those that rounding drowns: only the leading ones count.
-    asked = spectrum.provenance.get("options", {}).get("top") or DEFAULT_TOP
-    count = count or (asked if spectrum.method == "exact" else e.top.shape[1])
-    top, residual = e.top[:, :count], e.top_residual[:, :count]
-    known = np.isfinite(top) & (top > spectrum.floor if spectrum.method == "exact" else top > 0)
-    return float(np.max(residual[known] / top[known], initial=0.0))
+    exact = not spectrum.distribution.errors.random
+    count = count or ((top or DEFAULT_TOP) if exact else e.top.shape[1])
+    values, residual = e.top[:, :count], e.top_residual[:, :count]
+    known = np.isfinite(values) & (values > (spectrum.floor if exact else 0))
+    return float(np.max(residual[known] / values[known], initial=0.0))
 
 
-def warn_unconverged(spectrum: Spectrum, tol: float) -> None:
-    worst = worst_residual(spectrum)
+def warn_unconverged(spectrum: Spectrum, tol: float, *, top: int | None = None) -> None:
+    """Say so where a reported top value has a larger relative residual; ``top`` as `worst_residual`."""
+    worst = worst_residual(spectrum, top=top)
     if worst <= tol:
         return
     warnings.warn(
@@ -54,10 +57,9 @@ def warn_unconverged(spectrum: Spectrum, tol: float) -> None:
     )
 
 
-def warn_of_underflow(spectrum: Spectrum) -> None:
+def warn_of_underflow(spectrum: Spectrum, dtype: str) -> None:
     """Say so where J is so small that its entries may have been lost below the smallest float."""
     e = spectrum.extremes
-    dtype = spectrum.provenance["dtype"]
     smallest = float(np.finfo(dtype).tiny / np.finfo(dtype).eps)
     if e is None or bool(np.all(e.top[:, 0] >= smallest)):
         return

@@ -32,7 +32,7 @@ from isometry.measurement.distributed import (
 )
 from isometry.measurement.lanczos_run import Operators, Sampling, whole_inputs
 from isometry.measurement.methods import DEFAULT_RANK, METHODS, Plan, peak_text, plan
-from isometry.measurement.provenance import record, recorded_ensemble
+from isometry.measurement.provenance import record, recorded_ensemble, refuse_own_keys
 from isometry.measurement.stopping import Goal, summary
 from isometry.progress import Progress, progress_bar, silent
 from isometry.spectrum import Spectrum
@@ -134,8 +134,9 @@ def measure(
     name : str
         What reports and files call the result.
     provenance : mapping, optional
-        Further plain values to record with it; None for what is unknown, which is left out. An ``ensemble`` among them
-        stands in for the one that the model itself is known to be a draw from.
+        Further plain values to record with it, under names that the measurement does not use itself; None for what is
+        unknown, which is left out. An ``ensemble`` among them stands in for the one that the model itself is known to
+        be a draw from. No number of the spectrum depends on what is recorded.
 
     Returns
     -------
@@ -171,7 +172,8 @@ def measure(
         raise InputError(f"probe is one of {', '.join(PROBES)}; got {probe!r}")
     if on_interrupt not in ("return", "raise"):
         raise InputError(f'on_interrupt is "return" or "raise"; got {on_interrupt!r}')
-    goal = Goal.of(rtol, quantity, budget)
+    refuse_own_keys(provenance or {})
+    goal = Goal.of(rtol, quantity, budget, top)
     if shared and goal is not None:
         raise InputError(
             "rtol and budget are judged on all rows, which shared processes have at the end only"
@@ -224,13 +226,17 @@ def measure(
     if "ensemble" not in said:
         said["ensemble"] = recorded_ensemble(model, x, part=source is not None or target is not None)
     said = {key: value for key, value in said.items() if value is not None}
+    # Groups of inputs have operators of their own; the rounding is that of all inputs together.
+    recorded = record(operators.whole, x, seed=seed, options=options)
+    errors = replace(spectrum.quadrature.errors, rounding=operators.whole.rounding)
     spectrum = replace(
         spectrum,
+        distribution=replace(spectrum.quadrature, errors=errors),
         name=name,
         seconds=time.perf_counter() - began,
         provenance={
             **spectrum.provenance,
-            **record(operators.whole, x, seed=seed, options=options),
+            **recorded,
             "predicted_peak_bytes": max(peak, way.peak_bytes),
             **({"processes": group.size} if group.size > 1 else {}),
             **said,
@@ -242,9 +248,9 @@ def measure(
             stopped["inputs"] = f"{spectrum.n_inputs} of {operators.count}"
         spectrum = replace(spectrum, provenance={**spectrum.provenance, "stopped": stopped})
         warn_stopped(stopped)
-    warn_of_underflow(spectrum)
+    warn_of_underflow(spectrum, recorded["dtype"])
     if tol is not None:
-        warn_unconverged(spectrum, tol)
+        warn_unconverged(spectrum, tol, top=top)
     return spectrum
 
 

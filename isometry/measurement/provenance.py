@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isometry.errors import InputError
 from isometry.theory.ensemble import Ensemble
 
 if TYPE_CHECKING:
@@ -20,6 +21,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from isometry.jacobian import JacobianOperator
+
+
+# What a measurement records itself, by whichever method. An ensemble is its own as well, and may be given.
+OWN_KEYS = frozenset(
+    {"model", "input", "channels", "dtype", "device", "products_by", "rounding", "seed", "options", "torch_version",
+     "numpy_version", "isometry_version", "git_commit", "created", "threads", "predicted_peak_bytes", "processes",
+     "stopped", "probe", "probes", "steps", "rank", "taken_out"}
+)  # fmt: skip
+
+
+def refuse_own_keys(provenance: Mapping[str, Any]) -> None:
+    """Raise where a caller wants something recorded under a name that the measurement uses itself.
+
+    Raises
+    ------
+    InputError
+        Naming the keys. Values that are None are not recorded, and pass.
+    """
+    clashes = sorted(key for key in OWN_KEYS & provenance.keys() if provenance[key] is not None)
+    if clashes:
+        raise InputError(
+            f"provenance has {', '.join(map(repr, clashes))}, which the measurement records itself: record yours under "
+            f"another name, such as {'own_' + clashes[0]!r}"
+        )
 
 
 def record(operator: JacobianOperator, x: Tensor, *, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,6 +55,7 @@ def record(operator: JacobianOperator, x: Tensor, *, seed: int, options: Mapping
     return {
         "model": operator.description,
         "input": f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}",
+        **_channels(tuple(x.shape), operator),
         "dtype": str(operator.dtype).removeprefix("torch."),
         "device": _device_name(operator.device),
         "products_by": operator.backend,
@@ -82,6 +108,15 @@ def recorded_ensemble(
         return None
     q0 = ensemble.sigma_w**2 * mean_square + (ensemble.sigma_b or 0.0) ** 2
     return dict(replace(ensemble, q0=q0).to_dict())
+
+
+def _channels(shape: tuple[int, ...], operator: JacobianOperator) -> dict[str, int]:
+    """Channels of a trunk: the first axis of a (channels, *positions) input that J maps onto itself."""
+    axes = list(shape[1:] if operator.batch is not None else shape)
+    while axes and axes[0] == 1:
+        axes = axes[1:]
+    onto_itself = operator.shape == (math.prod(axes), math.prod(axes))
+    return {"channels": axes[0]} if len(axes) > 1 and onto_itself else {}
 
 
 def _device_name(device: torch.device) -> str:

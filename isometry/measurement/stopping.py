@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ import numpy as np
 from isometry.errors import InputError
 from isometry.measurement.convergence import worst_residual
 from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Quadrature
 from isometry.spectrum.probe_intervals import student_quantile
 
 if TYPE_CHECKING:
@@ -57,15 +57,20 @@ class Goal:
         Jacobian products that may be spent.
     seconds : float, optional
         Wall time that may be spent.
+    top : int, optional
+        How many of the values of an exact measurement "top" is about.
     """
 
     quantity: str
     rtol: float | None = None
     products: int | None = None
     seconds: float | None = None
+    top: int | None = None
 
     @classmethod
-    def of(cls, rtol: float | None, quantity: str | None, budget: int | str | None) -> Goal | None:
+    def of(
+        cls, rtol: float | None, quantity: str | None, budget: int | str | None, top: int | None = None
+    ) -> Goal | None:
         """The goal that the options of `measure` state, checked; None where they state none."""
         if quantity is not None and quantity not in QUANTITIES:
             raise InputError(f"quantity is one of {', '.join(QUANTITIES)}; got {quantity!r}")
@@ -76,11 +81,11 @@ class Goal:
         if rtol is not None and not 0 < rtol < 1:
             raise InputError(f"rtol is a relative error between 0 and 1; got {rtol}")
         products, seconds = _budget(budget)
-        return cls(quantity or "mean_square", rtol, products, seconds)
+        return cls(quantity or "mean_square", rtol, products, seconds, top)
 
     def error_of(self, spectrum: Spectrum) -> Error:
         """How well the spectrum knows the quantity."""
-        return _ERRORS[self.quantity](spectrum)
+        return _ERRORS[self.quantity](spectrum, self.top)
 
     def reached(self, error: Error) -> bool:
         """Whether that is as well as was asked."""
@@ -112,28 +117,26 @@ class Error:
     cure: str
 
 
-def _mean_square_error(spectrum: Spectrum) -> Error:
+def _mean_square_error(spectrum: Spectrum, top: int | None) -> Error:
     """Half the width of the 95 % interval, relative. Steps do not matter: each probe has its mean square exactly."""
-    d, probes, inputs = spectrum.distribution, spectrum.n_probes, spectrum.n_inputs
-    assert isinstance(d, Quadrature), "a measurement"
+    d, probes, inputs = spectrum.quadrature, spectrum.n_probes, spectrum.n_inputs
     # Relative to the largest node: the squares themselves may leave the range of floats.
     squares, fourths = d.row_moments(2)[1], d.row_moments(4)[1].mean(1)
     mean, of_the_spread = float(squares.mean()), spectrum.standard_error(squares)
-    if mean == 0 or spectrum.method == "exact":
+    if mean == 0 or not d.errors.random:
         return Error(0.0, "probes")
     if probes == 1:
         return Error(math.inf if of_the_spread != 0 else 0.0, "probes")
     # Of random signs and of orthogonal groups this is an upper bound, but for a factor 1 + 2 / n.
-    variance = np.maximum(fourths - squares.mean(1) ** 2, 0.0) * 2 / (min(spectrum.shape or (1, 1)) + 2)
+    variance = np.maximum(fourths - squares.mean(1) ** 2, 0.0) * 2 / (d.dimension + 2)
     of_the_sphere = math.sqrt(float(variance.sum()) / probes) / inputs
     quantile = student_quantile(0.5 + CONFIDENCE / 2, inputs * (probes - 1))
     return Error(quantile * max(of_the_spread, of_the_sphere) / mean, "probes")
 
 
-def _cdf_error(spectrum: Spectrum) -> Error:
+def _cdf_error(spectrum: Spectrum, top: int | None) -> Error:
     """The largest distance between the cdf and the ends of its simultaneous 95 % band, from the floor upwards."""
-    d = spectrum.distribution
-    assert isinstance(d, Quadrature), "a measurement"
+    d = spectrum.quadrature
     nodes = np.unique(d.nodes[(d.weights > 0) & (d.nodes > spectrum.floor)])
     if nodes.size == 0:
         # Everything is zero to rounding; above the floor that is known as well as anything.
@@ -141,7 +144,7 @@ def _cdf_error(spectrum: Spectrum) -> Error:
     # cdf and band are constant between neighbouring nodes.
     edges = np.concatenate([[max(spectrum.floor, nodes[0] / 2)], nodes, [2 * nodes[-1]]])
     # Nodes that are one value to rounding: what is between them is neither below nor above it.
-    apart = np.diff(edges) > _SAME * float(np.finfo(str(spectrum.provenance["dtype"])).eps) * nodes[-1]
+    apart = np.diff(edges) > _SAME * d.errors.eps * nodes[-1]
     places = (np.sqrt(edges[1:]) * np.sqrt(edges[:-1]))[apart]
     places = places[np.unique(np.linspace(0, places.size - 1, _PLACES).astype(int))]
     cdf = spectrum.cdf(places)
@@ -154,26 +157,25 @@ def _cdf_error(spectrum: Spectrum) -> Error:
     return Error(sizes[0], "steps" if sizes[1] > 0.5 * sizes[0] else "probes")
 
 
-def _edge_error(spectrum: Spectrum, count: int | None) -> Error:
+def _edge_error(spectrum: Spectrum, top: int | None, count: int | None = None) -> Error:
     """The largest residual of the leading values, relative to each."""
-    e, d = spectrum.extremes, spectrum.distribution
+    e, d = spectrum.extremes, spectrum.quadrature
     assert e is not None, "a measurement"
-    assert isinstance(d, Quadrature), "a measurement"
-    size = worst_residual(spectrum, count)
-    if spectrum.method == "exact":
+    size = worst_residual(spectrum, count, top=top)
+    if not d.errors.random:
         return Error(size, "rounding")
     if np.isnan(e.top[:, :count]).any() and not d.resolved.all():
         return Error(math.inf, "steps")
-    rounding = 8 * float(np.finfo(str(spectrum.provenance["dtype"])).eps) * e.top[:, :1]
+    rounding = 8 * d.errors.eps * e.top[:, :1]
     below = np.nan_to_num(e.top_residual[:, :count]) <= 2 * rounding
     return Error(size, "rounding" if below.all() else "steps")
 
 
-_ERRORS: Mapping[str, Callable[[Spectrum], Error]] = {
+_ERRORS: Mapping[str, Callable[[Spectrum, int | None], Error]] = {
     "mean_square": _mean_square_error,
     "cdf": _cdf_error,
-    "top": lambda spectrum: _edge_error(spectrum, None),
-    "s_max": lambda spectrum: _edge_error(spectrum, 1),
+    "top": _edge_error,
+    "s_max": partial(_edge_error, count=1),
 }
 
 

@@ -19,7 +19,6 @@ from isometry.errors import InputError
 from isometry.estimators.exact import exact
 from isometry.jacobian import JacobianOperator
 from isometry.nn.kernels import centre_tap
-from isometry.spectrum.distribution import Quadrature
 
 PADDING_MODES = ("circular", "zeros", "reflect", "replicate")
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -194,9 +193,8 @@ def _dense(
             return convolve(_pad(x, pads, padding_mode), kernel, stride=strides, dilation=dilations)
 
         point = torch.zeros((channels_in, *size), dtype=torch.float64)
-        distribution = exact(JacobianOperator(layer, point, check=False)).distribution
-        assert isinstance(distribution, Quadrature)
-        values.append(torch.from_numpy(distribution.nodes).flatten())
+        spectrum = exact(JacobianOperator(layer, point, check=False))
+        values.append(torch.from_numpy(spectrum.singular_values))
     return torch.cat(values)
 
 

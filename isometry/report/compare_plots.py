@@ -12,13 +12,12 @@ from matplotlib.figure import Figure
 
 from isometry.comparison import Comparison
 from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Quadrature
 
 from .plots import house_style, new_figure, plot_spectra
 
 
 def plot_comparison(comparison: Comparison, *, bins: int | None = None, title: str | None = None) -> Figure:
-    """Two axes in one figure: densities per decade of s, and cdfs with what chance allows around the prediction.
+    """Two axes in one figure: densities per decade of s, and cdfs with the expected fluctuation around the prediction.
 
     Parameters
     ----------
@@ -43,7 +42,7 @@ def plot_comparison(comparison: Comparison, *, bins: int | None = None, title: s
 
 def plot_comparison_cdf(comparison: Comparison, ax: Axes | None = None) -> Axes:
     """The two cdfs in one ``ax``: the measured one with its error band (see `isometry.report.plots.plot_cdf`), and
-    around the predicted one, dotted, what a network of this width shows by chance.
+    around the predicted one, dotted, the expected fluctuation of a network of this width.
 
     Parameters
     ----------
@@ -61,23 +60,28 @@ def plot_comparison_cdf(comparison: Comparison, ax: Axes | None = None) -> Axes:
 def _draw_cdfs(comparison: Comparison, ax: Axes) -> None:
     spectra, labels = _pair(comparison)
     plot_spectra(spectra, ax, kind="cdf", labels=labels, legend=False)
-    bound = comparison.chance.ks
+    bound = comparison.expected_fluctuation.ks
     if math.isfinite(bound) and bound > 0:
         low, high = ax.get_xlim()
         x = np.linspace(low, high, 400)
         law = comparison.predicted.distribution.cdf(x * math.log(10))
         for side in (-bound, bound):
             ax.plot(x, np.clip(law + side, 0, 1), color="#555555", linestyle=":", linewidth=1.2)
-        ax.plot([], [], color="#555555", linestyle=":", linewidth=1.2, label=f"by chance: ± {bound:.2g}")
+        ax.plot(
+            [],
+            [],
+            color="#555555",
+            linestyle=":",
+            linewidth=1.2,
+            label=f"expected fluctuation: ± {bound:.2g}",
+        )
         ax.legend(loc="upper left")
 
 
 def _bins(comparison: Comparison, shown: int | None) -> int:
     """Cells over the whole range of which about ``shown`` are above the floor."""
-    measured = comparison.measured.distribution
     if shown is None:
-        resolved = not isinstance(measured, Quadrature) or bool(np.all(measured.resolved))
-        shown = 60 if resolved else 16
+        shown = 60 if comparison.measured.distribution.all_resolved else 16
     ranges = [spectrum.distribution.log_range for spectrum in (comparison.measured, comparison.predicted)]
     low, high = min(a for a, _ in ranges), max(b for _, b in ranges)
     floor = math.log(comparison.floor) if comparison.floor > 0 else low

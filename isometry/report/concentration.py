@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isometry.spectrum.distribution import Distribution
+from isometry.spectrum import Distribution
 
 Array = NDArray[np.float64]
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from isometry.spectrum.distribution import Curve, Distribution, Quadrature
-from isometry.spectrum.spectrum import Extremes, Spectrum
+from isometry.spectrum.curve import Curve
+from isometry.spectrum.distribution import Distribution
+from isometry.spectrum.error_model import ErrorModel
+from isometry.spectrum.extremes import Extremes
+from isometry.spectrum.quadrature import Quadrature
+from isometry.spectrum.spectrum import Spectrum
 
-__all__ = ["Curve", "Distribution", "Extremes", "Quadrature", "Spectrum"]
+__all__ = ["Curve", "Distribution", "ErrorModel", "Extremes", "Quadrature", "Spectrum"]

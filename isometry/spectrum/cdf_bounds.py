@@ -2,8 +2,8 @@
 
 F(s) is the expectation, over probes, of the measure that a probe sees. Three errors part it from what is at hand:
 
-* truncation: of each probe's measure only a Gauss rule is known. The Chebyshev-Markov-Stieltjes inequalities bound it
-  from both sides, without exception;
+* truncation: of each probe's measure only a Gauss rule is known, which bounds it from both sides, without exception
+  (`.mass_bounds`);
 * chance: the mean over probes strays from F by an amount whose distribution is known (`.probe_intervals`);
 * place: a node is known to rounding, a leading value that was taken out (deflated) to its residual.
 
@@ -17,18 +17,17 @@ enter squared. A value within its own residual of t may lie on either side of it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import InputError
 
-from .distribution import Quadrature
+from .error_model import ErrorModel
+from .extremes import Extremes
+from .mass_bounds import mass_at_most
 from .probe_intervals import band_half_width, limits_by_variance, probe_degrees, share_limits
-
-if TYPE_CHECKING:
-    from .spectrum import Spectrum
 
 Array = NDArray[np.float64]
 
@@ -38,16 +37,36 @@ _ROUNDING = 1e-12
 _WHOLE = 1e-9
 
 
-@dataclass(frozen=True)
-class Enclosure:
-    """What is certain about the fraction of singular values at or below each of some places.
+class GaussRules(Protocol):
+    """The nodes and weights of a `.quadrature.Quadrature`."""
 
-    It lies in [known_lower + share * F', known_upper + share * F''], where F' and F'' are expectations of masses that
-    random probes see, and the mean masses of these probes lie above ``sampled_lower`` and below ``sampled_upper``.
+    @property
+    def nodes(self) -> Array: ...
+
+    @property
+    def weights(self) -> Array: ...
+
+    @property
+    def floor(self) -> Array: ...
+
+    @property
+    def resolved(self) -> NDArray[np.bool_]: ...
+
+    @property
+    def dimension(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class CdfBounds:
+    """Bounds of the fraction of singular values at or below each of some places.
+
+    It lies in [resolved_lower + share * F', resolved_upper + share * F''], where F' and F'' are expectations of masses
+    that random probes see, and the mean masses of these probes lie above ``sampled_lower`` and below
+    ``sampled_upper``.
 
     Parameters
     ----------
-    known_lower, known_upper : (points,) arrays
+    resolved_lower, resolved_upper : (points,) arrays
         Fraction of all singular values that were found one by one and lie there certainly, or possibly.
     sampled_lower, sampled_upper : (points,) arrays
         Bounds of the mean mass over the probes, of the values that were not.
@@ -55,30 +74,30 @@ class Enclosure:
         Fraction of all singular values that was not found one by one; 0 for an exact measurement.
     degrees : float
         The variance of the mean mass is at most 2 F (1 - F) / degrees (`.probe_intervals.probe_degrees`).
-    uniform : bool
+    on_the_sphere : bool
         Whether probes were uniform on the sphere, so that more than the variance is known.
     """
 
-    known_lower: Array
-    known_upper: Array
+    resolved_lower: Array
+    resolved_upper: Array
     sampled_lower: Array
     sampled_upper: Array
     share: float
     degrees: float
-    uniform: bool = True
+    on_the_sphere: bool = True
 
     @property
-    def seen(self) -> tuple[Array, Array]:
-        """Bounds of the fraction that known values and the probes' own measures have there: chance left out."""
+    def of_the_rules(self) -> tuple[Array, Array]:
+        """Bounds of the fraction that resolved values and the probes' own measures have there: truncation alone."""
         return (
-            self.known_lower + self.share * self.sampled_lower,
-            self.known_upper + self.share * self.sampled_upper,
+            self.resolved_lower + self.share * self.sampled_lower,
+            self.resolved_upper + self.share * self.sampled_upper,
         )
 
     def limits(self, confidence: float, *, simultaneous: bool = False) -> tuple[Array, Array]:
         """Lower and upper limit of the fraction, each in [0, 1]."""
         lower, upper = self.sampled_lower, self.sampled_upper
-        if self.share > 0 and not self.uniform:
+        if self.share > 0 and not self.on_the_sphere:
             if simultaneous:
                 raise InputError(
                     "a simultaneous band is known for probes that are uniform on the sphere, and these are random "
@@ -92,37 +111,40 @@ class Enclosure:
             lower, upper = share_limits(lower, upper, self.degrees, confidence)
         slack = _ROUNDING * self.share
         return (
-            np.clip(self.known_lower + self.share * lower - slack, 0, 1),
-            np.clip(self.known_upper + self.share * upper + slack, 0, 1),
+            np.clip(self.resolved_lower + self.share * lower - slack, 0, 1),
+            np.clip(self.resolved_upper + self.share * upper + slack, 0, 1),
         )
 
-    def less(self, other: Enclosure) -> Enclosure:
-        """The enclosure of the difference of two fractions, of which ``other`` is the smaller one."""
-        return Enclosure(
-            np.maximum(self.known_lower - other.known_upper, 0), self.known_upper - other.known_lower,
+    def minus(self, other: CdfBounds) -> CdfBounds:
+        """Bounds of the difference of two fractions, of which ``other`` is the smaller one."""
+        return CdfBounds(
+            np.maximum(self.resolved_lower - other.resolved_upper, 0), self.resolved_upper - other.resolved_lower,
             np.maximum(self.sampled_lower - other.sampled_upper, 0),
             np.maximum(self.sampled_upper - other.sampled_lower, 0),
-            self.share, self.degrees, self.uniform,
+            self.share, self.degrees, self.on_the_sphere,
         )  # fmt: skip
 
 
 def cdf_limits(
-    spectrum: Spectrum, s: Array, confidence: float, *, simultaneous: bool = False
+    quadrature: GaussRules,
+    extremes: Extremes | None,
+    errors: ErrorModel,
+    s: Array,
+    confidence: float,
+    *,
+    low: Array | None = None,
+    simultaneous: bool = False,
 ) -> tuple[Array, Array]:
-    """See :meth:`isometry.Spectrum.cdf_band`."""
+    """Limits of the fraction of singular values at or below ``s``, from ``low`` on where that is given.
+
+    See :meth:`isometry.Spectrum.cdf_band` and :meth:`isometry.Spectrum.isometry_band`.
+    """
     _check_confidence(confidence)
-    lower, upper = enclosure(spectrum, s.ravel()).limits(confidence, simultaneous=simultaneous)
+    found = cdf_bounds(quadrature, extremes, errors, s.ravel())
+    if low is not None:
+        found = found.minus(cdf_bounds(quadrature, extremes, errors, low.ravel()))
+    lower, upper = found.limits(confidence, simultaneous=simultaneous)
     return lower.reshape(s.shape), upper.reshape(s.shape)
-
-
-def share_between(spectrum: Spectrum, low: float, high: float, confidence: float) -> tuple[float, float]:
-    """See :meth:`isometry.Spectrum.isometry_band`."""
-    _check_confidence(confidence)
-    found = enclosure(spectrum, np.array([high]))
-    if low > 0:
-        found = found.less(enclosure(spectrum, np.array([low])))
-    lower, upper = found.limits(confidence)
-    return float(lower[0]), float(upper[0])
 
 
 def _check_confidence(confidence: float) -> None:
@@ -130,60 +152,48 @@ def _check_confidence(confidence: float) -> None:
         raise InputError(f"a confidence lies between 0 and 1, such as 0.95; got {confidence}")
 
 
-def enclosure(spectrum: Spectrum, s: Array) -> Enclosure:
-    """What a measurement says for certain about the fraction of singular values at or below ``s``, (points,).
+def cdf_bounds(quadrature: GaussRules, extremes: Extremes | None, errors: ErrorModel, s: Array) -> CdfBounds:
+    """What a measurement says of the fraction of singular values at or below ``s``, (points,).
 
     It says the same of those below s: a value that cannot be told from s counts for the upper bound alone.
     """
-    d = spectrum.distribution
-    assert isinstance(d, Quadrature), "a prediction has no errors to enclose"
-    inputs, probes, _ = d.nodes.shape
-    n = min(spectrum.shape) if spectrum.shape else int((d.weights > 0).sum(-1).max())
+    inputs, probes, _ = quadrature.nodes.shape
+    n = quadrature.dimension
     known, sampled = np.zeros((2, s.size)), np.zeros((2, s.size))
     dimensions: list[float] = []
     for index in range(inputs):
-        errors = _errors_of(spectrum, index, n)
-        for nodes, weights, sure in zip(d.nodes[index], d.weights[index], d.resolved[index], strict=True):
+        places = _node_errors(quadrature, extremes, errors, index)
+        for probe in range(probes):
+            nodes, weights, sure = (
+                array[index, probe] for array in (quadrature.nodes, quadrature.weights, quadrature.resolved)
+            )
             count = weights * n
             found = sure & (count > 0.5) & (np.abs(count - np.round(count)) <= _WHOLE * np.maximum(count, 1))
             rest = ~found & (weights > 0)
-            radius = errors.radius(nodes[found], deflated=bool(rest.any()))
-            known += errors.known(nodes[found], radius, np.round(count[found]), s)
+            radius = places.radius(nodes[found], deflated=bool(rest.any()))
+            known += places.known(nodes[found], radius, np.round(count[found]), s)
             if rest.any():
-                lower, upper = errors.around(s, nodes[found], radius)
-                sampled[0] += _mass_bound(nodes[rest], weights[rest], sure[rest], lower, extra=-1)
-                sampled[1] += _mass_bound(nodes[rest], weights[rest], sure[rest], upper, extra=1)
+                single, gauss = rest & sure, rest & ~sure
+                for bound, place, extra in zip(
+                    sampled, places.around(s, nodes[found], radius), (-1, 1), strict=True
+                ):
+                    bound += mass_at_most(nodes[single], weights[single], place)
+                    bound += mass_at_most(nodes[gauss], weights[gauss], place, extra=extra)
                 dimensions.append(n * float(weights[rest].sum()))
     rows = inputs * probes
     known /= n * rows
     if not dimensions:
-        return Enclosure(known[0], known[1], sampled[0], sampled[1], 0.0, np.inf)
+        return CdfBounds(known[0], known[1], sampled[0], sampled[1], 0.0, np.inf)
     share = sum(dimensions) / (n * rows)
     sampled = np.clip(sampled / (rows * share), 0, 1)
     # All mass is all values, but all mass less its rounding would be nearly all values only.
     sampled[1] = np.where(sampled[1] > 1 - _ROUNDING, 1.0, sampled[1])
-    uniform = spectrum.provenance.get("probe") != "rademacher"
-    degrees = probe_degrees(dimensions) if uniform else sum(dimensions)
-    return Enclosure(known[0], known[1], sampled[0], sampled[1], share, degrees, uniform)
-
-
-def _mass_bound(nodes: Array, weights: Array, sure: NDArray[np.bool_], s: Array, *, extra: int) -> Array:
-    """Chebyshev-Markov-Stieltjes bound of one probe's mass at or below each s: with one Gauss node more, or one less.
-
-    See :meth:`isometry.spectrum.distribution.Quadrature.cdf_bounds`. Nodes that are sure have their own mass.
-    """
-    result = _partial_sums(nodes[sure], weights[sure])[np.searchsorted(np.sort(nodes[sure]), s, side="right")]
-    sums = _partial_sums(nodes[~sure], weights[~sure])
-    below = np.searchsorted(np.sort(nodes[~sure]), s, side="right")
-    return np.asarray(result + sums[np.clip(below + extra, 0, sums.size - 1)])
-
-
-def _partial_sums(nodes: Array, weights: Array) -> Array:
-    return np.concatenate([[0.0], np.cumsum(weights[np.argsort(nodes)])])
+    degrees = probe_degrees(dimensions) if errors.on_the_sphere else sum(dimensions)
+    return CdfBounds(known[0], known[1], sampled[0], sampled[1], share, degrees, errors.on_the_sphere)
 
 
 @dataclass(frozen=True)
-class _Errors:
+class _NodeErrors:
     """How far the singular values of one input may lie from where they were found.
 
     Parameters
@@ -227,9 +237,7 @@ class _Errors:
             np.where(hidden, np.maximum(values + radius, self.floor), values + radius),
             np.where(hidden, 0.0, values - radius),
         )
-        return np.array([
-            _partial_sums(end, counts)[np.searchsorted(np.sort(end), s, side="right")] for end in ends
-        ])  # fmt: skip
+        return np.array([mass_at_most(end, counts, s) for end in ends])
 
     def around(self, s: Array, values: Array, radius: Array) -> tuple[Array, Array]:
         """Places between which the cdf of what is left over equals that of its part of J at s."""
@@ -269,24 +277,24 @@ def place_bounds(s: Array, values: Array, radius: Array) -> tuple[Array, Array]:
     return unit * np.sqrt(np.maximum(before, 0)), unit * np.sqrt(after)
 
 
-def _errors_of(spectrum: Spectrum, index: int, n: int) -> _Errors:
+def _node_errors(
+    quadrature: GaussRules, extremes: Extremes | None, errors: ErrorModel, index: int
+) -> _NodeErrors:
     """Rounding, residuals and floor of one input.
 
     Full re-orthogonalisation leaves every node within some units of rounding of s_max, growing with the length of
     the sums; 10 sqrt(n) is also what closes a Krylov space (`isometry.estimators.golub_kahan`).
     """
-    d, e = spectrum.distribution, spectrum.extremes
-    assert isinstance(d, Quadrature)
-    s_max = float(d.nodes[index].max())
-    single = spectrum.provenance.get("dtype") == "float32"
-    units = 8.0 if np.all(d.resolved[index]) and e is not None and e.top.shape[1] >= n else 10 * np.sqrt(n)
-    top = e.top[index] if e is not None else np.empty(0)
-    residual = e.top_residual[index] if e is not None else np.empty(0)
+    top, residual = np.empty(0), np.empty(0)
+    if extremes is not None:
+        top, residual = extremes.top[index], extremes.top_residual[index]
+    all_found = np.all(quadrature.resolved[index]) and top.size >= quadrature.dimension
+    units = 8.0 if all_found else 10 * np.sqrt(quadrature.dimension)
     order = np.argsort(top)[: int(np.isfinite(top).sum())]
-    return _Errors(
-        floor=float(d.floor[index]),
-        rounding=float(units * np.finfo(np.float32 if single else np.float64).eps * s_max),
-        relative=float(spectrum.provenance.get("rounding", 0.0)),
+    return _NodeErrors(
+        floor=float(quadrature.floor[index]),
+        rounding=float(units * errors.eps * quadrature.nodes[index].max()),
+        relative=errors.rounding,
         top=top[order],
         residual=residual[order],
     )

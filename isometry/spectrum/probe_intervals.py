@@ -80,22 +80,6 @@ def limits_by_variance(lower: Array, upper: Array, degrees: float, confidence: f
     return end(lower, -1), end(upper, 1)
 
 
-def orthogonal_factor(probes: int, group: int, dimension: int) -> float:
-    """Variance of a mean over probes that are orthogonal in groups, over what their own spread would make of it.
-
-    A uniform orthonormal frame of n vectors sums any quadratic form to its trace, without chance. So two of its
-    vectors, of as many as there are, have values of covariance -V / (n - 1), V being the variance of each. With p the
-    share of pairs that are of one group, the sample variance of k probes has the mean V (1 + p / (n - 1)), and their
-    mean the variance V (1 - p (k - 1) / (n - 1)) / k. For one group this is the correction 1 - k / n of a sample
-    without replacement (Cochran 1977, Sampling Techniques, theorem 2.2). The last group may be a part of one.
-    """
-    if dimension < 2 or probes < 2:
-        return 1.0
-    whole, rest = divmod(probes, group)
-    pairs = (whole * group * (group - 1) + rest * (rest - 1)) / (probes * (probes - 1))
-    return max(1 - pairs * (probes - 1) / (dimension - 1), 0.0) / (1 + pairs / (dimension - 1))
-
-
 def band_half_width(degrees: float, confidence: float) -> float:
     """How far the mean mass strays from F anywhere, with this confidence.
 

@@ -19,42 +19,14 @@ from numpy.typing import ArrayLike, NDArray
 from isometry.errors import InputError
 
 from . import wording
-from .distribution import Curve, Quadrature, times_exp
+from .curve import Curve
+from .error_model import NO_PROBES, ErrorModel
+from .extremes import Extremes
+from .log_scale import exponential
+from .quadrature import Quadrature
 from .records import flat_numbers, json_record
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Extremes:
-    """Extreme singular values with their residual bounds.
-
-    Parameters
-    ----------
-    top : (inputs, r) array
-        The largest singular values found, descending. Each is a lower bound of the value of its rank.
-    top_residual : (inputs, r) array
-        max(||J v - s u||, ||J^T u - s v||): some singular value lies within this distance of s.
-    bottom : (inputs,) array
-        The smallest singular value found; an upper bound of s_min.
-    bottom_residual : (inputs,) array
-        Residual of ``bottom``.
-    bottom_resolved : (inputs,) bool array
-        Whether ``bottom`` may be reported as s_min: its residual is small beside it and it lies above the floor.
-    """
-
-    top: Array
-    top_residual: Array
-    bottom: Array
-    bottom_residual: Array
-    bottom_resolved: NDArray[np.bool_]
-
-    def shifted(self, shift: float) -> Extremes:
-        """The extremes of exp(shift) J."""
-        return Extremes(
-            times_exp(self.top, shift), times_exp(self.top_residual, shift),
-            times_exp(self.bottom, shift), times_exp(self.bottom_residual, shift), self.bottom_resolved,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +69,10 @@ class Spectrum:
     seconds: float = 0.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.shape is not None and isinstance(self.distribution, Quadrature):
+            object.__setattr__(self, "distribution", self.distribution.of_dimension(min(self.shape)))
+
     # ---- making one --------------------------------------------------------------------------------
 
     @classmethod
@@ -138,6 +114,7 @@ class Spectrum:
                 np.full(nodes.shape, 1.0 / count),
                 np.full(inputs, float(floor)),
                 np.ones(nodes.shape, bool),
+                ErrorModel(NO_PROBES, dimension=count),
             ),
             method=method,
             shape=shape or (count, count),
@@ -153,7 +130,7 @@ class Spectrum:
     @property
     def kind(self) -> str:
         """ "measured" or "predicted", for labels; nothing needs to branch on it."""
-        return "measured" if isinstance(self.distribution, Quadrature) else "predicted"
+        return self.distribution.kind
 
     @property
     def null_dimension(self) -> int:
@@ -163,34 +140,61 @@ class Spectrum:
     @property
     def n_inputs(self) -> int:
         """Number of inputs whose Jacobians were averaged; 1 for a prediction."""
-        return self.distribution.nodes.shape[0] if isinstance(self.distribution, Quadrature) else 1
+        return self.distribution.n_inputs
 
     @property
     def n_probes(self) -> int:
         """Number of probe vectors per input; 1 for an exact measurement or a prediction."""
-        return self.distribution.nodes.shape[1] if isinstance(self.distribution, Quadrature) else 1
+        return self.distribution.n_probes
+
+    @property
+    def quadrature(self) -> Quadrature:
+        """The nodes and weights of a measurement.
+
+        Raises
+        ------
+        InputError
+            For a prediction.
+        """
+        if isinstance(self.distribution, Quadrature):
+            return self.distribution
+        raise InputError("a prediction is a curve: nodes and weights are those of a measurement")
+
+    @property
+    def singular_values(self) -> Array:
+        """All singular values of an exact measurement, descending: (d,) for one input, (inputs, d) for several.
+
+        Values at or below :attr:`floor` are rounding.
+
+        Raises
+        ------
+        InputError
+            When they were not computed one by one.
+
+        Examples
+        --------
+        >>> Spectrum.from_singular_values([1.0, 3.0]).singular_values.tolist()
+        [3.0, 1.0]
+        """
+        if self.kind == "predicted":
+            raise InputError("a prediction is a density: it has quantiles, and no singular values of its own")
+        if self.distribution.errors.random:
+            raise InputError(
+                f"a measurement by random probes ({self.method}) has quantiles and the largest singular values "
+                "(extremes.top), not each of them: measure with method='exact'"
+            )
+        values = -np.sort(-self.quadrature.nodes[:, 0], axis=1)
+        return np.asarray(values[0] if self.n_inputs == 1 else values)
 
     @property
     def floor(self) -> float:
         """Largest s that cannot be told from zero, over the inputs; 0 for a prediction."""
-        return float(self.distribution.floor.max()) if isinstance(self.distribution, Quadrature) else 0.0
+        return self.distribution.highest_floor
 
     def input(self, index: int) -> Spectrum:
         """The spectrum of one input of a measurement over several."""
-        if not isinstance(self.distribution, Quadrature):
-            raise InputError("a prediction has no inputs")
-        if not -self.n_inputs <= index < self.n_inputs:
-            raise InputError(f"input {index} was asked for; there are {self.n_inputs}")
-        pick = slice(index, index + 1) if index != -1 else slice(-1, None)
-        d, e = self.distribution, self.extremes
-        return replace(
-            self,
-            distribution=Quadrature(d.nodes[pick], d.weights[pick], d.floor[pick], d.resolved[pick]),
-            extremes=e and Extremes(
-                e.top[pick], e.top_residual[pick],
-                e.bottom[pick], e.bottom_residual[pick], e.bottom_resolved[pick],
-            ),
-        )  # fmt: skip
+        picked, e = self.distribution.input(index), self.extremes
+        return replace(self, distribution=picked, extremes=e and e.input(index))
 
     def scaled(self, factor: float) -> Spectrum:
         """The spectrum of ``factor * J``."""
@@ -216,10 +220,8 @@ class Spectrum:
         Chebyshev-Markov-Stieltjes; see :meth:`isometry.spectrum.Quadrature.cdf_bounds`. Equal to the cdf for
         a prediction, and for an exact measurement from the floor upwards.
         """
-        if isinstance(self.distribution, Quadrature):
-            with np.errstate(divide="ignore"):
-                return self.distribution.cdf_bounds(np.log(_nonnegative(s)))
-        return self.cdf(s), self.cdf(s)
+        with np.errstate(divide="ignore"):
+            return self.distribution.cdf_bounds(np.log(_nonnegative(s)))
 
     def cdf_band(
         self, s: ArrayLike, confidence: float = 0.95, *, simultaneous: bool = False
@@ -262,12 +264,7 @@ class Spectrum:
         ([0.75, 0.75], [0.0, 0.25])
         """
         points = _nonnegative(s)
-        if not isinstance(self.distribution, Quadrature):
-            return self.cdf(points), self.cdf(points)
-        # Loaded here, as is all that takes SciPy.
-        from .cdf_bounds import cdf_limits
-
-        return cdf_limits(self, points, confidence, simultaneous=simultaneous)
+        return self.distribution.limits(points, self.extremes, confidence, simultaneous=simultaneous)
 
     def density(
         self, edges: ArrayLike | None = None, *, log: bool = False, bins: int = 60
@@ -324,8 +321,7 @@ class Spectrum:
 
         Where the floor is above ``low`` the least it can be: see :meth:`isometry_bounds`.
         """
-        if not 0 <= low <= high:
-            raise InputError(f"isometry(low, high) needs 0 <= low <= high; got {low}, {high}")
+        _check_range(low, high)
         with np.errstate(divide="ignore"):
             ends = np.log(np.array([low, high], float))
         return float(self.distribution.cdf(ends[1]) - self.distribution.cdf(ends[0], left=True))
@@ -336,11 +332,9 @@ class Spectrum:
         Both are the same where the floor is below ``low``, as it is for a prediction and mostly for an exact
         measurement. A quadrature of few steps has a high floor.
         """
-        share, d = self.isometry(low, high), self.distribution
-        if not isinstance(d, Quadrature) or low == 0:
-            return share, share
-        hidden = d.weights * (d.nodes <= d.floor[:, None, None]) * (d.floor >= low)[:, None, None]
-        return share, min(1.0, share + float(hidden.sum(-1).mean()))
+        share = self.isometry(low, high)
+        hidden = self.distribution.share_below_floor(low) if low > 0 else 0.0
+        return share, min(1.0, share + hidden)
 
     def isometry_band(
         self, low: float = 0.5, high: float = 2.0, confidence: float = 0.95
@@ -349,12 +343,12 @@ class Spectrum:
 
         Narrower than the difference of two bands, for the mass in an interval varies less than its ends.
         """
-        share = self.isometry(low, high)
-        if not isinstance(self.distribution, Quadrature):
-            return share, share
-        from .cdf_bounds import share_between
-
-        return share_between(self, low, high, confidence)
+        _check_range(low, high)
+        bottom = np.array([low], float) if low > 0 else None
+        lower, upper = self.distribution.limits(
+            np.array([high], float), self.extremes, confidence, low=bottom
+        )
+        return float(lower[0]), float(upper[0])
 
     @property
     def support(self) -> tuple[float, float]:
@@ -363,13 +357,13 @@ class Spectrum:
         Either may be 0 or inf where it leaves the range of floats; see :meth:`log10_quantile`.
         """
         low, high = self.distribution.log_range
-        return (0.0, 0.0) if math.isnan(low) else (_exp(low), _exp(high))
+        return (0.0, 0.0) if math.isnan(low) else (exponential(low), exponential(high))
 
     @property
     def atoms(self) -> list[tuple[float, float]]:
         """Point masses proper as (s, mass); for a measurement, at most the mass below the floor, at 0."""
         places, masses = self.distribution.point_masses
-        return [(_exp(float(place)), float(mass)) for place, mass in zip(places, masses, strict=True)]
+        return [(exponential(float(place)), float(mass)) for place, mass in zip(places, masses, strict=True)]
 
     @property
     def zero_mass(self) -> float:
@@ -389,7 +383,7 @@ class Spectrum:
         The trace is normalised by min(m, n). May be 0 or inf where it leaves the range of floats; see
         :meth:`log10_moment`.
         """
-        return _exp(self.distribution.log_moment(2 * order))
+        return exponential(self.distribution.log_moment(2 * order))
 
     def log10_moment(self, order: int = 1) -> float:
         """log10 of :meth:`moment`."""
@@ -422,42 +416,13 @@ class Spectrum:
         where one probe alone gives no spread. ``over="inputs"``: the error of the mean over the population the
         inputs were drawn from (it contains the probe error); nan for one input.
         """
-        inputs, probes = row_values.shape
-        if over == "inputs":
-            return float(row_values.mean(1).std(ddof=1) / math.sqrt(inputs)) if inputs > 1 else math.nan
-        if over != "probes":
-            raise InputError(f'over is "probes" or "inputs"; got {over!r}')
-        if probes > 1:
-            spread = float(row_values.var(axis=1, ddof=1).sum())
-            group = self.provenance.get("orthogonal_group")
-            if group is not None and self.shape is not None:
-                # Loaded here, as is all that takes SciPy.
-                from .probe_intervals import orthogonal_factor
-
-                spread *= orthogonal_factor(probes, group, min(self.shape))
-            return math.sqrt(spread / probes) / inputs
-        return 0.0 if self._deterministic else math.nan
-
-    @property
-    def _deterministic(self) -> bool:
-        """Whether no probe was random: then every singular value of a row has the same mass, and is resolved.
-
-        Random masses agree with probability zero, but for a multiple of an isometry, where one node carries all
-        and the numbers are exact as well. A Gauss node after a single step carries all and is not exact.
-        """
-        if not isinstance(self.distribution, Quadrature):
-            return True
-        w = self.distribution.weights
-        highest = w.max(axis=-1, keepdims=True)
-        return bool(np.all((w == 0) | ((w == highest) & self.distribution.resolved)))
+        return self.distribution.standard_error(row_values, over=over)
 
     def moment_stderr(self, order: int = 1, *, over: str = "probes") -> float:
         """Standard error of :meth:`moment` over probes or over inputs; 0 for a prediction."""
-        if not isinstance(self.distribution, Quadrature):
-            return 0.0
         scale, values = self.distribution.row_moments(2 * order)
         error = self.standard_error(values, over=over)
-        return error * _exp(scale) if error > 0 else error
+        return error * exponential(scale) if error > 0 else error
 
     @property
     def mean_square_stderr(self) -> float:
@@ -478,19 +443,15 @@ class Spectrum:
     def cdf_stderr(self, s: ArrayLike, *, over: str = "probes") -> Array:
         """Standard error of :meth:`cdf`, shape of ``s``; 0 for a prediction."""
         points = _nonnegative(s)
-        d = self.distribution
-        if not isinstance(d, Quadrature):
-            return np.zeros(points.shape)
         with np.errstate(divide="ignore"):
             logs = np.log(points).ravel()
-        errors = [self.standard_error(d.row_cdf(t), over=over) for t in logs]
+        rows = self.distribution.row_cdf(logs)
+        errors = [self.standard_error(rows[..., place], over=over) for place in range(logs.size)]
         return np.array(errors).reshape(points.shape)
 
     def isometry_stderr(self, low: float = 0.5, high: float = 2.0, *, over: str = "probes") -> float:
         """Standard error of :meth:`isometry`; 0 for a prediction."""
         d = self.distribution
-        if not isinstance(d, Quadrature):
-            return 0.0
         upper = d.row_cdf(math.log(high))
         lower = d.row_cdf(math.log(low) if low > 0 else -math.inf, left=True)
         return self.standard_error(upper - lower, over=over)
@@ -546,13 +507,10 @@ class Spectrum:
         """
         d = self.distribution
         if self.below_floor > 0:
-            if isinstance(d, Quadrature):
-                below = (d.weights > 0) & (d.nodes <= d.floor[:, None, None])
-                return math.inf if np.any(below & d.resolved) else math.nan
-            return math.inf
+            return math.inf if d.singular else math.nan
         if self.extremes is None:
             low, high = d.log_range
-            return _exp(high - low) if not math.isnan(low) else math.nan
+            return exponential(high - low) if not math.isnan(low) else math.nan
         e = self.extremes
         if not np.all(e.bottom_resolved):
             return math.nan
@@ -626,6 +584,6 @@ def _nonnegative(s: ArrayLike) -> Array:
     return values
 
 
-def _exp(log: float) -> float:
-    """exp, 0 below the range of floats and inf above it."""
-    return math.exp(log) if log < 709.78 else math.inf
+def _check_range(low: float, high: float) -> None:
+    if not 0 <= low <= high:
+        raise InputError(f"isometry(low, high) needs 0 <= low <= high; got {low}, {high}")

@@ -13,8 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.distribution import Curve, Quadrature
+from isometry.spectrum import Curve, Extremes, Quadrature, Spectrum
 
 Array = NDArray[np.float64]
 

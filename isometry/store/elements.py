@@ -149,20 +149,6 @@ def write_element(parent: h5py.Group, name: str, element: Element, *, reserved: 
     parent.move(hidden, name)
 
 
-def read_array(group: h5py.Group, name: str, what: Field) -> NDArray[Any]:
-    """One array of a group, in native byte order; "bool" fields as truth values.
-
-    Raises
-    ------
-    StoreError
-        When it is missing or damaged.
-    """
-    values, problems = examine_array(group, name, what)
-    if values is None or problems:
-        raise StoreError(damaged(group, problems))
-    return values
-
-
 def examine_array(group: h5py.Group, name: str, what: Field) -> tuple[NDArray[Any] | None, list[str]]:
     """One array and everything wrong with it: missing, of the wrong shape or type, changed since it was written.
 

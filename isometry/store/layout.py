@@ -19,9 +19,9 @@ FORMAT = "isometry-spectra"
 SCHEMA_VERSION = 1
 SPECTRA, SERIES = "spectra", "series"
 
-# Version 2 added the band of the cdf.
-QUADRATURE_ENCODINGS = (("spectrum-quadrature", 1), ("spectrum-quadrature", 2))
-QUADRATURE_ENCODING = QUADRATURE_ENCODINGS[-1]
+# Version 2 added the band of the cdf; version 3 the error model, and its `resolved` was `certain` before.
+OLD_QUADRATURE_ENCODINGS = (("spectrum-quadrature", 1), ("spectrum-quadrature", 2))
+QUADRATURE_ENCODING = ("spectrum-quadrature", 3)
 CURVE_ENCODING = ("spectrum-curve", 1)
 SERIES_ENCODING = ("series", 1)
 
@@ -72,12 +72,16 @@ QUADRATURE_FIELDS = {
         ("input", "probe", "node"), _MASS, "mass of each node; the weights of one probe of one input sum to 1"
     ),
     "floor": Field(("input",), _S, "singular values at or below it cannot be told from zero"),
-    "certain": Field(
+    "resolved": Field(
         ("input", "probe", "node"), "1",
         "1 where the node is a resolved singular value with its own mass, 0 where it is a Gauss node "
         "whose mass stands for its neighbourhood", "bool",
     ),
 }  # fmt: skip
+
+OLD_QUADRATURE_FIELDS = {
+    "certain" if key == "resolved" else key: what for key, what in QUADRATURE_FIELDS.items()
+}
 
 CURVE_FIELDS = {
     "log_s": DIMENSIONS["log_s"],
@@ -139,8 +143,9 @@ BAND_FIELDS = {
 }  # fmt: skip
 
 SPECTRUM_FIELDS = {
-    QUADRATURE_ENCODINGS[0]: QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
-    QUADRATURE_ENCODINGS[1]: QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
+    OLD_QUADRATURE_ENCODINGS[0]: OLD_QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
+    OLD_QUADRATURE_ENCODINGS[1]: OLD_QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
+    QUADRATURE_ENCODING: QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
     CURVE_ENCODING: CURVE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
 }
 OPTIONAL_FIELDS = frozenset(EXTREME_FIELDS)

@@ -7,6 +7,7 @@ any; moments, quantiles and bounds that follow from it stand beside it, so that 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,14 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import InputError, StoreError
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.cdf_bounds import enclosure
-from isometry.spectrum.distribution import Curve, Quadrature
+from isometry.spectrum import Curve, Extremes, Quadrature, Spectrum
+from isometry.spectrum.cdf_bounds import cdf_bounds
 from isometry.store.admission import attribute, member
 from isometry.store.attributes import plain, read_attributes
 from isometry.store.consistency import implausible, impossible
 from isometry.store.digest import digest_problems
 from isometry.store.elements import Element, chosen, damaged, encoding_of, examine_array
+from isometry.store.error_models import (
+    ATTRIBUTES,
+    channels_of_old,
+    decode_error_model,
+    encode_error_model,
+    error_model_of_old,
+)
 from isometry.store.layout import (
     BAND_CONFIDENCE,
     BAND_FIELDS,
@@ -31,17 +38,15 @@ from isometry.store.layout import (
     EXTREME_FIELDS,
     LEVELS,
     MOMENT_ORDERS,
+    OLD_QUADRATURE_ENCODINGS,
+    OLD_QUADRATURE_FIELDS,
     OPTIONAL_FIELDS,
     QUADRATURE_ENCODING,
-    QUADRATURE_ENCODINGS,
     QUADRATURE_FIELDS,
     SPECTRUM_FIELDS,
 )
 
 Arrays = dict[str, NDArray[Any]]
-
-# Datasets that are called otherwise than the fields of a quadrature.
-_ATTRIBUTE = {"certain": "resolved"}
 
 # What is written for others and not read back.
 _FOLLOWING = DERIVED_FIELDS.keys() | BAND_FIELDS.keys()
@@ -49,7 +54,7 @@ _FOLLOWING = DERIVED_FIELDS.keys() | BAND_FIELDS.keys()
 # Attributes of the layout itself; everything else on the group is provenance.
 HEADER = frozenset(
     {"encoding_type", "encoding_version", "written_by", "kind", "method", "shape", "null_dimension", "products",
-     "seconds"}
+     "seconds"} | ATTRIBUTES
 )  # fmt: skip
 
 
@@ -63,12 +68,12 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
     """
     distribution, extremes = spectrum.distribution, spectrum.extremes
     arrays: Arrays = {}
+    errors: dict[str, Any] = {}
     if isinstance(distribution, Quadrature):
         encoding = QUADRATURE_ENCODING
-        arrays |= {
-            key: np.asarray(getattr(distribution, _ATTRIBUTE.get(key, key))) for key in QUADRATURE_FIELDS
-        }
+        arrays |= {key: np.asarray(getattr(distribution, key)) for key in QUADRATURE_FIELDS}
         arrays |= band(spectrum)
+        errors = encode_error_model(distribution.errors)
     else:
         encoding = CURVE_ENCODING
         arrays |= {
@@ -90,6 +95,7 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
         "products": np.int64(spectrum.products),
         "seconds": float(spectrum.seconds),
         "written_by": written_by,
+        **errors,
     }
     if spectrum.shape is not None:
         header["shape"] = np.array(spectrum.shape, np.int64)
@@ -177,7 +183,7 @@ def derived(spectrum: Spectrum) -> Arrays:
     with np.errstate(all="ignore"):  # what leaves the range of floats is inf or 0 here, and finite in log10
         log_quantile = distribution.quantile(LEVELS)
         # exp(ln s) may fall an ulp short of the node s that it came from: the bounds are taken just above.
-        if isinstance(distribution, Quadrature):
+        if spectrum.kind == "measured":
             places = np.maximum(np.exp(log_quantile) * (1 + 1e-12), spectrum.floor)
             lower, upper = spectrum.cdf_bounds(np.minimum(places, np.finfo(float).max))
         else:
@@ -256,7 +262,8 @@ def _band_problems(spectrum: Spectrum, arrays: Arrays) -> list[str]:
     for key, values in (("band_lower", lower), ("band_upper", upper)):
         if not (np.all((values >= 0) & (values <= 1)) and np.all(np.diff(values) >= -1e-9)):
             problems.append(f"{key}: is not a cdf: it falls, or leaves [0, 1]")
-    least, most = enclosure(spectrum, s).seen
+    d = spectrum.quadrature
+    least, most = cdf_bounds(d, spectrum.extremes, d.errors, s).of_the_rules
     if np.any(lower > least + 1e-6):
         problems.append("band_lower: lies above what the nodes give")
     if np.any(upper < most - 1e-6):
@@ -288,16 +295,25 @@ def _read(group: h5py.Group, *, derived_too: bool) -> tuple[Arrays, list[str]]:
 
 def _build(group: h5py.Group, name: str, arrays: Arrays) -> Spectrum:
     header = _header(group)[0]
-    extremes = Extremes(**{key: arrays[key] for key in EXTREME_FIELDS}) if "top" in arrays else None
-    return Spectrum(
-        chosen(group, _DISTRIBUTIONS)(arrays),
+    provenance = read_attributes(group, reserved=HEADER)
+    spectrum = Spectrum(
+        chosen(group, _DISTRIBUTIONS)(group, arrays),
         method=header["method"],
         shape=header["shape"],
-        extremes=extremes,
+        extremes=Extremes(**{key: arrays[key] for key in EXTREME_FIELDS}) if "top" in arrays else None,
         name=name,
         products=header["products"],
         seconds=header["seconds"],
-        provenance=read_attributes(group, reserved=HEADER),
+        provenance=provenance,
+    )
+    if encoding_of(group) not in OLD_QUADRATURE_ENCODINGS:
+        return spectrum
+    quadrature = spectrum.quadrature
+    errors = error_model_of_old(quadrature, provenance, quadrature.errors.dimension)
+    return replace(
+        spectrum,
+        distribution=replace(quadrature, errors=errors),
+        provenance=provenance | channels_of_old(provenance, spectrum.shape),
     )
 
 
@@ -347,19 +363,26 @@ _HEADER_KINDS = {
 }
 
 
-def _quadrature(arrays: Arrays) -> Quadrature:
-    return Quadrature(**{_ATTRIBUTE.get(key, key): arrays[key] for key in QUADRATURE_FIELDS})
+def _quadrature(group: h5py.Group, arrays: Arrays) -> Quadrature:
+    nodes, weights, floor, resolved = (arrays[key] for key in QUADRATURE_FIELDS)
+    return Quadrature(nodes, weights, floor, resolved, decode_error_model(group))
 
 
-def _curve(arrays: Arrays) -> Curve:
+def _old_quadrature(group: h5py.Group, arrays: Arrays) -> Quadrature:
+    nodes, weights, floor, resolved = (arrays[key] for key in OLD_QUADRATURE_FIELDS)
+    return Quadrature(nodes, weights, floor, resolved)
+
+
+def _curve(group: h5py.Group, arrays: Arrays) -> Curve:
     return Curve(
         arrays["log_s"], arrays["cdf"], arrays["density"], arrays["atom_log_s"], arrays["atom_mass"],
         tuple(arrays["log_even_moments"].tolist()),
     )  # fmt: skip
 
 
-_DISTRIBUTIONS: dict[tuple[str, int], Callable[[Arrays], Quadrature | Curve]] = {
-    **dict.fromkeys(QUADRATURE_ENCODINGS, _quadrature),
+_DISTRIBUTIONS: dict[tuple[str, int], Callable[[h5py.Group, Arrays], Quadrature | Curve]] = {
+    **dict.fromkeys(OLD_QUADRATURE_ENCODINGS, _old_quadrature),
+    QUADRATURE_ENCODING: _quadrature,
     CURVE_ENCODING: _curve,
 }
 

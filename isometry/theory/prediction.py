@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from isometry.errors import ConvergenceError, InputError, NonFiniteError
-from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Curve
+from isometry.spectrum import Curve, Spectrum
 from isometry.theory.activations import Activation, get_activation
 from isometry.theory.ensemble import Ensemble
 from isometry.theory.freeprobability.assembly import Assembly, assemble

@@ -12,8 +12,7 @@ from isometry.comparison import Comparison, compare
 from isometry.comparison.distances import kolmogorov_smirnov, spread_integral, wasserstein
 from isometry.comparison.finite_size import error_band, network_width
 from isometry.errors import InputError
-from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Curve, Quadrature
+from isometry.spectrum import Curve, Quadrature, Spectrum
 from isometry.theory.freeprobability.discrete import Factor, free_product
 
 
@@ -130,7 +129,7 @@ def test_a_law_without_spread_allows_rounding_in_the_mean_square():
     assert compare(spectrum(np.full(100, 1 + 1e-4)), law).agrees is False
 
 
-def test_a_mean_square_within_chance_is_not_held_against_a_narrow_law_twice():
+def test_a_mean_square_within_the_expected_fluctuation_is_not_held_against_a_narrow_law_twice():
     # The law spans 2 %, a tanh network's own input moves all of it by 4 %: raw the two hardly overlap.
     curve = uniform_curve(0.99, 1.01).distribution
     record = {"ensemble": {"activation": "tanh", "depth": 64}}
@@ -229,10 +228,9 @@ def test_width_comes_from_the_record_before_the_shape():
         return Spectrum(plain.distribution, method="exact", shape=plain.shape, provenance=provenance)
 
     assert network_width(plain, law) == 768
-    assert network_width(recorded(ensemble=ensemble, input="(12, 8, 8) float32"), law) == 12
-    batched = recorded(ensemble=ensemble, input="(5, 12, 8, 8) float32", options={"batched": True})
-    assert network_width(batched, law) == 12
-    assert network_width(recorded(ensemble=ensemble, input="(768,) float32"), law) == 768
+    assert network_width(recorded(ensemble=ensemble, channels=12), law) == 12
+    assert network_width(recorded(channels=12), law) == 768
+    assert network_width(recorded(ensemble=ensemble, input="(12, 8, 8) float32"), law) == 768
     assert network_width(recorded(ensemble={**ensemble, "widths": [768, 90, 300]}), law) == 90
     assert network_width(law, law) == math.inf
 

@@ -16,7 +16,7 @@ import torch
 from isometry.errors import InputError, NonFiniteError
 from isometry.estimators import exact, lanczos, randomized
 from isometry.jacobian import MatrixOperator
-from isometry.spectrum.distribution import Quadrature
+from isometry.spectrum import Quadrature
 
 ESTIMATORS = {
     "exact": exact,

@@ -19,7 +19,7 @@ from isometry.estimators import lanczos, randomized
 from isometry.estimators.blocks import ShortSide, random_block
 from isometry.jacobian import JacobianOperator, MatrixOperator
 from isometry.spectrum import Spectrum
-from isometry.spectrum.cdf_bounds import enclosure
+from isometry.spectrum.cdf_bounds import cdf_bounds
 
 SEEDS = 200
 
@@ -180,7 +180,9 @@ def test_the_truncation_bounds_never_fail(shape: str, steps: int, known) -> None
         resolved = places[apart] >= spectrum.floor
         assert np.all((lower <= mass[apart] + 1e-9)[resolved])
         assert np.all((upper >= mass[apart] - 1e-9)[resolved])
-        lower, upper = enclosure(spectrum, places).seen
+        lower, upper = cdf_bounds(
+            spectrum.quadrature, spectrum.extremes, spectrum.quadrature.errors, places
+        ).of_the_rules
         assert np.all(lower <= mass + 1e-9)
         assert np.all(upper >= mass - 1e-9)
 

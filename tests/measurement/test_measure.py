@@ -24,8 +24,7 @@ from isometry.measurement import measure
 from isometry.measurement.convergence import converged
 from isometry.measurement.lanczos_run import Operators
 from isometry.nn import MLP
-from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Quadrature
+from isometry.spectrum import Quadrature, Spectrum
 
 METHODS = ["exact", "lanczos", "randomized"]
 

@@ -14,8 +14,7 @@ from torch import nn
 
 from isometry.measurement import measure
 from isometry.measurement.stopping import Goal
-from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Quadrature
+from isometry.spectrum import Quadrature, Spectrum
 
 SEEDS = 200
 
@@ -78,7 +77,6 @@ def rows_of(values: list[float], masses: list[list[float]], *, resolved: bool) -
     nodes = np.broadcast_to(np.array(values), weights.shape)
     return Spectrum(
         Quadrature(nodes, weights, np.zeros(1), np.full(nodes.shape, resolved)), "lanczos", shape=(8, 8),
-        provenance={"dtype": "float64"},
     )  # fmt: skip
 
 

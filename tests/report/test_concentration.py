@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isometry.report.concentration import Concentration, cell_masses, concentrations
-from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Curve
+from isometry.spectrum import Curve, Spectrum
 
 
 @settings(max_examples=150, deadline=None)

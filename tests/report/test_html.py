@@ -17,8 +17,7 @@ from isometry.errors import InputError
 from isometry.report.html import render_html, write_html
 from isometry.report.inline_svg import on_dark
 from isometry.report.reproduction import recipe
-from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Curve, Quadrature
+from isometry.spectrum import Curve, Quadrature, Spectrum
 from isometry.theory.prediction import predict
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}

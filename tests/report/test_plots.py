@@ -15,8 +15,7 @@ from matplotlib.patches import StepPatch
 
 from isometry.errors import InputError
 from isometry.report.plots import figure_of_spectra, plot_cdf, plot_density, plot_spectra, save_figure
-from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Curve, Quadrature
+from isometry.spectrum import Curve, Quadrature, Spectrum
 
 
 def quarter_circle(zero: float = 0.0, atom: float = 0.0, points: int = 4000) -> Spectrum:

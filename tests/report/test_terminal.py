@@ -12,8 +12,7 @@ from rich.cells import cell_len
 from isometry.errors import InputError
 from isometry.report.numbers import headline_rows
 from isometry.report.terminal import histogram, print_report
-from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Curve, Quadrature
+from isometry.spectrum import Curve, Quadrature, Spectrum
 
 
 def report(*spectra: Spectrum, width: int | None = 80) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,8 @@ from scipy import stats
 
 from isometry import measure
 from isometry.errors import InputError
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.cdf_bounds import enclosure, place_bounds
-from isometry.spectrum.distribution import Quadrature
+from isometry.spectrum import ErrorModel, Extremes, Quadrature, Spectrum
+from isometry.spectrum.cdf_bounds import cdf_bounds, place_bounds
 from isometry.spectrum.probe_intervals import band_half_width, limits_by_variance, probe_degrees, share_limits
 
 DRAWS = 10_000
@@ -124,7 +124,7 @@ def test_the_band_knows_the_kind_of_its_probes() -> None:
     nodes, weights = np.array([[[1.0, 2.0]]]), np.array([[[0.3001, 0.6999]]])
     d = Quadrature(nodes, weights, np.zeros(1), np.ones(nodes.shape, bool))
     uniform = Spectrum(d, "lanczos", (10, 10))
-    signs = Spectrum(d, "lanczos", (10, 10), provenance={"probe": "rademacher"})
+    signs = Spectrum(replace(d, errors=ErrorModel("rademacher")), "lanczos", (10, 10))
     for s in (1.5, 0.5, 2.5):
         inner, outer = uniform.cdf_band(s), signs.cdf_band(s)
         assert outer[0] <= inner[0] <= inner[1] <= outer[1]
@@ -134,8 +134,8 @@ def test_the_band_knows_the_kind_of_its_probes() -> None:
 
 def test_the_relative_rounding_of_the_products_widens_the_band() -> None:
     nodes, weights = np.array([[[1.0, 2.0]]]), np.array([[[0.3001, 0.6999]]])
-    d = Quadrature(nodes, weights, np.zeros(1), np.ones(nodes.shape, bool))
-    spectrum = Spectrum(d, "lanczos", (10, 10), provenance={"rounding": 1e-3})
+    d = Quadrature(nodes, weights, np.zeros(1), np.ones(nodes.shape, bool), ErrorModel(rounding=1e-3))
+    spectrum = Spectrum(d, "lanczos", (10, 10))
     lower, upper = spectrum.cdf_band([0.9985, 0.9995, 1.0005, 1.0015])
     assert np.all(upper == pytest.approx([0, upper[2], upper[2], upper[2]], abs=1e-9))
     assert np.all(lower == pytest.approx([0, 0, 0, lower[3]], abs=1e-9))
@@ -143,7 +143,7 @@ def test_the_relative_rounding_of_the_products_widens_the_band() -> None:
     assert lower[3] > 0
     # A measurement records it: 8 units, or what its linearity test found.
     measured = measure(torch.nn.Linear(4, 4), torch.ones(4), "lanczos", probes=1, steps=2, progress=False)
-    assert measured.provenance["rounding"] >= 8 * torch.finfo(torch.float32).eps
+    assert measured.distribution.errors.rounding >= 8 * torch.finfo(torch.float32).eps
 
 
 def test_a_leading_value_has_no_sampling_error_but_its_residual() -> None:
@@ -154,11 +154,12 @@ def test_a_leading_value_has_no_sampling_error_but_its_residual() -> None:
         Quadrature(nodes, weights, np.zeros(1), np.ones(nodes.shape, bool)), "randomized", (4, 4),
         Extremes(np.array([[3.0]]), np.array([[0.01]]), np.ones(1), np.zeros(1), np.ones(1, bool)),
     )  # fmt: skip
-    found = enclosure(spectrum, np.array([0.5, 2.0, 2.995, 3.005, 3.02]))
+    d = spectrum.quadrature
+    found = cdf_bounds(d, spectrum.extremes, d.errors, np.array([0.5, 2.0, 2.995, 3.005, 3.02]))
     # Three quarters at one place: all of three directions, certain as well.
     assert found.share == 0.0
-    assert found.known_lower.tolist() == [0, 0.75, 0.75, 0.75, 1]
-    assert found.known_upper.tolist() == [0, 0.75, 1, 1, 1]
+    assert found.resolved_lower.tolist() == [0, 0.75, 0.75, 0.75, 1]
+    assert found.resolved_upper.tolist() == [0, 0.75, 1, 1, 1]
 
 
 def test_a_single_probe_has_an_interval() -> None:

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from isometry.errors import InputError
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.distribution import Curve, Quadrature
+from isometry.spectrum import Curve, Extremes, Quadrature, Spectrum
 from isometry.spectrum.wording import REPORTED_QUANTILES
 
 # A shared machine pauses now and then: no deadline. 40 draws of each property keep the file at seconds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +13,11 @@ import numpy as np
 import pytest
 from store_samples import assert_same
 
+from isometry.errors import NewerSchemaError
+from isometry.spectrum import ErrorModel, Quadrature
 from isometry.store import open_store
+from isometry.store.digest import DIGEST, digest_of
+from isometry.store.error_models import channels_of_old, error_model_of_old
 
 ARCHIVE = Path(__file__).parent / "archive"
 MADE_UP = ["spectra/lanczos, two inputs/bottom_resolved", "spectra/predicted/log_even_moments"]
@@ -90,3 +95,64 @@ def test_version_2_of_a_quadrature_holds_its_band_for_any_reader():
         assert np.all(upper >= now[1] - 1e-9)
         assert np.all((lower <= spectrum.cdf(s)) & (spectrum.cdf(s) <= upper))
         assert s.size > 40
+
+
+def test_version_3_of_a_quadrature_is_read_as_it_was_written():
+    store = open_store(ARCHIVE / "quadrature-3.h5")
+    expected = contents("quadrature_3").spectra()
+    assert store.names() == [spectrum.name for spectrum in expected]
+    for spectrum in expected:
+        assert_same(spectrum, store[spectrum.name])
+    assert store.validate() == []
+    assert (ARCHIVE / "quadrature-3.h5").stat().st_size < 200_000
+
+
+def test_version_3_of_a_quadrature_holds_its_error_model_for_any_reader():
+    with h5py.File(ARCHIVE / "quadrature-3.h5") as file:
+        for name, group in file["spectra"].items():
+            assert group.attrs["encoding_version"] == 3
+            assert group.attrs["error_model_version"] == 1
+            assert group.attrs["error_model_probe"] == {"exact": "none"}.get(name, name)
+            assert group.attrs["error_model_dimension"] == (4 if name == "exact" else 40)
+
+
+def test_an_error_model_of_a_later_version_is_refused_as_newer(tmp_path):
+    path = tmp_path / "a.h5"
+    shutil.copyfile(ARCHIVE / "quadrature-3.h5", path)
+    path.chmod(0o644)
+    with h5py.File(path, "r+") as file:
+        group = file["spectra/exact"]
+        group.attrs["error_model_version"] = 2
+        group.attrs[DIGEST] = digest_of(group)
+    with pytest.raises(NewerSchemaError, match="error model of version 2"):
+        open_store(path)["exact"]
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({}, ErrorModel()),
+        ({"probe": "rademacher", "dtype": "float32"}, ErrorModel("rademacher", eps=2.0**-23)),
+        ({"probe": "orthogonal", "orthogonal_group": 16}, ErrorModel("orthogonal", 16)),
+        ({"rounding": 1e-3, "dtype": "float64"}, ErrorModel(rounding=1e-3)),
+        ({"rounding": "coarse", "orthogonal_group": None, "probe": 3}, ErrorModel()),
+    ],
+)
+def test_the_error_model_of_an_old_file_is_what_its_record_says(record, expected):
+    nodes = np.array([[[1.0, 2.0], [1.0, 3.0]]])
+    rule = Quadrature(nodes, np.full(nodes.shape, 0.5), np.zeros(1), np.ones(nodes.shape, bool))
+    assert error_model_of_old(rule, record, 8) == replace(expected, dimension=8)
+
+
+def test_an_old_file_of_all_singular_values_had_no_probes():
+    assert open_store(ARCHIVE / "schema-1.h5")["exact"].singular_values.tolist() == [3.0, 1.0, 1.0, 0.0]
+
+
+def test_channels_of_an_old_file_are_those_in_the_text_of_its_input():
+    shape = (768, 768)
+    assert channels_of_old({"input": "(12, 8, 8) float32"}, shape) == {"channels": 12}
+    assert channels_of_old({"input": "(1, 12, 8, 8) float32"}, shape) == {"channels": 12}
+    batched = {"input": "(5, 12, 8, 8) float32", "options": {"batched": True}}
+    assert channels_of_old(batched, shape) == {"channels": 12}
+    for text in ("(768,) float32", "(3, 8, 8) float32", "an image"):
+        assert channels_of_old({"input": text}, shape) == {}

@@ -191,7 +191,7 @@ def plugin(group: h5py.Group) -> None:
 
 def huge(group: h5py.Group) -> None:
     """8 TB of fill values, of which the file holds none, and everything agrees on the shape."""
-    for name in ("nodes", "weights", "certain"):
+    for name in ("nodes", "weights", "resolved"):
         replace(group, name, shape=(2, 3, 2**37), chunks=(1, 1, 4096), compression="gzip")
     replace(group, "node", shape=(2**37,), chunks=(4096,))
 

@@ -18,8 +18,7 @@ from hypothesis.extra import numpy as arrays
 from store_samples import PROVENANCE, assert_same, atoms_only, dense, measured, predicted
 
 from isometry.errors import StoreError
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.distribution import Curve, Quadrature
+from isometry.spectrum import Curve, Extremes, Quadrature, Spectrum
 from isometry.store import open_store, validate
 
 
@@ -198,7 +197,7 @@ def test_info_reads_no_array(tmp_path, monkeypatch):
     info = store.info("measured")
     assert info | {"provenance": None, "written_by": None} == {
         "name": "measured",
-        "encoding": ["spectrum-quadrature", 2],
+        "encoding": ["spectrum-quadrature", 3],
         "kind": "measured",
         "method": "lanczos",
         "shape": [12, 7],
@@ -284,7 +283,7 @@ def test_xarray_opens_a_spectrum_with_named_dimensions(make, tmp_path):
         if isinstance(spectrum.distribution, Quadrature):
             assert data["nodes"].dims == ("input", "probe", "node")
             assert data["top"].dims == ("input", "rank")
-            assert data["certain"].dtype == bool
+            assert data["resolved"].dtype == bool
             # What the names are for: the mean of s^2 in one line, without knowing an axis number.
             mean_square = (data.weights * data.nodes**2).sum("node").mean(["input", "probe"])
             assert float(mean_square) == pytest.approx(spectrum.mean_square, rel=1e-12)
@@ -302,7 +301,7 @@ def test_only_large_datasets_are_compressed(tmp_path):
         assert file["spectra/dense/nodes"].compression == "gzip"
         assert file["spectra/dense/nodes"].shuffle
         # 9000 truth values are 9 kB, below the 64 kB from which it pays.
-        assert file["spectra/dense/certain"].chunks is None
+        assert file["spectra/dense/resolved"].chunks is None
         assert file["spectra/measured/nodes"].chunks is None
 
 

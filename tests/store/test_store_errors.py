@@ -19,8 +19,7 @@ import pytest
 from store_samples import assert_same, dense, measured, predicted
 
 from isometry.errors import NewerSchemaError, StoreError
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.distribution import Quadrature
+from isometry.spectrum import Extremes, Quadrature, Spectrum
 from isometry.store import open_store, validate
 
 WRITER = Path(__file__).parent / "writer_process.py"
@@ -122,7 +121,7 @@ def test_a_schema_that_is_no_number(stored):
         open_store(stored)
 
 
-@pytest.mark.parametrize("change", [("encoding_version", 3), ("encoding_type", "spectrum-wavelet")])
+@pytest.mark.parametrize("change", [("encoding_version", 4), ("encoding_type", "spectrum-wavelet")])
 def test_a_newer_element_is_named_and_the_others_are_read(change, stored):
     with h5py.File(stored, "r+") as file:
         for group in ("spectra/measured", "series/curve"):

@@ -105,7 +105,7 @@ def silently(group: h5py.Group) -> None:
         ("measured", scaled("band_upper", 0.6), r"measured/band_upper: lies below what the nodes give"),
         ("measured", raised("band_lower"), r"measured/band_lower: lies above what the nodes give"),
         ("measured", silently, r"measured/top_residual: changed since it was written"),
-        ("measured", without("certain"), r"measured/certain: the dataset is missing"),
+        ("measured", without("resolved"), r"measured/resolved: the dataset is missing"),
         ("measured", without("node"), r"measured/node: the dimension scale of nodes is missing"),
         ("measured", without("bottom"), r"measured/bottom: the dataset is missing"),
         ("measured", without("quantile"), r"measured/quantile: the dataset is missing"),
@@ -242,7 +242,7 @@ def test_what_is_impossible_is_not_stored(stored):
 
 
 @pytest.mark.parametrize(
-    "change", [scaled("weights", 0.5), first("nodes", np.nan), silently, without("certain"), without("top")]
+    "change", [scaled("weights", 0.5), first("nodes", np.nan), silently, without("resolved"), without("top")]
 )
 def test_a_damaged_spectrum_is_refused_by_the_reader_and_the_others_are_read(change, stored):
     with h5py.File(stored, "r+") as file:

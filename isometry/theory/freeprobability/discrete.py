@@ -28,8 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isometry.errors import InputError
-from isometry.spectrum import Spectrum
-from isometry.spectrum.distribution import Curve
+from isometry.spectrum import Curve, Spectrum
 from isometry.theory.freeprobability.discrete_curve import Problem, free_curve
 
 Array = NDArray[np.float64]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
-from isometry.spectrum.distribution import Curve
+from isometry.spectrum import Curve
 from isometry.theory.freeprobability.branches import lower_log, upper_log
 from isometry.theory.freeprobability.continuation import Continuation, Factors, Levels, transform_of
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
-from isometry.spectrum.distribution import monotone_cubic
+from isometry.spectrum.monotone_cubic import monotone_cubic
 from isometry.theory.freeprobability.bands import (
     ResolvedBand,
     SpectralCurve,

@@ -9,8 +9,7 @@ import sys
 
 import numpy as np
 
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.distribution import Quadrature
+from isometry.spectrum import ErrorModel, Extremes, Quadrature, Spectrum
 
 
 def spectra() -> list[Spectrum]:
@@ -22,6 +21,7 @@ def spectra() -> list[Spectrum]:
                 np.array([[[0.25, 0.5, 0.25], [0.5, 0.5, 0.0]], [[0.25, 0.25, 0.5], [0.5, 0.25, 0.25]]]),
                 np.array([0.0625, 0.03125]),
                 np.array([[[False] * 3, [True] * 3], [[False] * 3, [False] * 3]]),
+                ErrorModel(eps=2.0**-23, rounding=1e-6),  # as its record says, for the file has none
             ),
             method="lanczos",
             shape=(40, 50),

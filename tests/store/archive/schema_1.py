@@ -9,8 +9,7 @@ import sys
 
 import numpy as np
 
-from isometry.spectrum import Extremes, Spectrum
-from isometry.spectrum.distribution import Curve, Quadrature
+from isometry.spectrum import Curve, ErrorModel, Extremes, Quadrature, Spectrum
 
 
 def spectra() -> list[Spectrum]:
@@ -29,6 +28,7 @@ def spectra() -> list[Spectrum]:
                         [[True, False, False], [False, True, True]],
                     ]
                 ),
+                ErrorModel(eps=2.0**-23),  # as its record says, for the file has none
             ),
             method="lanczos",
             shape=(10, 20),
