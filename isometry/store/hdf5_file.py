@@ -93,9 +93,7 @@ def writing(path: Path, *, timeout: float) -> Iterator[h5py.File]:
             for kind in (SPECTRA, SERIES):
                 if member(file, kind) is None:
                     file.create_group(kind, track_order=True)
-                group = group_of(file, kind)
-                for leftover in [name for name in group if name.startswith(".")]:
-                    del group[leftover]
+                group_of(file, kind)
             yield file
         commit(path, raw, overlay)
 
