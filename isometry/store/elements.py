@@ -197,7 +197,7 @@ def examine_array(
     if not isinstance(dataset, h5py.Dataset):
         values = attribute(group, name)
         if not isinstance(values, np.ndarray):
-            return None, [f"{name}: the dataset is missing"]
+            return None, [f"{name}: the array is missing"]
         problems = _shape_problems(name, values.shape, values.dtype, what, sizes)
         return (None, problems) if problems else (_native(values, what), [])
     problems = _dimension_problems(group, name, dataset.shape, what)

@@ -88,6 +88,7 @@ def write_dimensions(
 @cache
 def _group_properties() -> h5p.PropGCID:
     properties = h5p.create(h5p.GROUP_CREATE)
+    properties.set_obj_track_times(False)
     properties.set_link_creation_order(_IN_ORDER)
     properties.set_attr_creation_order(_IN_ORDER)
     # All attributes in the header of the group. One above 64 kB goes elsewhere by itself.

@@ -117,7 +117,7 @@ def test_stopping_at_any_step_leaves_the_file_as_before_or_as_after(act, stride,
         outcomes.append(found == after)
     # Once decided it stays decided, and both sides were really met.
     assert outcomes == sorted(outcomes)
-    assert len(outcomes) > 8
+    assert len(outcomes) > 4
     assert outcomes[0] is False
     assert outcomes[-1] is True
     # The next writer takes a file with such a rest at its end as it takes any other.
