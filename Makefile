@@ -24,9 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Train a small CNN on real digits, measure its Jacobian before and after, report, draw
 	$(BIN)/python figures/demo.py --out $(OUT)
 
-# Two workers of one thread each: two of two would wait for one another.
+# Two workers of one thread each: two of two would wait for one another. Some thirty interpreters start in all, and each
+# worker rewrites the assertions of all tests: compiled modules are kept, whatever the environment says.
 test: $(STAMP) ## Run the tests (under five minutes on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(STAMP) ## Run the slow tests too
 	$(BIN)/python -m pytest -m "slow or not slow"

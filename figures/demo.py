@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 import isometry
 from isometry.errors import IsometryError
-from isometry.report.plots import figure_of_spectra, save_figure
-from isometry.report.terminal import print_report
+from isometry.report import figure_of_spectra, print_report, save_figure
 
 INITIAL, TRAINED = "digits CNN, initial", "digits CNN, trained"
 

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 import stage
 
-from isometry.report.plots import house_style
+from isometry.report import house_style
 from isometry.theory.meanfield import c_star, chi_c, fixed_point
 from isometry.theory.meanfield.convolution import (
     covariance_recursion,

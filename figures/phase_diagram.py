@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import stage
 
-from isometry.report.plots import house_style
+from isometry.report import house_style
 from isometry.theory.meanfield import critical_point, fixed_point, xi_c
 
 NAME = "phase_diagram"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from isometry.report.plots import save_figure
+from isometry.report import save_figure
 
 FIGURES = Path(__file__).resolve().parent
 ROOT = FIGURES.parent

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from isometry.comparison import Comparison, compare
     from isometry.depth import measure_blocks, predict_for, predict_from_layers
     from isometry.jacobian import JacobianOperator
-    from isometry.measurement import measure
+    from isometry.measurement import Exact, Goal, Lanczos, Randomized, measure
     from isometry.nn import init
     from isometry.spectrum import Spectrum
     from isometry.store import open_store
@@ -31,8 +31,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "Comparison": "isometry.comparison",
     "Ensemble": "isometry.theory",
+    "Exact": "isometry.measurement",
+    "Goal": "isometry.measurement",
     "IsometryCallback": "isometry.training",
     "JacobianOperator": "isometry.jacobian",
+    "Lanczos": "isometry.measurement",
+    "Randomized": "isometry.measurement",
     "Spectrum": "isometry.spectrum",
     "compare": "isometry.comparison",
     "critical_point": "isometry.theory",
@@ -49,8 +53,12 @@ _HOMES = {
 __all__ = [
     "Comparison",
     "Ensemble",
+    "Exact",
+    "Goal",
     "IsometryCallback",
     "JacobianOperator",
+    "Lanczos",
+    "Randomized",
     "Spectrum",
     "compare",
     "critical_point",

@@ -2,15 +2,20 @@
 
 Long work takes a callable ``progress(done, total, text)`` and calls it now and then. It need not know who
 listens: :func:`progress_bar` makes one that draws with rich, and rich is loaded only when there is a terminal
-to draw on.
+to draw on; :func:`progress_listener` makes one from the option ``progress`` of a public function.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
+
+__all__ = ["Progress", "StepProgress", "progress_bar", "progress_listener"]
+
+# What a computation with one kind of step calls: (done, total).
+StepProgress = Callable[[int, int], Any]
 
 
 class Progress(Protocol):
@@ -23,8 +28,18 @@ class Progress(Protocol):
     def __call__(self, done: float, total: float, text: str = "") -> None: ...
 
 
-def silent(done: float, total: float, text: str = "") -> None:
-    """Listen and say nothing."""
+def _silent(done: float, total: float, text: str = "") -> None:
+    pass
+
+
+@contextmanager
+def progress_listener(progress: Progress | Callable[..., Any] | bool | None, text: str) -> Iterator[Progress]:
+    """The :class:`Progress` that an option stands for: a bar for None or True, nothing for False, or the callable."""
+    if progress is None or progress is True:
+        with progress_bar(text) as bar:
+            yield bar
+    else:
+        yield progress or _silent
 
 
 @contextmanager
@@ -46,7 +61,7 @@ def progress_bar(text: str = "", *, stream: TextIO | None = None) -> Iterator[Pr
     """
     stream = sys.stderr if stream is None else stream
     if not stream.isatty():
-        yield silent
+        yield _silent
         return
     # Loaded here: a library call in a batch job needs no terminal library.
     from rich.console import Console

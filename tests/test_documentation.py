@@ -144,3 +144,22 @@ def test_every_name_of_the_glossary_is_there() -> None:
         except AttributeError:
             missing.append(name)
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    "page", sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")])
+)
+def test_every_path_that_a_page_links_is_there(page: str) -> None:
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    paths = [target for target in targets if target and "://" not in target]
+    beside = (ROOT / page).parent
+    assert [
+        path for path in paths if not (beside / path).exists() and not (beside / f"{path}.md").exists()
+    ] == []
+    if page == "CONTRIBUTING.md":
+        # Every package of the layers has its row.
+        packages = {
+            path.stem for path in (ROOT / "isometry").iterdir() if not path.name.startswith((".", "_"))
+        }
+        assert packages - {"py"} <= {Path(path).stem for path in paths}

@@ -1,4 +1,7 @@
-"""The `isometry` command: thin commands that parse, call, print, and leave with an exit code."""
+"""The `isometry` command: thin commands that parse, call, print, and exit with a code.
+
+What is not in ``__all__`` is internal to isometry.
+"""
 
 from __future__ import annotations
 

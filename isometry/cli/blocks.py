@@ -1,4 +1,4 @@
-"""`isometry measure --per-block`: where along its depth a network loses the signal."""
+"""`isometry measure --per-block`: the gain of every block of a network."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def check_blocks(
     overwrite: bool,
     options: Mapping[str, Any],
 ) -> None:
-    """Refuse before the work what --per-block cannot do.
+    """Raise, before any work, where --per-block cannot measure.
 
     Raises
     ------
     click.UsageError
-        A part, one of several outputs or TF32 is asked for as well.
+        With --source, --target, --output or --tf32.
     click.ClickException
         The file holds a profile of that name.
     ModelError, InputError
@@ -82,7 +82,7 @@ def check_blocks(
 def profile_of(
     module: Any, point: LoadedInput, spectrum: Spectrum, *, pattern: str | None, options: Mapping[str, Any]
 ) -> BlockProfile:
-    """The profile of the network whose spectrum has just been measured, in the same precision and place."""
+    """The profile of the network of this spectrum, in the same dtype and on the same device."""
     import torch
 
     from isometry.depth.block_gains import measure_blocks

@@ -11,7 +11,7 @@ import click
 from isometry.cli import codes
 from isometry.cli.options import json_option
 from isometry.cli.streams import note, print_json, print_text
-from isometry.report.numbers import plain
+from isometry.report.text import plain
 
 if TYPE_CHECKING:
     from isometry.spectrum import Spectrum
@@ -31,7 +31,7 @@ _output = click.Path(path_type=Path, dir_okay=False)
     "--width",
     type=click.FloatRange(1),
     metavar="N",
-    help="Independent units of a layer, on which the fluctuation depends: the width, or the channels of a convolution "
+    help="Independent units of a layer, which set the expected fluctuation: width, or channels of a convolution "
     "(default: as recorded, else min(m, n)); inf for two measurements of one network.",
 )
 @click.option(
@@ -42,7 +42,7 @@ _output = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--require-agreement",
     is_flag=True,
-    help="Leave with exit code 3 unless the two agree within the expected fluctuation.",
+    help="Exit with code 3 unless the two agree within the expected fluctuation.",
 )
 @json_option
 @click.pass_context
@@ -60,8 +60,8 @@ def compare_command(
 ) -> None:
     """Compare a spectrum with a second one, or with theory: distances, moment ratios, edges, and a verdict.
 
-    The second is taken as the law. The expected fluctuation, for a network of finite width and finitely many probes, is
-    printed beside each distance.
+    The second is taken as the law. The expected fluctuation of a network of finite width, measured with
+    finitely many probes, is printed beside each distance.
     """
     if theory == (predicted is not None):
         raise click.UsageError("compare with a second FILE.h5:NAME, or with --theory: one of the two")
@@ -75,7 +75,7 @@ def compare_command(
     else:
         print_text("\n".join(plain(line) for line in comparison.summary().splitlines()))
     if png is not None or svg is not None:
-        from isometry.report.plots import save_figure
+        from isometry.report.canvas import save_figure
 
         figure = comparison.plot()
         for path, kind in ((png, "png"), (svg, "svg")):

@@ -1,4 +1,4 @@
-"""The command group, and what becomes of an exception: one paragraph on standard error and an exit code.
+"""The command group, and how an exception is reported: one paragraph on standard error and an exit code.
 
 Exit codes: 0 fine, 1 failed, 2 usage, 3 a stated threshold missed, 4 file unreadable or newer, 5 not converged,
 130 interrupted. No traceback is shown unless ISOMETRY_DEBUG is set.
@@ -40,8 +40,8 @@ COMMANDS = {
 }
 
 
-# The library's messages name its arguments; here is what they are called on the command line.
-CURES = {
+# The library's messages name its arguments; the options of the command line have other names.
+HINTS = {
     "model.eval()": "add --eval",
     "named_layers": "`isometry layers MODEL` lists the names",
     "output=": "choose with --output NAME_OR_INDEX",
@@ -103,7 +103,7 @@ def group() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with its exit code (the entry point of the `isometry` command)."""
+    """Run the command line and exit with its code (the entry point of the `isometry` command)."""
     sys.exit(run(arguments))
 
 
@@ -118,7 +118,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     stand_in_for_closed_streams()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        # Ours are about this very result: shown each time, whatever filters are set for libraries.
+        # Warnings of isometry concern this result: shown each time, whatever the filters.
         warnings.simplefilter("always", IsometryWarning)
         try:
             _invoke(sys.argv[1:] if arguments is None else list(arguments))
@@ -126,11 +126,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         except click.exceptions.Exit as error:
             return error.exit_code
         except BrokenPipeError:
-            # The reader has what it wanted (`isometry list FILE | head -1`).
+            # A closed pipe is no error (`isometry list FILE | head -1`).
             silence_closed_output()
             return 0
         except (KeyboardInterrupt, click.exceptions.Abort):
-            note("interrupted: results that were stored before are safe")
+            note("interrupted: results that were stored before are kept")
             return INTERRUPTED
         except SystemExit as error:
             return error.code if isinstance(error.code, int) else FAILED
@@ -140,7 +140,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _invoke(arguments: list[str]) -> None:
-    """Parse and call; every exception comes through, where `click.Group.main` turns some into its own codes."""
+    """Parse and call. Every exception propagates, whereas `click.Group.main` turns some into its own codes."""
     if "_ISOMETRY_COMPLETE" in os.environ:
         # A shell that asks for completions.
         group.main(arguments, prog_name="isometry")
@@ -152,7 +152,7 @@ def _invoke(arguments: list[str]) -> None:
 
 
 def report_failure(error: BaseException) -> int:
-    """Say on standard error what went wrong; returns the exit code that stands for it."""
+    """Report an exception on standard error; returns its exit code."""
     if os.environ.get("ISOMETRY_DEBUG"):
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, click.ClickException):
@@ -166,7 +166,7 @@ def report_failure(error: BaseException) -> int:
             note(f"See `{context.command_path} --help`.")
         return error.exit_code
     if isinstance(error, IsometryError):
-        _note_with_cures(f"error: {error}")
+        _note_with_hints(f"error: {error}")
         return exit_code(error)
     if _out_of_memory(error):
         note(
@@ -205,12 +205,12 @@ def _out_of_memory(error: BaseException) -> bool:
 def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any
 ) -> None:
-    _note_with_cures(f"warning: {message}")
+    _note_with_hints(f"warning: {message}")
 
 
-def _note_with_cures(text: str) -> None:
+def _note_with_hints(text: str) -> None:
     note(text)
-    for words, option in CURES.items():
+    for words, option in HINTS.items():
         if words in text:
             note(f"On the command line: {option}")
 

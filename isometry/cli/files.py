@@ -1,8 +1,8 @@
-"""`isometry list`, `show` and `validate`: what is in a file of spectra."""
+"""`isometry list`, `show` and `validate`: the contents of a file of spectra."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from isometry.cli import codes
 from isometry.cli.options import file_argument, json_option
 from isometry.cli.streams import note, print_json, print_text, quiet_when_closed
 from isometry.errors import StoreError
-from isometry.report.numbers import plain
+from isometry.report.text import plain
 
 if TYPE_CHECKING:
     from isometry.spectrum import Spectrum
@@ -28,19 +28,21 @@ def list_command(context: click.Context, file: Path, as_json: bool) -> None:
     from isometry.store import open_store
 
     store = open_store(file, "r")
-    records, damaged = [], False
+    spectra, damaged = [], False
     for name in store.names():
         try:
-            records.append(_record(store[name], name))
+            spectra.append((name, store[name]))
         except StoreError as error:
-            # One that cannot be read hides no other.
+            # A damaged spectrum does not hide the others.
             note(f"error: {error}")
             damaged = True
     curves = store.series_names()
     if as_json:
-        print_json({"file": str(file), "spectra": records, "series": curves})
+        print_json(
+            {"file": str(file), "spectra": [_record(one, name) for name, one in spectra], "series": curves}
+        )
     else:
-        _print_records(records)
+        _print_spectra(spectra)
         if curves:
             print_text("series: " + ", ".join(plain(name) for name in curves))
     if damaged:
@@ -57,27 +59,20 @@ def _record(spectrum: Spectrum, name: str) -> dict[str, Any]:
     }
 
 
-def _print_records(records: list[dict[str, Any]]) -> None:
+def _print_spectra(spectra: Sequence[tuple[str, Spectrum]]) -> None:
     from isometry.report.tables import print_table
-    from isometry.spectrum.wording import percent_text
+    from isometry.spectrum.summary import LABELS
 
-    rows = [
-        [
-            record["name"],
-            record["method"],
-            "x".join(map(str, record["shape"])) if record["shape"] else "infinite",
-            _number(record["s_max"]),
-            _number(record["mean_square"]),
-            percent_text(record["isometry"]["fraction"], record["isometry"]["fraction_at_most"]),
-            str(record["created"] or "-"),
-        ]
-        for record in records
-    ]
+    shown = ("method", "shape", "s_max", "mean_square", "isometry")
+    rows = []
+    for name, spectrum in spectra:
+        cells = spectrum.reported.cells()
+        rows.append([name, *(cells[key] for key in shown), str(spectrum.provenance.get("created") or "-")])
     with quiet_when_closed():
         print_table(
-            ["name", "known by", "J", "s max", "mean s²", "in [0.5, 2]", "created"],
+            ["name", *(LABELS[key] for key in shown), "created"],
             rows,
-            right=("s max", "mean s²", "in [0.5, 2]"),
+            right=[LABELS[key] for key in shown[2:]],
         )
 
 
@@ -86,8 +81,9 @@ def _print_records(records: list[dict[str, Any]]) -> None:
 @click.argument("name")
 @json_option
 def show_command(file: Path, name: str, as_json: bool) -> None:
-    """Show all numbers of one spectrum or series, and where it came from."""
+    """Show all numbers of one spectrum or series, and its provenance."""
     from isometry.cli.selection import pick
+    from isometry.report.reproduction import provenance_rows
     from isometry.store import open_store
 
     store = open_store(file, "r")
@@ -98,9 +94,7 @@ def show_command(file: Path, name: str, as_json: bool) -> None:
     if as_json:
         print_json({**spectrum.to_dict(), "provenance": dict(spectrum.provenance)})
         return
-    rows = list(spectrum.rows())
-    rows += [("products", str(spectrum.products)), ("seconds", f"{spectrum.seconds:.3g}"), ("", "")]
-    rows += flattened(spectrum.provenance)
+    rows = [*spectrum.rows(), ("", ""), *provenance_rows(spectrum)]
     width = max(len(plain(label)) for label, _ in rows)
     lines = [plain(spectrum.name)]
     lines += [f"  {plain(label):<{width}}  {plain(value)}".rstrip() for label, value in rows]
@@ -113,6 +107,7 @@ def _show_series(series: Series, *, as_json: bool) -> None:
             {"name": series.name, "columns": dict(series.columns), "provenance": dict(series.attributes)}
         )
         return
+    from isometry.report.reproduction import flattened
     from isometry.report.tables import print_table
 
     columns = list(series.columns)
@@ -152,18 +147,3 @@ def validate_command(context: click.Context, file: Path, as_json: bool) -> None:
         print_text(f"{plain(str(file))}: {count} spectra, no problem found")
     if problems:
         context.exit(codes.UNREADABLE)
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested plain values as (label, text) rows."""
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            rows += flattened(value, f"{prefix}{key}.")
-        elif value is not None:
-            rows.append((f"{prefix}{key}", str(value)))
-    return rows
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from isometry.cli.model_errors import explain_model_error
 from isometry.cli.options import json_option, model_options
 from isometry.cli.streams import print_json, quiet_when_closed
 from isometry.loading.models import MODEL_HELP
@@ -31,7 +32,6 @@ def layers_command(
     as_json: bool,
 ) -> None:
     """Run the model once and print its modules."""
-    from isometry.cli.measure import explain_model_error
     from isometry.errors import IsometryError
     from isometry.jacobian import named_layers
     from isometry.loading import load_input, load_model, load_weights

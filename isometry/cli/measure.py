@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isometry.cli.blocks import block_options, check_blocks, profile_of, show_with_profile, store_profile
+from isometry.cli.model_errors import explain_model_error
 from isometry.cli.options import TYPED, Budget, ByteCount, json_option, model_options, require_isometry_option
 from isometry.cli.results import finish, refuse_taken_name, show_spectrum, store_spectrum
 from isometry.cli.streams import note
@@ -134,7 +135,7 @@ def measure_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Parse, measure, store, print, leave with a code."""
+    """Parse, measure, store, print, exit with a code."""
     from isometry.loading import load_input, load_model, load_weights
     from isometry.measurement.convergence import interrupted
     from isometry.measurement.distributed import process_group, started_by_torchrun
@@ -212,7 +213,7 @@ def _measure(
     if memory_limit is not None:
         options["memory_limit"] = memory_limit
     try:
-        # A model that prints while it runs must not print into the data.
+        # What a model prints must not mix with the data.
         said = contextlib.nullcontext() if quiet else _said_by_the_library()
         with contextlib.redirect_stdout(sys.stderr), said, _killed_as_interrupted():
             return measure(module, x, options.pop("method"), **options)
@@ -227,7 +228,7 @@ def _measure(
 
 @contextlib.contextmanager
 def _said_by_the_library() -> Iterator[None]:
-    """What the library logs, such as the memory it is going to take, on standard error."""
+    """Print the log of the library, such as the predicted memory, on standard error."""
     logger, handler = logging.getLogger("isometry"), logging.Handler()
     handler.emit = lambda record: note(record.getMessage())  # type: ignore[method-assign]
     level = logger.level
@@ -242,7 +243,7 @@ def _said_by_the_library() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _killed_as_interrupted() -> Iterator[None]:
-    """A termination ends the measurement as Ctrl-C does: what is known is stored. Batch systems send one first."""
+    """SIGTERM, which batch systems send first, ends the measurement as Ctrl-C does: the partial result is stored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -251,21 +252,3 @@ def _killed_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def explain_model_error(error: Exception, shape: tuple[int, ...]) -> click.ClickException | None:
-    """The message for what a model raised in its own forward; None where it was not the model that raised."""
-    # Out of memory is told by the entry point, which knows the cure; a bad device by torch.
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return None
-    step, frames = error.__traceback__, []
-    while step is not None:
-        frames.append(step.tb_frame.f_code)
-        step = step.tb_next
-    if not any(code.co_name == "_call_impl" and "torch" in code.co_filename for code in frames):
-        return None
-    first = (str(error).strip().splitlines() or ["(no message)"])[0]
-    return click.ClickException(
-        f"the model raised {type(error).__name__} on an input of shape {shape}: {first}. If the shape is wrong, see "
-        "--input; the first axis counts inputs unless --no-batch-axis is given"
-    )

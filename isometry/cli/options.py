@@ -53,7 +53,7 @@ def _number(ctx: click.Context, param: click.Parameter, value: float | None) -> 
 
 require_isometry_option = click.option(
     "--require-isometry", type=click.FloatRange(0, 1), metavar="FRACTION", callback=_number,
-    help="Leave with exit code 3 if fewer than this fraction of the singular values lie in [0.5, 2].",
+    help="Exit with code 3 if fewer than this fraction of the singular values lie in [0.5, 2].",
 )  # fmt: skip
 file_argument = click.argument(
     "file", metavar="FILE.h5", type=click.Path(path_type=Path, dir_okay=True, exists=False)

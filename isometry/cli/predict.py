@@ -121,7 +121,8 @@ def predict_command(
         with quiet_when_closed():
             print_report([spectrum])
     if png is not None or svg is not None:
-        from isometry.report.plots import figure_of_spectra, save_figure
+        from isometry.report.canvas import save_figure
+        from isometry.report.plots import figure_of_spectra
 
         figure = figure_of_spectra([spectrum])
         for path, kind in ((png, "png"), (svg, "svg")):
@@ -141,10 +142,8 @@ def prediction_record(spectrum: Spectrum) -> dict[str, Any]:
     places, masses = spectrum.distribution.point_masses
     # Where the support reaches down to zero, or mass sits there, the smallest eigenvalue is zero.
     lambda_min = 0.0 if low is None else _within_floats(low)
-    edges = [place / LN10 for place in spectrum.distribution.log_range]
     return {
         **spectrum.to_dict(),
-        "condition_number": None if low is None else _within_floats(math.log(10) * (edges[1] - edges[0])),
         "q_star": known.get("q_star"),
         "sigma_w": known.get("sigma_w"),
         "sigma_b": known.get("sigma_b"),
@@ -155,11 +154,6 @@ def prediction_record(spectrum: Spectrum) -> dict[str, Any]:
         "lambda_max": None if high is None else _within_floats(high),
         "log10_lambda_min": None if low is None else low / LN10,
         "log10_lambda_max": None if high is None else high / LN10,
-        "s_min": 0.0 if low is None else _within_floats(0.5 * low),
-        "s_max": _within_floats(edges[1] * LN10),
-        "log10_s_min": None if low is None else 0.5 * low / LN10,
-        "log10_s_max": edges[1],
-        "zero_mass": spectrum.zero_mass,
         "atoms": [
             [_within_floats(float(place)), float(mass)] for place, mass in zip(places, masses, strict=True)
         ],

@@ -40,7 +40,7 @@ def report_command(
     require_isometry: float | None,
     as_json: bool,
 ) -> None:
-    """Report spectra of a file side by side: s max, quantiles, mean square, histogram of log10 s, verdict.
+    """Report spectra of a file side by side: s_max, quantiles, mean square, histogram of log10 s, verdict.
 
     Without NAME, all of them. Spectra over the steps of a training run are drawn as bands, networks measured with
     --per-block block by block.
@@ -52,7 +52,7 @@ def report_command(
     store = open_store(file, "r")
     spectra = pick(store, names)
     profiles = stored_profiles(store, [spectrum.name for spectrum in spectra])
-    # Asked for by name, spectra stand side by side as they are.
+    # Spectra asked for by name stand side by side.
     histories, shown = ([], spectra) if names else histories_of(without_products(spectra, profiles))
     if as_json:
         print_json(
@@ -68,7 +68,8 @@ def report_command(
             print_all(shown, profiles, histories)
     pictures = [path for path in (png, svg) if path is not None]
     if pictures:
-        from isometry.report.plots import figure_of_spectra, save_figure
+        from isometry.report.canvas import save_figure
+        from isometry.report.plots import figure_of_spectra
 
         figure = figure_of_spectra(shown)
         for path, wanted in ((png, "png"), (svg, "svg")):
@@ -99,7 +100,7 @@ def without_products(spectra: Sequence[Spectrum], profiles: Sequence[BlockProfil
 def print_all(
     spectra: Sequence[Spectrum], profiles: Sequence[BlockProfile], histories: Sequence[History]
 ) -> None:
-    """Print spectra side by side, then what runs along depth and along training."""
+    """Print spectra side by side, then profiles along depth and histories along training."""
     from isometry.cli.blocks import print_profile_and_product
     from isometry.report.terminal import print_report
     from isometry.report.terminal_bands import print_bands

@@ -1,4 +1,4 @@
-"""What commands do with a spectrum: store it, print it, and choose the exit code."""
+"""Results of commands: store a spectrum, print it, choose the exit code."""
 
 from __future__ import annotations
 
@@ -81,9 +81,8 @@ def finish(
     tol: float | None = None,
     top: int | None = None,
 ) -> None:
-    """Leave with the code that the results deserve; the gravest first.
-
-    Not stored, interrupted, not converged, threshold missed.
+    """Exit with the code of the results, by the most severe problem: not stored, interrupted, not converged, threshold
+    missed.
     """
     from isometry.measurement.convergence import converged, interrupted, stopped_short
 
@@ -91,7 +90,7 @@ def finish(
         note(f"error: the result above could not be stored: {failure}")
         context.exit(codes.FAILED)
     if any(interrupted(spectrum) for spectrum in spectra):
-        # The warning has said what became of it.
+        # A warning has been printed.
         context.exit(codes.INTERRUPTED)
     if any(stopped_short(spectrum) for spectrum in spectra):
         context.exit(codes.NOT_CONVERGED)

@@ -1,4 +1,4 @@
-"""Spectra picked from a file by name, with a helpful word where a name is not there."""
+"""Spectra of a file by name, with the nearest names where one is not there."""
 
 from __future__ import annotations
 

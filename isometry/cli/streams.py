@@ -1,10 +1,9 @@
-"""What goes where: data on standard output, everything said about them on standard error."""
+"""Output of commands: data on standard output, messages on standard error."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,13 +11,14 @@ from typing import Any
 
 import click
 
-from isometry.report.numbers import plain
+from isometry.report.text import plain
+from isometry.spectrum.formatting import json_ready
 
 
 def note(text: str) -> None:
     """A line on standard error. Control characters, which a file's names may hold, are replaced."""
     lines = [plain(line) for line in text.splitlines()] or [""]
-    # Nobody reads standard error: nothing to say it to.
+    # Standard error may be closed.
     with contextlib.suppress(BrokenPipeError):
         click.echo("\n".join(lines), err=True)
 
@@ -29,7 +29,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def print_text(text: str) -> None:
-    """Text and a line end on standard output; quiet when the reader has gone (`| head`)."""
+    """Text and a line end on standard output; a closed pipe (`| head`) is no error."""
     try:
         click.echo(text)
         sys.stdout.flush()
@@ -41,7 +41,7 @@ def print_text(text: str) -> None:
 
 @contextlib.contextmanager
 def quiet_when_closed() -> Iterator[None]:
-    """For printing by other hands (rich): a reader that has gone is no error."""
+    """While a library (rich) prints: a closed pipe is no error."""
     try:
         yield
         sys.stdout.flush()
@@ -50,28 +50,13 @@ def quiet_when_closed() -> Iterator[None]:
 
 
 def stand_in_for_closed_streams() -> None:
-    """Python leaves None for a stream that was closed when it started (`>&-`); then nothing listens."""
+    """Replace streams that were closed at the start (`>&-`), for which Python has None, by ones that discard."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it stands in for the stream until the end
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the process ends
 
 
 def silence_closed_output() -> None:
-    """Point standard output at nothing, so that the interpreter's last flush does not complain."""
+    """Redirect standard output to the null device, so that the interpreter's last flush raises nothing."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def json_ready(value: Any) -> Any:
-    """The value in plain JSON types: arrays as lists, nan and inf as None, anything else as text."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [json_ready(item) for item in value]
-    if hasattr(value, "tolist"):
-        return json_ready(value.tolist())
-    return str(value)

@@ -11,7 +11,7 @@ import click
 from isometry.cli import codes
 from isometry.cli.options import json_option, out_option
 from isometry.cli.streams import note, print_json, print_text
-from isometry.report.numbers import plain
+from isometry.report.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,6 +12,7 @@ import click
 
 from isometry.cli.options import file_argument, json_option
 from isometry.cli.streams import note, print_json, print_text, quiet_when_closed
+from isometry.spectrum.formatting import number_text
 
 if TYPE_CHECKING:
     from isometry.sweeps.rows import Row
@@ -115,4 +116,4 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.5g}" if isinstance(value, float) else " ".join(str(value).split())
+    return number_text(value) if isinstance(value, float) else " ".join(str(value).split())

@@ -12,12 +12,14 @@ import click
 from isometry.cli.options import TYPED, json_option, out_option, setting_options
 from isometry.cli.streams import note, print_json, print_text
 from isometry.errors import InputError
+from isometry.loading.devices import device_of
 from isometry.training.options import (
+    MEASUREMENT,
     NETWORK_DEFAULTS,
     NETWORK_OPTIONS,
     TRAINING_OPTIONS,
     TrainingOptions,
-    default_learning_rate,
+    options_from,
 )
 
 if TYPE_CHECKING:
@@ -73,11 +75,14 @@ def train_command(
         raise click.UsageError("--resume goes on with a file and --overwrite empties it: give one of them")
     if not file.parent.is_dir():
         raise click.UsageError(f"there is no folder {str(file.parent)!r} to write {file.name} into")
-    from isometry.training.data import load_dataset
+    from isometry.training import classifier, load_dataset
 
-    settings = _training_options(options, seed)
+    if options["depth"] < 1:
+        raise InputError(f"--depth must be one layer or more, got {options['depth']}.")
+    settings = options_from({**options, "seed": seed})
     dataset = load_dataset(dataset_name, folder)
-    model = _network(dataset, options, seed, device)
+    network = {name: options[name] for name in NETWORK_OPTIONS if options[name] is not None}
+    model = classifier(dataset, **network, seed=seed, device=device_of(device))
     _prepare(file, resume=resume, overwrite=overwrite)
     record = _train(model, dataset, settings, file, spectrum_every, resume)
     if as_json:
@@ -85,33 +90,6 @@ def train_command(
     else:
         print_text(_table(record))
     note(f"stored as series 'training' in {file}")
-
-
-def _training_options(options: dict[str, Any], seed: int) -> TrainingOptions:
-    """Training options out of the dictionary; the options of the network stay in it."""
-    if options["depth"] < 1:
-        raise InputError(f"--depth must be one layer or more, got {options['depth']}.")
-    chosen = {name: options.pop(name) for name in TRAINING_OPTIONS if name in options}
-    chosen["learning_rate"] = chosen["learning_rate"] or default_learning_rate(options["depth"])
-    chosen["clip_norm"] = chosen["clip_norm"] or None
-    return TrainingOptions(**chosen, seed=seed)
-
-
-def _network(dataset: Dataset, options: dict[str, Any], seed: int, device: str | None) -> VanillaCNN:
-    import torch
-
-    from isometry.training.network import classifier
-
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"there is no device {device!r} here ({reason}); take cpu, or leave --device out."
-        ) from error
-    arguments = {name: value for name, value in options.items() if value is not None}
-    return classifier(dataset, **arguments, seed=seed, device=place)
 
 
 def _prepare(file: Path, *, resume: bool, overwrite: bool) -> None:
@@ -149,7 +127,7 @@ def _train(
         callbacks.append(
             IsometryCallback(
                 dataset.test_images[0], every=spectrum_every, store=file, provenance={"command": typed},
-                part=trunk_part, resume=resume, probes=8, steps=30,
+                part=trunk_part, resume=resume, **MEASUREMENT,
             )
         )  # fmt: skip
     record = train(

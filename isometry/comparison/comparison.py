@@ -30,12 +30,13 @@ from isometry.comparison.ratios import (
     edge_dict,
     edge_of,
     exponential,
-    json_number,
     log_ratio_of,
     ratio_text,
 )  # fmt: skip
 from isometry.errors import InputError
 from isometry.spectrum import Spectrum
+from isometry.spectrum.formatting import json_ready
+from isometry.spectrum.plotting import report_package
 
 Array = NDArray[np.float64]
 
@@ -242,40 +243,42 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Every number as plain JSON values; None for what is unknown or leaves the range of floats."""
-        return {
+        values = {
             "measured": self.measured.name or self.measured.method,
             "predicted": self.predicted.name or self.predicted.method,
             "verdict": self.verdict(),
             "agrees": self.agrees,
             "agrees_in_shape": self.agrees_in_shape,
-            "width": json_number(self.width),
-            "floor": json_number(self.floor),
+            "width": self.width,
+            "floor": self.floor,
             "tolerance": self.tolerance,
             "raw": _distances_dict(self.raw),
             "shape": _distances_dict(self.shape),
             "by_chance": {
-                "ks": json_number(self.expected_fluctuation.ks),
-                "log_mean_square": json_number(self.expected_fluctuation.log_mean_square),
-                "wasserstein": json_number(self.expected_fluctuation.wasserstein),
-                "wasserstein_log10": json_number(self.expected_fluctuation.wasserstein_log10),
-                "log_moments": [json_number(value) for value in self.expected_fluctuation.log_moments],
-                "log_s_max": [json_number(value) for value in self.expected_fluctuation.log_s_max],
+                "ks": self.expected_fluctuation.ks,
+                "log_mean_square": self.expected_fluctuation.log_mean_square,
+                "wasserstein": self.expected_fluctuation.wasserstein,
+                "wasserstein_log10": self.expected_fluctuation.wasserstein_log10,
+                "log_moments": self.expected_fluctuation.log_moments,
+                "log_s_max": self.expected_fluctuation.log_s_max,
             },
-            "inside_band": json_number(self.inside_band),
+            "inside_band": self.inside_band,
             "s_max": edge_dict(self.s_max),
             "s_min": edge_dict(self.s_min),
         }
+        plain: dict[str, Any] = json_ready(values)
+        return plain
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """Draw the two densities above, the two cdfs with the error band below; returns the Matplotlib figure.
 
-        With ``ax`` the two cdfs alone are drawn into it, and it is returned. See
-        :mod:`isometry.report.compare_plots`.
+        With ``ax`` the two cdfs alone are drawn into it, and it is returned. Options are those of
+        `isometry.report.plot_comparison` and `isometry.report.plot_comparison_cdf`.
         """
-        # Loaded here: a comparison is numbers until somebody wants a picture.
-        from isometry.report.compare_plots import plot_comparison, plot_comparison_cdf
-
-        return plot_comparison(self, **options) if ax is None else plot_comparison_cdf(self, ax, **options)
+        report = report_package()
+        if ax is None:
+            return report.plot_comparison(self, **options)
+        return report.plot_comparison_cdf(self, ax, **options)
 
 
 def compare(
@@ -419,12 +422,10 @@ def _distances_dict(distances: Distances) -> dict[str, Any]:
     logs = distances.log_moment_ratios
     return {
         "ks": distances.ks,
-        "ks_at": json_number(distances.ks_at),
-        "ks_beyond_error": json_number(distances.ks_beyond_error),
-        "wasserstein": json_number(distances.wasserstein),
-        "wasserstein_log10": json_number(distances.wasserstein_log10),
-        "moment_ratios": {
-            f"m{k}": json_number(exponential(value)) for k, value in zip(MOMENTS, logs, strict=True)
-        },
-        "log10_moment_ratios": {f"m{k}": json_number(v / LN10) for k, v in zip(MOMENTS, logs, strict=True)},
+        "ks_at": distances.ks_at,
+        "ks_beyond_error": distances.ks_beyond_error,
+        "wasserstein": distances.wasserstein,
+        "wasserstein_log10": distances.wasserstein_log10,
+        "moment_ratios": {f"m{k}": exponential(value) for k, value in zip(MOMENTS, logs, strict=True)},
+        "log10_moment_ratios": {f"m{k}": v / LN10 for k, v in zip(MOMENTS, logs, strict=True)},
     }

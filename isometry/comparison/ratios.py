@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from isometry.spectrum import Spectrum
+from isometry.spectrum.formatting import power_text
 
 LN10 = math.log(10)
 
@@ -56,25 +57,16 @@ def exponential(value: float) -> float:
 
 
 def ratio_text(log_ratio: float) -> str:
-    """A ratio as a person reads it: 1.02, or a power of ten where it is far from one."""
-    if math.isnan(log_ratio):
-        return "unknown"
-    if abs(log_ratio) > 6 and math.isfinite(log_ratio):
-        return f"1e{log_ratio / LN10:+.2f}"
-    return f"{exponential(log_ratio):.4g}"
+    """A ratio as a person reads it."""
+    return power_text(log_ratio / LN10)
 
 
-def json_number(value: float) -> float | None:
-    """A number that JSON can hold; None for nan and inf."""
-    return float(value) if math.isfinite(value) else None
-
-
-def edge_dict(edge: Edge) -> dict[str, float | None]:
-    """An edge as plain JSON values."""
+def edge_dict(edge: Edge) -> dict[str, float]:
+    """An edge by the names of its JSON."""
     return {
-        "measured": json_number(edge.measured),
-        "residual": json_number(edge.residual),
-        "predicted": json_number(edge.predicted),
-        "difference": json_number(edge.measured - edge.predicted),
-        "log10_ratio": json_number(edge.log_ratio / LN10),
+        "measured": edge.measured,
+        "residual": edge.residual,
+        "predicted": edge.predicted,
+        "difference": edge.measured - edge.predicted,
+        "log10_ratio": edge.log_ratio / LN10,
     }

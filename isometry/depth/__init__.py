@@ -1,4 +1,7 @@
-"""Along the depth of a network: the gain of every block, and the law of the free product of its layers."""
+"""Along the depth of a network: the gain of every block, and the law of the free product of its layers.
+
+Names that are not in `__all__` are internal.
+"""
 
 from __future__ import annotations
 

@@ -14,8 +14,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,13 +27,15 @@ from isometry.depth.chain import Step, applied
 from isometry.depth.sequential_blocks import Block, blocks_of
 from isometry.errors import InputError, IsometryError, ModelError
 from isometry.estimators import exact, lanczos
-from isometry.jacobian import JacobianOperator
-from isometry.jacobian.checks import refuse_training_mode
-from isometry.jacobian.function import point_function
-from isometry.jacobian.numerics import strict_numerics
-from isometry.jacobian.operator import DEFAULT_MEMORY_LIMIT
+from isometry.jacobian import (
+    DEFAULT_MEMORY_LIMIT,
+    JacobianOperator,
+    point_function,
+    refuse_training_mode,
+    strict_numerics,
+)
 from isometry.measurement import measure
-from isometry.progress import Progress, progress_bar, silent
+from isometry.progress import Progress, progress_listener
 from isometry.spectrum import ErrorModel, Spectrum
 from isometry.spectrum.block_profile import LEVELS, BlockProfile
 
@@ -119,7 +120,7 @@ def measure_blocks(
     began = time.perf_counter()
     own, point = _placed(model, x, dtype, device)
     chain = blocks_of(own, blocks)
-    with _listener(progress) as tell:
+    with progress_listener(progress, "blocks") as tell:
         spectra, logs, end = _walk(
             chain,
             point,
@@ -324,12 +325,3 @@ def _mean_and_rows(log_values: Array) -> tuple[float, Array]:
     scaled = np.exp(log_values - top)
     mean = float(scaled.mean())
     return top + math.log(mean), scaled / mean
-
-
-@contextmanager
-def _listener(progress: Any) -> Iterator[Progress]:
-    if progress is None or progress is True:
-        with progress_bar("blocks") as bar:
-            yield bar
-    else:
-        yield silent if progress is False else progress

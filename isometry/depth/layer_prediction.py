@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from isometry.depth.chain import CONVOLUTIONS, WEIGHTED, Step, applied, steps_of
 from isometry.errors import InputError, IsometryError, ModelError
 from isometry.estimators import exact, lanczos
-from isometry.jacobian import JacobianOperator
-from isometry.jacobian.checks import refuse_training_mode
+from isometry.jacobian import JacobianOperator, refuse_training_mode
 from isometry.nn.convolution import conv_singular_values
 from isometry.nn.layers import ConvolutionLayer, DenseLayer
 from isometry.spectrum import Spectrum

@@ -1,5 +1,9 @@
-"""Operators -> spectra. Each takes anything with ``shape``, ``matmat`` and ``rmatmat``, and never sees a model."""
+"""Operators -> spectra. Each takes anything with ``shape``, ``matmat`` and ``rmatmat``, and never sees a model.
 
+Public is what `__all__` lists; everything else in the modules of this package is internal.
+"""
+
+from .blocks import Operator
 from .exact import exact
 from .golub_kahan import golub_kahan
 from .lanczos import lanczos
@@ -10,6 +14,7 @@ from .smallest import SmallestSingularValue, smallest_singular_value
 from .triplets import LeadingTriplets, leading_triplets
 
 __all__ = [
-    "LeadingTriplets", "ProbeRules", "SmallestSingularValue", "exact", "gauss_rules", "golub_kahan", "lanczos",
-    "leading_triplets", "measure_probes", "merge", "probe_groups", "randomized", "smallest_singular_value",
+    "LeadingTriplets", "Operator", "ProbeRules", "SmallestSingularValue", "exact", "gauss_rules", "golub_kahan",
+    "lanczos", "leading_triplets", "measure_probes", "merge", "probe_groups", "randomized",
+    "smallest_singular_value",
 ]  # fmt: skip

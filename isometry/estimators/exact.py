@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from isometry.errors import ConvergenceError
+from isometry.progress import StepProgress
 from isometry.spectrum import Extremes, Quadrature, Spectrum
 
 from .blocks import Operator, ShortSide
 
-Progress = Callable[[int, int], None]
 
-
-def exact(operator: Operator, *, block: int = 256, progress: Progress | None = None) -> Spectrum:
+def exact(operator: Operator, *, block: int = 256, progress: StepProgress | None = None) -> Spectrum:
     """The spectrum from the dense matrix, built in blocks from its shorter side, by its float64 SVD.
 
     Parameters

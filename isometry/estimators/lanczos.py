@@ -6,24 +6,25 @@ import time
 from dataclasses import replace
 
 from isometry.errors import InputError
+from isometry.progress import StepProgress
 from isometry.spectrum import Spectrum
 
+from . import defaults
 from .blocks import Operator, ShortSide
-from .exact import Progress
 from .probe_rules import basis_bytes, measure_probes, merge, probe_groups
 
 
 def lanczos(
     operator: Operator,
     *,
-    probes: int = 16,
-    steps: int = 50,
-    top: int = 6,
+    probes: int = defaults.PROBES,
+    steps: int = defaults.STEPS,
+    top: int = defaults.TOP,
     probe: str = "gaussian",
     seed: int = 0,
     first_input: int = 0,
     memory_limit: int | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> Spectrum:
     """The spectrum by stochastic Lanczos quadrature on the Golub-Kahan bidiagonalisation.
 

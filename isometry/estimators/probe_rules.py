@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from isometry.errors import InputError
 from isometry.spectrum import Extremes, Quadrature, Spectrum
 
+from . import defaults
 from .blocks import Operator, Precision, ShortSide, random_block
 from .golub_kahan import Recurrence, breakdown_floor
 from .quadrature import GaussRules, gauss_rules
@@ -186,7 +187,7 @@ def probe_groups(
     return [range(first, min(first + most, probes.stop)) for first in range(probes.start, probes.stop, most)]
 
 
-def merge(parts: Sequence[ProbeRules], *, top: int = 6) -> Spectrum:
+def merge(parts: Sequence[ProbeRules], *, top: int = defaults.TOP) -> Spectrum:
     """The spectrum of units that were measured apart, without gap or overlap, in any order.
 
     Parameters
@@ -222,11 +223,8 @@ def _of_the_same_inputs(parts: list[ProbeRules], top: int) -> Spectrum:
         np.concatenate([getattr(part, name) for part in parts], axis=1)
         for name in ("steps", "finished", "breakdown_residual")
     )
-    s_max = rules.nodes.max(axis=(1, 2))
-    floor = np.maximum(first.precision.noise_floor(s_max), breakdown_floor(breakdown_residual))
-    # Rules that have not broken down resolve s down to about s_max / steps.
-    least = np.where(finished, np.inf, steps).min(axis=1)
-    floor = np.maximum(floor, s_max / least)
+    noise = first.precision.noise_floor(rules.nodes.max(axis=(1, 2)))
+    floor = np.maximum(noise, quadrature_floor(rules, steps, finished, breakdown_residual))
     return Spectrum(
         Quadrature(
             rules.nodes, rules.weights, floor, rules.resolved,
@@ -241,6 +239,22 @@ def _of_the_same_inputs(parts: list[ProbeRules], top: int) -> Spectrum:
             "probes": steps.shape[1], "steps": int(steps.max()),
         },
     )  # fmt: skip
+
+
+def quadrature_floor(
+    rules: GaussRules, steps: NDArray[np.int64], finished: NDArray[np.bool_], breakdown_residual: Array
+) -> Array:
+    """(B,) what the rules of an input do not tell from zero, from (B, k) steps, breakdowns and their residuals.
+
+    Rules that have not broken down resolve s down to about s_max / steps.
+    """
+    fewest = np.where(finished, np.inf, steps).min(axis=1)
+    return np.maximum(breakdown_floor(breakdown_residual), rules.nodes.max(axis=(1, 2)) / fewest)
+
+
+def is_resolved(smallest: Array, residual: Array, floor: Array) -> NDArray[np.bool_]:
+    """Whether the smallest value found is known well enough to be called s_min."""
+    return (residual <= _RESOLVED * smallest) & (smallest > floor)
 
 
 def join_probes(rules: list[GaussRules]) -> GaussRules:
@@ -313,8 +327,7 @@ def _extremes(precision: Precision, rules: GaussRules, floor: Array, top: int) -
         bottom[index], bottom_residual[index] = min(smallest)
     residuals += precision.rounding_error(values, s_max[:, None])
     bottom_residual += precision.rounding_error(bottom, s_max)
-    resolved = (bottom_residual <= _RESOLVED * bottom) & (bottom > floor)
-    return Extremes(values, residuals, bottom, bottom_residual, resolved)
+    return Extremes(values, residuals, bottom, bottom_residual, is_resolved(bottom, bottom_residual, floor))
 
 
 def _exceeds_device(needed: int, device: torch.device) -> bool:

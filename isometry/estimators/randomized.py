@@ -1,4 +1,4 @@
-"""The leading singular triplets taken out exactly, and the distribution of the rest from random probes.
+"""The leading singular triplets deflated exactly, and the distribution of the rest from random probes.
 
 ||A||_F^2 = ||A V||_F^2 + ||A P||_F^2 for any orthonormal V with complement P, so that the noise of the probes is that
 of the rest alone: the variance-reduced trace estimator of Meyer, Musco, Musco & Woodruff 2021 (Hutch++, arXiv
@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,43 +19,47 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isometry.errors import InputError
+from isometry.progress import StepProgress
 from isometry.spectrum import Extremes, Quadrature, Spectrum
 
+from . import defaults
 from .block_krylov import BlockKrylov, RitzTriplets
 from .blocks import Operator, ShortSide, random_block
-from .exact import Progress
-from .golub_kahan import Bidiagonals, breakdown_floor, golub_kahan
-from .probe_rules import basis_bytes, join_probes, probe_groups
+from .golub_kahan import Bidiagonals, golub_kahan
+from .probe_rules import basis_bytes, is_resolved, join_probes, probe_groups, quadrature_floor
 from .quadrature import GaussRules, gauss_rules
 
-DEFAULT_TOL = 1e-2
+Array = NDArray[np.float64]
+
 _BLOCK = 4
 _PROBE, _LEADING = 1, 2
 # Products for each leading triplet wanted, and for ten beyond.
 _PRODUCTS_EACH, _BEYOND = 6, 10
+# Two for each of the two ends of the rest.
+_END_PRODUCTS = 4
 
 
 def randomized(
     operator: Operator,
     *,
-    rank: int = 20,
-    tol: float = DEFAULT_TOL,
+    rank: int = defaults.RANK,
+    tol: float = defaults.TOL,
     products: int | None = None,
-    probes: int = 8,
-    steps: int = 30,
+    probes: int = defaults.REST_PROBES,
+    steps: int = defaults.REST_STEPS,
     seed: int = 0,
     first_input: int = 0,
     memory_limit: int | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> Spectrum:
-    """The leading singular values with residuals, taken out exactly, and the rest as a quadrature.
+    """The leading singular values with residuals, deflated exactly, and the rest as a quadrature.
 
     Parameters
     ----------
     operator : Operator
         Anything with ``shape``, ``matmat`` and ``rmatmat``; with a batch, each sample has its own matrix.
     rank : int
-        Leading triplets wanted: these are taken out in any case, and with them every further one that has converged.
+        Leading triplets wanted: these are deflated in any case, and with them every further one that has converged.
     tol : float
         Residual, relative to its value, at which a triplet counts as converged.
     products : int, optional
@@ -74,7 +77,7 @@ def randomized(
     Returns
     -------
     Spectrum
-        ``extremes.top`` holds all that were taken out, ``rank`` or more; A v = s u is exact for each and its residual
+        ``extremes.top`` holds all deflated ones, ``rank`` or more; A v = s u is exact for each and its residual
         is ||A^T u - s v||. Where Golub-Kahan finds a larger value in the rest, that one stands first (the leading
         triplets are then far from converged, as their residuals say). The standard error of the
         mean square comes from the deflated part alone, so it is small where few singular values dominate.
@@ -96,83 +99,179 @@ def randomized(
     began = time.perf_counter()
     side = ShortSide(operator)
     rank, width = min(rank, side.short), min(_BLOCK, side.short)
-    budget = _budget(side, rank, width, products, probes, steps)
+    budget = _budget(side.short, rank, width, products, probes, steps)
     capacity = _capacity(side, rank, width, budget, memory_limit)
-    searches = math.ceil(min(budget, 2 * side.short) / (2 * width))
-    done, stages = 0, searches + min(steps, side.short) * probes
-
-    def tick(count: int = 1) -> None:
-        nonlocal done
-        done = min(done + count, stages)
-        if progress is not None:
-            progress(done, stages)
-
+    counter = _Counter(
+        progress, math.ceil(min(budget, 2 * side.short) / (2 * width)), min(steps, side.short) * probes
+    )
     start = random_block(width, side, seed, first_input=first_input, stream=_LEADING)
     space = BlockKrylov(side, start, capacity, seed=seed, first_input=first_input)
-    triplets = _leading(space, rank, budget, tick)
-    noise = side.noise_floor(triplets.values[:, 0])
+    triplets = _leading(space, rank, budget, counter)
     if space.complete:
-        tick(stages)
-        return _complete(side, triplets.values, noise, began, seed)
-    kept = _kept(triplets, rank, tol)
-    most = int(kept.max())
-    deflated = np.arange(most) < kept[:, None]
-    s, error = (np.where(deflated, x[:, :most], np.nan) for x in (triplets.values, triplets.residuals))
-    # (B, short, most): zero columns where an input has fewer.
-    present = torch.from_numpy(deflated[:, None]).to(side.device)
-    deflation_basis = space.vectors(triplets, most)[1].transpose(1, 2) * present
+        counter.end()
+        return replace(_complete(side, triplets.values, seed), seconds=time.perf_counter() - began)
+    deflation = _Deflation.of(space, triplets, _kept(triplets, rank, tol))
     del space
+    counter.end_search()
+    rest = _sample_rest(
+        side,
+        deflation,
+        probes,
+        steps,
+        seed=seed,
+        first_input=first_input,
+        memory_limit=memory_limit,
+        counter=counter,
+    )
+    counter.end()
+    spectrum = _joined(side, deflation, rest, side.noise_floor(triplets.values[:, 0]))
+    return replace(
+        spectrum,
+        seconds=time.perf_counter() - began,
+        provenance=_provenance(side, seed) | {
+            "rank": rank, "taken_out": deflation.most, "probes": probes, "steps": int(rest.steps.max()),
+        },
+    )  # fmt: skip
 
-    def projector(block: Tensor) -> Tensor:
+
+def predicted_products(shape: tuple[int, int], rank: int, probes: int, steps: int) -> int:
+    """Products that :func:`randomized` spends on an input by default: the most, but for a rest that breaks down."""
+    short = min(shape)
+    rank, width = min(rank, short), min(_BLOCK, short)
+    blocks = _blocks(_budget(short, rank, width, None, probes, steps), rank, width)
+    if blocks * width >= short:
+        return 2 * short
+    return 2 * blocks * width + 2 * probes * min(steps, short - rank) + _END_PRODUCTS
+
+
+class _Counter:
+    """Blocks of the search and steps of the rest, as (done, total) for whoever listens."""
+
+    def __init__(self, progress: StepProgress | None, searches: int, steps: int) -> None:
+        self._progress, self._searches, self._total, self._done = progress, searches, searches + steps, 0
+
+    def add(self, count: int = 1) -> None:
+        self._done = min(self._done + count, self._total)
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def end_search(self) -> None:
+        self.add(self._searches - self._done)
+
+    def end(self) -> None:
+        self.add(self._total)
+
+
+@dataclass(frozen=True)
+class _Deflation:
+    """The leading triplets of each input.
+
+    Parameters
+    ----------
+    values, residuals : (B, most) arrays
+        nan where an input has fewer.
+    present : (B, most) bool array
+    basis : (B, short, most) tensor
+        Right singular vectors; zero columns where an input has fewer.
+    """
+
+    values: Array
+    residuals: Array
+    present: NDArray[np.bool_]
+    basis: Tensor
+
+    @classmethod
+    def of(cls, space: BlockKrylov, triplets: RitzTriplets, counts: NDArray[np.int64]) -> _Deflation:
+        """The first ``counts`` triplets of each input."""
+        most = int(counts.max())
+        present = np.arange(most) < counts[:, None]
+        values, residuals = (
+            np.where(present, x[:, :most], np.nan) for x in (triplets.values, triplets.residuals)
+        )
+        columns = torch.from_numpy(present[:, None]).to(space.side.device)
+        return cls(values, residuals, present, space.vectors(triplets, most)[1].transpose(1, 2) * columns)
+
+    @property
+    def most(self) -> int:
+        """Triplets of the input that has most of them."""
+        return int(self.present.shape[1])
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(B,) triplets of each input."""
+        return self.present.sum(axis=1)
+
+    def projector(self, block: Tensor) -> Tensor:
         """The part of a (k, B, short) block orthogonal to the leading right singular vectors."""
         for _ in range(2):
-            overlap = torch.einsum("bdr,kbd->kbr", deflation_basis, block)
-            block = block - torch.einsum("bdr,kbr->kbd", deflation_basis, overlap)
+            overlap = torch.einsum("bdr,kbd->kbr", self.basis, block)
+            block = block - torch.einsum("bdr,kbr->kbd", self.basis, overlap)
         return block
 
-    tick(searches - done)
-    free = side.short - int(kept.min())
-    of_one = side.batch * basis_bytes(side.shape, min(steps, free), side.dtype)
-    room = (
-        None
-        if memory_limit is None
-        else memory_limit - deflation_basis.numel() * deflation_basis.element_size()
-    )
-    rests, ends = [], []
+
+@dataclass(frozen=True)
+class _Rest:
+    """Gauss rules of the deflated operator, (B, k) ``steps``, ``finished`` and residuals, and its extreme triplets."""
+
+    rules: GaussRules
+    steps: NDArray[np.int64]
+    finished: NDArray[np.bool_]
+    breakdown_residual: Array
+    largest: tuple[Array, Array]
+    smallest: tuple[Array, Array]
+
+
+def _sample_rest(
+    side: ShortSide,
+    deflation: _Deflation,
+    probes: int,
+    steps: int,
+    *,
+    seed: int,
+    first_input: int,
+    memory_limit: int | None,
+    counter: _Counter,
+) -> _Rest:
+    """Golub-Kahan on A P, P the projector of the deflation, from ``probes`` random vectors of each input."""
+    dimension = side.short - int(deflation.counts.min())
+    of_one = side.batch * basis_bytes(side.shape, min(steps, dimension), side.dtype)
+    room = None if memory_limit is None else memory_limit - deflation.basis.nbytes
+    arrays, rules, ends = [], [], []
     for group in probe_groups(range(probes), of_one, room, side.device):
-        start = projector(
-            random_block(
-                len(group), side, seed, first_input=first_input, first_probe=group.start, stream=_PROBE
-            )
+        count = len(group)
+        start = random_block(
+            count, side, seed, first_input=first_input, first_probe=group.start, stream=_PROBE
         )
+        start = deflation.projector(start)
         start = start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)
-        rest = golub_kahan(
-            side,
-            start,
-            steps,
-            projector=projector,
-            dimension=free,
-            on_step=partial(_tick_for, tick, len(group)),
-        )
-        rests.append((gauss_rules(rest), rest.steps, rest.finished, rest.breakdown_residual))
-        ends.append(_ends(rest, rests[-1][0]))
-        del rest
-    rules = join_probes([rest[0] for rest in rests])
-    taken, finished, breakdown_residual = (np.concatenate([rest[i] for rest in rests]) for i in (1, 2, 3))
-    tick(stages)
-    rows = (side.batch, probes, most)
+        part = golub_kahan(
+            side, start, steps, projector=deflation.projector, dimension=dimension,
+            on_step=lambda _, count=count: counter.add(count),  # type: ignore[misc]
+        )  # fmt: skip
+        rules.append(gauss_rules(part))
+        ends.append(_ends(part, rules[-1]))
+        arrays.append((part.steps.T, part.finished.T, part.breakdown_residual.T))
+        # Its basis is not needed any more, and the next group needs the room.
+        del part
+    taken, finished, residual = (np.concatenate(each, axis=1) for each in zip(*arrays, strict=True))
+    largest, smallest = _as_triplets(side, ends)
+    return _Rest(join_probes(rules), taken, finished, residual, largest, smallest)
+
+
+def _joined(side: ShortSide, deflation: _Deflation, rest: _Rest, noise: Array) -> Spectrum:
+    """One spectrum of the deflated triplets, each of mass 1 / min(m, n), and of the rest."""
+    rules, s, counts = rest.rules, deflation.values, deflation.counts
+    rows = (*rules.nodes.shape[:2], deflation.most)
     leading = np.broadcast_to(np.nan_to_num(s)[:, None], rows)
-    masses = np.broadcast_to(deflated[:, None] / side.short, rows)
+    masses = np.broadcast_to(deflation.present[:, None] / side.short, rows)
     nodes = np.concatenate([leading, rules.nodes], axis=-1)
-    weights = np.concatenate([masses, (1 - kept / side.short)[:, None, None] * rules.weights], axis=-1)
+    weights = np.concatenate([masses, (1 - counts / side.short)[:, None, None] * rules.weights], axis=-1)
     resolved = np.concatenate([np.ones(rows, bool), rules.resolved], axis=-1)
-    floor = np.maximum(noise, breakdown_floor(breakdown_residual.T))
-    # Rules that have not broken down resolve s down to about s_max / steps.
-    floor = np.maximum(floor, rules.nodes.max(axis=(1, 2)) / np.where(finished, np.inf, taken).min(axis=0))
+    floor = np.maximum(noise, quadrature_floor(rules, rest.steps, rest.finished, rest.breakdown_residual))
     # Where the spectrum decays slowly the rest may hold a larger value than the search found.
-    (found, found_error), (bottom, bottom_error) = _as_triplets(side, ends)
+    (found, found_error), (bottom, bottom_error) = rest.largest, rest.smallest
     larger = found > s[:, 0]
-    top, top_error = s.copy(), error.copy()
+    top, top_error = s.copy(), deflation.residuals.copy()
     top[larger, 0], top_error[larger, 0] = found[larger], found_error[larger]
     # A v of length t for a unit v: some singular value lies in [0, t], whatever A^T u says.
     top_error += side.rounding_error(top, s[:, :1])
@@ -182,28 +281,18 @@ def randomized(
         method="randomized",
         shape=side.shape,
         extremes=Extremes(
-            top, top_error, bottom, bottom_residual,
-            (bottom_residual <= 1e-2 * bottom) & (bottom > floor),
+            top, top_error, bottom, bottom_residual, is_resolved(bottom, bottom_residual, floor)
         ),
         products=side.products,
-        seconds=time.perf_counter() - began,
-        provenance=_provenance(side, seed) | {
-            "rank": rank, "taken_out": most, "probes": probes, "steps": int(taken.max()),
-        },
-    )  # fmt: skip
+    )
 
 
-def _tick_for(tick: Callable[[int], None], count: int, _: int) -> None:
-    tick(count)
-
-
-def _budget(side: ShortSide, rank: int, width: int, products: int | None, probes: int, steps: int) -> int:
+def _budget(short: int, rank: int, width: int, products: int | None, probes: int, steps: int) -> int:
     """Products of each input for the leading triplets."""
     least = 2 * max(rank, width)
     if products is None:
         return max(least, _PRODUCTS_EACH * (rank + _BEYOND))
-    # Two products for each of the two ends of the rest.
-    budget = products - 2 * probes * min(steps, side.short) - 4
+    budget = products - 2 * probes * min(steps, short) - _END_PRODUCTS
     if budget < least:
         raise InputError(
             f"products={products} leaves {max(budget, 0)} for the leading triplets beside {probes} probes of {steps} "
@@ -227,21 +316,26 @@ def _capacity(side: ShortSide, rank: int, width: int, budget: int, memory_limit:
     return capacity
 
 
-def _leading(space: BlockKrylov, rank: int, budget: int, tick: Callable[[], None]) -> RitzTriplets:
+def _blocks(budget: int, rank: int, width: int) -> int:
+    """Blocks of the search: as many as the budget pays for, and enough for ``rank`` vectors."""
+    return max(budget // (2 * width), math.ceil(rank / width))
+
+
+def _leading(space: BlockKrylov, rank: int, budget: int, counter: _Counter) -> RitzTriplets:
     """The triplets of a space grown by as many blocks as the budget has, whatever they find."""
-    for _ in range(max(budget // (2 * space.width), math.ceil(rank / space.width))):
+    for _ in range(_blocks(budget, rank, space.width)):
         if space.size + space.width > space.capacity:
             keep = min(rank + (space.capacity - rank) // 2, space.capacity - space.width)
             space.restart(space.ritz(), keep)
         space.expand()
-        tick()
+        counter.add()
         if space.complete:
             break
     return space.ritz()
 
 
 def _kept(triplets: RitzTriplets, rank: int, tol: float) -> NDArray[np.int64]:
-    """(B,) how many to take out: the wanted ones, and every further one down to the first that has not converged."""
+    """(B,) how many to deflate: the wanted ones, and every further one down to the first that has not converged."""
     converged = triplets.residuals <= tol * triplets.values
     return np.maximum(np.logical_and.accumulate(converged, axis=1).sum(axis=1), rank)
 
@@ -290,10 +384,10 @@ def _provenance(side: ShortSide, seed: int) -> dict[str, object]:
     return {"dtype": str(side.dtype).removeprefix("torch."), "device": str(side.device), "seed": seed}
 
 
-def _complete(side: ShortSide, s: np.ndarray, noise: np.ndarray, began: float, seed: int) -> Spectrum:
+def _complete(side: ShortSide, s: np.ndarray, seed: int) -> Spectrum:
     """The space is the whole short side: every singular value is there and nothing is left over."""
     nodes = s[:, None, :]
-    error = side.rounding_error(s, s[:, :1])
+    error, noise = side.rounding_error(s, s[:, :1]), side.noise_floor(s[:, 0])
     return Spectrum(
         Quadrature(
             nodes,
@@ -306,6 +400,5 @@ def _complete(side: ShortSide, s: np.ndarray, noise: np.ndarray, began: float, s
         shape=side.shape,
         extremes=Extremes(s, error, s[:, -1], error[:, -1], s[:, -1] > noise),
         products=side.products,
-        seconds=time.perf_counter() - began,
         provenance=_provenance(side, seed) | {"rank": side.short},
     )

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isometry.errors import InputError
+from isometry.progress import StepProgress
 
 from . import exclusion
 from .block_krylov import BlockKrylov, RitzTriplets
 from .blocks import Operator, ShortSide, random_block
-from .exact import Progress
 
 Array = NDArray[np.float64]
 
@@ -91,7 +91,7 @@ def smallest_singular_value(
     memory_limit: int = 2**30,
     seed: int = 0,
     first_input: int = 0,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> SmallestSingularValue:
     """The smallest of the min(m, n) singular values between two bounds, or "not converged, at most".
 

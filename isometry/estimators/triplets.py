@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isometry.errors import InputError
+from isometry.progress import StepProgress
 from isometry.spectrum import Extremes
 
 from . import exclusion
 from .block_krylov import BlockKrylov, RitzTriplets
 from .blocks import Operator, ShortSide, random_block
-from .exact import Progress
 
 Array = NDArray[np.float64]
 
@@ -102,7 +102,7 @@ def leading_triplets(
     max_products: int | None = None,
     seed: int = 0,
     first_input: int = 0,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> LeadingTriplets:
     """The ``rank`` largest singular values and vectors, and the probability that none is missing.
 
@@ -206,7 +206,7 @@ class _Rest:
         return cls(np.zeros(side.batch), 0.0, torch.empty(side.batch, 0, side.short))
 
 
-def _converge(space: BlockKrylov, rank: int, tol: float, budget: int, progress: Progress | None) -> bool:
+def _converge(space: BlockKrylov, rank: int, tol: float, budget: int, progress: StepProgress | None) -> bool:
     """Expand and restart until the first ``rank`` triplets of every input converge or the products are spent."""
     side = space.side
     reached = False

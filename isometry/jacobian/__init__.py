@@ -1,7 +1,14 @@
-"""A function and a point -> its Jacobian as a map on blocks of vectors."""
+"""A function and a point -> its Jacobian as a map on blocks of vectors. What ``__all__`` does not list is internal."""
 
+from .checks import refuse_training_mode
+from .function import point_function
 from .layers import LayerInfo, named_layers
 from .matrix import MatrixOperator
-from .operator import JacobianOperator
+from .numerics import strict_numerics
+from .operator import DEFAULT_MEMORY_LIMIT, JacobianOperator
+from .outputs import Output
 
-__all__ = ["JacobianOperator", "LayerInfo", "MatrixOperator", "named_layers"]
+__all__ = [
+    "DEFAULT_MEMORY_LIMIT", "JacobianOperator", "LayerInfo", "MatrixOperator", "Output", "named_layers",
+    "point_function", "refuse_training_mode", "strict_numerics",
+]  # fmt: skip

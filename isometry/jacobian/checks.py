@@ -1,4 +1,4 @@
-"""What must hold before a Jacobian is worth measuring, and the message where it does not."""
+"""Models and outputs without a Jacobian worth measuring are refused, with a message that names the cause."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from isometry.errors import ModelError, NonFiniteError
 
 
 def refuse_training_mode(module: nn.Module | None) -> None:
-    """Raise where a module behaves differently in training mode than any one Jacobian can express."""
+    """Raise ModelError where a module in training mode is random or couples samples: it has no one Jacobian."""
     if module is None:
         return
     for name, part in module.named_modules():
@@ -41,7 +41,7 @@ def refuse_training_mode(module: nn.Module | None) -> None:
 
 
 def refuse_nonfinite_output(value: Tensor, module: nn.Module | None, run: Callable[[], object]) -> None:
-    """Raise where the output holds NaN or inf, naming the first module that made one."""
+    """Raise NonFiniteError where the output holds NaN or inf, naming the first module with one in another ``run``."""
     if bool(torch.isfinite(value).all()):
         return
     first: list[str] = []
@@ -72,37 +72,9 @@ def refuse_nonfinite_output(value: Tensor, module: nn.Module | None, run: Callab
 
 
 def refuse_random(first: Tensor, second: Tensor) -> None:
-    """Raise where two evaluations at one point differ."""
+    """Raise ModelError where two evaluations at one point differ in any bit."""
     if not torch.equal(first, second):
         raise ModelError(
             "two evaluations of the model at the same input differ: it draws random numbers (dropout by function, "
             "sampling, noise) or keeps a state. Call model.eval(), or fix what it draws, before measuring"
         )
-
-
-def refuse_coupled_samples(product: Callable[[Tensor], Tensor], point: Tensor, seed: int = 0) -> None:
-    """Raise where a tangent in some samples of a batch moves the outputs of others.
-
-    Parameters
-    ----------
-    product : callable
-        Tangents (1, B, *input_shape) -> (1, B, *output_shape).
-    point : (B, *input_shape) tensor
-    """
-    size = point.shape[0]
-    if size < 2:
-        return
-    generator = torch.Generator().manual_seed(seed)
-    tangent = torch.randn(point.shape, generator=generator, dtype=torch.float64).to(point)
-    number = torch.arange(size, device=point.device)
-    # Any two samples differ in some binary digit of their numbers, so that one mask moves one and not the other.
-    digits = [(number >> digit) & 1 == 1 for digit in range((size - 1).bit_length())]
-    for moved in (side for chosen in digits for side in (chosen, ~chosen)):
-        mask = moved.reshape(-1, *[1] * (point.dim() - 1))
-        out = product((tangent * mask)[None])[0]
-        if bool((out[~moved] != 0).any()):
-            raise ModelError(
-                "the model couples the samples of a batch (a change in one moves the output of another), so no sample "
-                "has a Jacobian of its own. Call model.eval() if batch statistics do it; or leave batched=True out "
-                "to measure the one big Jacobian of the whole batch"
-            )

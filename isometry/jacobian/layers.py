@@ -1,4 +1,4 @@
-"""The named modules of a model with the shapes that enter and leave them: what source= and target= choose from."""
+"""The named modules of a model, from which source= and target= choose, with the shapes that enter and leave them."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ def named_layers(model: nn.Module, x: Tensor) -> list[LayerInfo]:
     outputs: dict[str, tuple[int, ...] | None] = {}
     handles = []
 
-    def enter(name: str) -> Callable[..., None]:
-        def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note_input(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
             inputs.setdefault(name, tuple(tensors[0].shape) if tensors else None)
 
-        return look
+        return hook
 
-    def leave(name: str) -> Callable[..., None]:
-        def look(_: nn.Module, __: Any, value: Any) -> None:
+    def note_output(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, value: Any) -> None:
             outputs.setdefault(name, tuple(value.shape) if isinstance(value, Tensor) else None)
 
-        return look
+        return hook
 
     modules = {name: module for name, module in model.named_modules() if name}
     for name, module in modules.items():
-        handles.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
-        handles.append(module.register_forward_hook(leave(name)))
+        handles.append(module.register_forward_pre_hook(note_input(name), with_kwargs=True))
+        handles.append(module.register_forward_hook(note_output(name)))
     state = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The settings under which a Jacobian is evaluated, put back as they were afterwards."""
+"""Contexts under which a Jacobian is evaluated; every setting is afterwards as it was before."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def strict_numerics(device: torch.device, *, recurrent: bool = False, tf32: bool
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Without Python's search for cycles, which would go through the ever longer record again and again."""
+    """Without Python's search for reference cycles, which would traverse the growing tape again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -68,6 +68,15 @@ def no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def torch_warnings_silenced() -> Iterator[None]:
+    """Without torch's warnings of its own slow paths and, at the first jvp, of its own old code."""
+    with warnings.catch_warnings():
+        for category in (UserWarning, DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        yield
 
 
 def _set(stack: ExitStack, owner: Any, name: str, value: object) -> None:

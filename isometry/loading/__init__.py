@@ -1,12 +1,15 @@
 """Models, inputs and weights from the texts that name them on the command line and in grids.
 
 Code in a file or package that the user names is run. Weights and inputs are loaded as plain arrays, never unpickled.
+
+Names that are not in `__all__` are internal.
 """
 
 from __future__ import annotations
 
+from isometry.loading.devices import device_of
 from isometry.loading.inputs import LoadedInput, load_input
 from isometry.loading.models import LoadedModel, load_model
 from isometry.loading.weights import load_weights
 
-__all__ = ["LoadedInput", "LoadedModel", "load_input", "load_model", "load_weights"]
+__all__ = ["LoadedInput", "LoadedModel", "device_of", "load_input", "load_model", "load_weights"]

@@ -1,7 +1,13 @@
-"""Model and input -> `Spectrum`: the choice of a method, when to stop, and the record of what was done."""
+"""Model and input -> `Spectrum`: the choice of a method, when to stop, and the record of what was done.
+
+Public is what `__all__` lists, and `distributed.process_group`; everything else in the modules is internal.
+"""
 
 from __future__ import annotations
 
 from isometry.measurement.measurement import measure
+from isometry.measurement.methods import Exact, Lanczos, Randomized
+from isometry.measurement.options import MeasureOptions
+from isometry.measurement.stopping import Goal
 
-__all__ = ["measure"]
+__all__ = ["Exact", "Goal", "Lanczos", "MeasureOptions", "Randomized", "measure"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from isometry.errors import ConvergenceWarning
+from isometry.estimators.defaults import TOP
 from isometry.spectrum import Spectrum
 
 _CAUSES = {
@@ -20,8 +21,6 @@ _CAUSES = {
     "rounding": "the rest is rounding; measure with dtype=torch.float64",
     "exact": "the rest is rounding; measure with dtype=torch.float64",
 }
-# How many top values of an exact measurement, which lists them all, are meant where nobody says.
-DEFAULT_TOP = 6
 
 
 def converged(spectrum: Spectrum, tol: float, *, top: int | None = None) -> bool:
@@ -38,7 +37,7 @@ def worst_residual(spectrum: Spectrum, count: int | None = None, *, top: int | N
     if e is None:
         return 0.0
     exact = not spectrum.distribution.errors.random
-    count = count or ((top or DEFAULT_TOP) if exact else e.top.shape[1])
+    count = count or ((top or TOP) if exact else e.top.shape[1])
     values, residual = e.top[:, :count], e.top_residual[:, :count]
     known = np.isfinite(values) & (values > (spectrum.floor if exact else 0))
     return float(np.max(residual[known] / values[known], initial=0.0))

@@ -1,17 +1,29 @@
-"""Which method, how many inputs at once, and the memory that takes: decided before the work, from numbers alone."""
+"""The methods of a measurement as objects that know what they cost, and the choice of one before the work."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any, ClassVar
 
 from isometry.errors import InputError
+from isometry.estimators import defaults, exact, lanczos, randomized
+from isometry.estimators.blocks import PROBES
 from isometry.estimators.probe_rules import basis_bytes, probe_groups
+from isometry.estimators.randomized import predicted_products
 from isometry.jacobian import JacobianOperator
-from isometry.measurement.stopping import EDGES, FIRST_STEPS, LEAST_PROBES, MOST_PROBES, Goal, Limits
+from isometry.measurement.stopping import (
+    EXTREME_QUANTITIES,
+    MAX_PROBES,
+    MIN_PROBES,
+    Goal,
+    first_steps,
+)
+from isometry.progress import StepProgress
+from isometry.spectrum import Spectrum
 
-METHODS = ("auto", "exact", "lanczos", "randomized")
-DEFAULT_PROBES, DEFAULT_STEPS, DEFAULT_RANK = 16, 50, 20
-_RANDOMIZED_PROBES, _RANDOMIZED_STEPS = 8, 30
 # A dense SVD of a longer short side takes minutes on a processor, whatever the products cost.
 _LARGEST_DENSE_SIDE = 6000
 # The matrix in float64, its copy and the work space of the decomposition.
@@ -19,150 +31,357 @@ _DENSE_COPIES = 3
 # Vectors of a step besides the bases: those of the start in float64, both products, what re-orthogonalisation makes of
 # them; measured.
 _STEP_VECTORS = 12
-_MOST_INPUTS_AT_ONCE = 64
+_MAX_INPUTS_PER_GROUP = 64
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a measurement goes about it.
+class Peak:
+    """Predicted bytes at the peak of the memory, and what takes them."""
+
+    size: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"about {_amount(self.size)} at the peak: {self.reason}"
+
+
+class _Method:
+    """A method knows its products, its memory and how to run; each class has its options as fields."""
+
+    def peak(self, operator: JacobianOperator) -> Peak:
+        raise NotImplementedError
+
+    def peak_bytes(self, operator: JacobianOperator) -> int:
+        """Predicted bytes at the peak, beside those of the model and the operator; within ``operator.memory_limit``."""
+        return self.peak(operator).size
+
+
+@dataclass(frozen=True)
+class Exact(_Method):
+    """All singular values, by the SVD in float64 of J, built from its shorter side: min(m, n) products.
 
     Parameters
     ----------
-    method : {"exact", "lanczos", "randomized"}
-    probes, steps : int
-        Of "lanczos" and "randomized"; with a goal, the most of each.
-    inputs_at_once : int
-    exact_products : float
-        What going over to the exact method would cost, inf where it is out of the question.
-    peak_bytes : int
-        Predicted: what the work adds to the memory that the process has with model and operator made.
-    peak_reason : str
-        What takes it.
+    top : int, optional
+        How many of the largest singular values ``tol`` is about; 6.
+    tol : float, optional
+        Relative residual they must reach; a ConvergenceWarning says where they do not.
     """
 
-    method: str
-    probes: int
-    steps: int
-    inputs_at_once: int
-    exact_products: float
-    peak_bytes: int
-    peak_reason: str
+    name: ClassVar[str] = "exact"
+    top: int | None = None
+    tol: float | None = None
 
-    @property
-    def limits(self) -> Limits:
-        """For the stopping rule."""
-        return Limits(self.probes, self.steps, self.exact_products)
+    def __post_init__(self) -> None:
+        _check(self, "top")
+
+    def products(self, operator: JacobianOperator) -> int:
+        """min(m, n) for each input."""
+        return _inputs(operator) * min(operator.shape)
+
+    def is_practical(self, operator: JacobianOperator) -> bool:
+        """Whether the matrix fits into the memory limit, and its SVD takes no more than minutes."""
+        fits = self._dense_bytes(operator) <= operator.memory_limit
+        return fits and min(operator.shape) <= _LARGEST_DENSE_SIDE
+
+    def inputs_per_group(self, operator: JacobianOperator) -> int:
+        """Inputs measured together, as many as the memory limit holds."""
+        return _inputs_per_group(operator, self._dense_bytes(operator))
+
+    def peak(self, operator: JacobianOperator) -> Peak:
+        """The matrix with its decomposition, and the products."""
+        (m, n), inputs = operator.shape, self.inputs_per_group(operator)
+        matrix = inputs * self._dense_bytes(operator)
+        products, text = _chunk(operator, min(m, n), inputs)
+        return Peak(
+            matrix + products, f"the {m} x {n} matrix and its decomposition {_amount(matrix)}, {text}"
+        )
+
+    def run(
+        self,
+        operator: JacobianOperator,
+        *,
+        seed: int = 0,
+        first_input: int = 0,
+        progress: StepProgress | None = None,
+    ) -> Spectrum:
+        """:func:`isometry.estimators.exact`; nothing in it is random."""
+        return exact(operator, block=max(operator.chunk, 1), progress=progress)
+
+    def refuse_too_large(self, operator: JacobianOperator) -> None:
+        """Raise InputError where the matrix does not fit into the memory limit."""
+        dense, limit, (m, n) = self._dense_bytes(operator), operator.memory_limit, operator.shape
+        if dense > limit:
+            raise InputError(
+                f"the dense {m} x {n} Jacobian and its SVD take about {dense / 1e9:.3g} GB, more than "
+                f"memory_limit ({limit / 1e9:.3g} GB): take method='lanczos', or raise memory_limit"
+            )
+
+    @staticmethod
+    def _dense_bytes(operator: JacobianOperator) -> int:
+        return _DENSE_COPIES * 8 * math.prod(operator.shape)
 
 
-def plan(
-    method: str,
-    operator: JacobianOperator,
-    *,
-    probes: int | None,
-    steps: int | None,
-    memory_limit: int,
-    goal: Goal | None = None,
-    kind: str = "gaussian",
-) -> Plan:
-    """The plan for these options.
+@dataclass(frozen=True)
+class Lanczos(_Method):
+    """The distribution of all singular values from a few random probes: stochastic Lanczos quadrature.
+
+    Parameters
+    ----------
+    probes, steps : int, optional
+        Random probes of each input and Golub-Kahan steps of each probe; 16 and 50. With a :class:`Goal` the most of
+        each: 4096 probes and as many steps as there are, but for "mean_square", which steps do not improve (50), and
+        for "top" and "s_max", which probes do not (8).
+    top : int, optional
+        How many of the largest singular values to report with residual bounds; 6.
+    tol : float, optional
+        Relative residual they must reach; a ConvergenceWarning says where they do not.
+    probe : {"gaussian", "rademacher", "orthogonal"}
+        Kind of probes: uniform on the sphere, as normalised Gaussian vectors are; random signs; uniform, and orthogonal
+        to one another in fixed groups of 16. Random signs vary less where singular vectors have few large entries (0.28
+        to 1.05 of the variance, benchmarks/probes.py), orthogonal ones where n is small; the law behind the band of the
+        cdf is that of the sphere, hence the default.
+    """
+
+    name: ClassVar[str] = "lanczos"
+    probes: int | None = None
+    steps: int | None = None
+    top: int | None = None
+    tol: float | None = None
+    probe: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        _check(self, "probes", "steps", "top")
+        if self.probe not in PROBES:
+            raise InputError(f"probe is one of {', '.join(PROBES)}; got {self.probe!r}")
+
+    def numbers(self, operator: JacobianOperator, goal: Goal | None = None) -> tuple[int, int]:
+        """(probes, steps) for this operator; with a goal the most of each."""
+        short = min(operator.shape)
+        if goal is None:
+            probes, steps = defaults.PROBES, defaults.STEPS
+        else:
+            probes = MIN_PROBES if goal.quantity in EXTREME_QUANTITIES else MAX_PROBES
+            steps = short if goal.adds_steps else defaults.STEPS
+        return self.probes or probes, min(self.steps or steps, short)
+
+    def products(self, operator: JacobianOperator, goal: Goal | None = None) -> int:
+        """2 * probes * steps for each input; with a goal, what the first round spends."""
+        probes, steps = self.numbers(operator, goal)
+        if goal is not None:
+            probes = min(probes, MIN_PROBES)
+        return 2 * _inputs(operator) * probes * first_steps(goal, steps)
+
+    def inputs_per_group(self, operator: JacobianOperator, goal: Goal | None = None) -> int:
+        """Inputs measured together, as many as the memory limit holds with 16 probes of each."""
+        probes, steps = self.numbers(operator, goal)
+        of_probe = basis_bytes(operator.shape, first_steps(goal, steps), operator.dtype)
+        return _inputs_per_group(operator, min(probes, defaults.PROBES) * of_probe)
+
+    def peak(self, operator: JacobianOperator, goal: Goal | None = None) -> Peak:
+        """The bases of the probes that go together, vectors of a step, and the products."""
+        (probes, steps), (m, n) = self.numbers(operator, goal), operator.shape
+        steps, inputs = first_steps(goal, steps), self.inputs_per_group(operator, goal)
+        of_probe = inputs * basis_bytes(operator.shape, steps, operator.dtype)
+        together = len(probe_groups(range(probes), of_probe, operator.memory_limit, operator.device)[0])
+        vectors = together * _STEP_VECTORS * inputs * (m + n) * operator.dtype.itemsize
+        products, text = _chunk(operator, probes, inputs)
+        if goal is not None and goal.adds_steps:
+            of_probe = basis_bytes(operator.shape, min(m, n), operator.dtype)
+            bases = min(operator.memory_limit, _inputs(operator) * probes * of_probe)
+            return Peak(bases + products + vectors, f"at most, with bases up to {_amount(bases)}, {text}")
+        bases = together * of_probe
+        return Peak(
+            bases + products + vectors,
+            f"bases of {together} probes of {steps} steps {_amount(bases)}, vectors {_amount(vectors)}, {text}",
+        )
+
+    def run(
+        self,
+        operator: JacobianOperator,
+        *,
+        seed: int = 0,
+        first_input: int = 0,
+        progress: StepProgress | None = None,
+    ) -> Spectrum:
+        """:func:`isometry.estimators.lanczos`. `measure` can stop it at a :class:`Goal` and interrupt it."""
+        probes, steps = self.numbers(operator)
+        return lanczos(
+            operator, probes=probes, steps=steps, top=self.top or defaults.TOP, probe=self.probe, seed=seed,
+            first_input=first_input, memory_limit=operator.memory_limit, progress=progress,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Randomized(_Method):
+    """The leading singular triplets, deflated exactly, and the distribution of the rest from random probes.
+
+    Parameters
+    ----------
+    rank : int
+        Leading triplets.
+    tol : float, optional
+        Relative residual at which a triplet has converged, 0.01; every converged one is deflated. Where it is given, a
+        ConvergenceWarning says where a reported top value does not reach it.
+    probes, steps : int
+        Random probes of each input, and Golub-Kahan steps of each, for what deflation leaves.
+    """
+
+    name: ClassVar[str] = "randomized"
+    rank: int = defaults.RANK
+    tol: float | None = None
+    probes: int = defaults.REST_PROBES
+    steps: int = defaults.REST_STEPS
+
+    def __post_init__(self) -> None:
+        _check(self, "rank", "probes", "steps")
+
+    def products(self, operator: JacobianOperator) -> int:
+        """About 6 (rank + 10) + 2 * probes * steps for each input."""
+        return _inputs(operator) * predicted_products(operator.shape, self.rank, self.probes, self.steps)
+
+    def inputs_per_group(self, operator: JacobianOperator) -> int:
+        """Inputs measured together, as many as the memory limit holds with their probes."""
+        return _inputs_per_group(operator, min(self.probes, defaults.PROBES) * self._of_probe(operator))
+
+    def peak(self, operator: JacobianOperator) -> Peak:
+        """The bases of the probes, and the products."""
+        inputs = self.inputs_per_group(operator)
+        bases = self.probes * inputs * self._of_probe(operator)
+        products, text = _chunk(operator, self.probes, inputs)
+        return Peak(bases + products, f"bases of {self.probes} probes {_amount(bases)}, {text}")
+
+    def run(
+        self,
+        operator: JacobianOperator,
+        *,
+        seed: int = 0,
+        first_input: int = 0,
+        progress: StepProgress | None = None,
+    ) -> Spectrum:
+        """:func:`isometry.estimators.randomized`."""
+        return randomized(
+            operator, rank=self.rank, tol=self.tol or defaults.TOL, probes=self.probes, steps=self.steps, seed=seed,
+            first_input=first_input, memory_limit=operator.memory_limit, progress=progress,
+        )  # fmt: skip
+
+    def _of_probe(self, operator: JacobianOperator) -> int:
+        return basis_bytes(operator.shape, self.steps, operator.dtype)
+
+
+Method = Exact | Lanczos | Randomized
+METHODS = ("auto", Exact.name, Lanczos.name, Randomized.name)
+
+
+def named_method(name: str, options: Mapping[str, Any]) -> Method | None:
+    """The method of that name with those of ``options`` that it has; None for "auto", which depends on the operator.
+
+    All options are checked, those of other methods too.
 
     Raises
     ------
     InputError
-        What was asked for does not fit into the memory limit, or does not go together.
+        No such method, or an option that is out of its range or does not go with the method.
     """
-    short, count = min(operator.shape), operator.batch or 1
-    dense = _DENSE_COPIES * 8 * operator.shape[0] * operator.shape[1]
-    possible = method in ("auto", "exact") and dense <= memory_limit and short <= _LARGEST_DENSE_SIDE
-    if goal is not None and method == "randomized":
+    if name not in METHODS:
+        raise InputError(f"method is one of {', '.join(METHODS)}; got {name!r}")
+    methods = {method.name: method for method in _methods(options)}
+    probe = options.get("probe", "gaussian")
+    if name == Randomized.name and probe != "gaussian":
+        raise InputError(f"probe={probe!r} goes with method='lanczos'; 'randomized' draws Gaussian vectors")
+    return methods.get(name)
+
+
+def select_method(
+    operator: JacobianOperator, goal: Goal | None, options: Mapping[str, Any]
+) -> Exact | Lanczos:
+    """The method of "auto": exact or lanczos, whichever takes fewer products; exact only where it is practical.
+
+    The randomized method is no candidate: it is for the leading values, and says less about the rest.
+    """
+    dense, sampled, _ = _methods(options)
+    if not exact_is_affordable(dense, operator, goal):
+        return sampled
+    return dense if dense.products(operator) <= sampled.products(operator, goal) else sampled
+
+
+def checked_method(
+    asked: Method | None, operator: JacobianOperator, goal: Goal | None, options: Mapping[str, Any]
+) -> Method:
+    """The method asked for, or for None ("auto") the one that :func:`select_method` takes.
+
+    Raises
+    ------
+    InputError
+        The matrix of an exact measurement does not fit into the memory limit; or the method, or the precision of the
+        operator, cannot reach the goal.
+    """
+    if goal is not None:
+        _refuse_goal(asked, goal, operator)
+    method = asked or select_method(operator, goal, options)
+    if isinstance(method, Exact):
+        method.refuse_too_large(operator)
+    return method
+
+
+def exact_is_affordable(method: Exact, operator: JacobianOperator, goal: Goal | None) -> bool:
+    """Whether the exact method is practical and within the products that may be spent."""
+    budget = None if goal is None else goal.products
+    return method.is_practical(operator) and (budget is None or method.products(operator) <= budget)
+
+
+def _refuse_goal(method: Method | None, goal: Goal, operator: JacobianOperator) -> None:
+    """Raise InputError for a goal that the method, or the precision of the operator, cannot reach."""
+    if isinstance(method, Randomized):
         raise InputError(
             "rtol and budget go with method='auto', 'lanczos' or 'exact'; for 'randomized' there is tol"
         )
-    if kind != "gaussian" and method == "randomized":
-        raise InputError(f"probe={kind!r} goes with method='lanczos'; 'randomized' draws Gaussian vectors")
-    if (
-        goal is not None
-        and goal.rtol is not None
-        and goal.rtol < operator.rounding
-        and goal.quantity in EDGES
-    ):
+    if goal.rtol is not None and goal.rtol < operator.rounding and goal.quantity in EXTREME_QUANTITIES:
         raise InputError(
             f"rtol={goal.rtol:g} is below the rounding of products in {operator.dtype} ({operator.rounding:.1e}): ask "
             "for less, or measure with dtype=torch.float64"
         )
-    if goal is not None and goal.products is not None and goal.products < count * short:
-        possible = False
-    if method == "auto":
-        stochastic = _least_products(goal, probes, steps, short)
-        method = "exact" if possible and short <= stochastic else "lanczos"
-    if method == "exact" and dense > memory_limit:
-        m, n = operator.shape
-        raise InputError(
-            f"the dense {m} x {n} Jacobian and its SVD take about {dense / 1e9:.3g} GB, more than "
-            f"memory_limit ({memory_limit / 1e9:.3g} GB): take method='lanczos', or raise memory_limit"
-        )
-    if method == "randomized":
-        probes, steps = probes or _RANDOMIZED_PROBES, steps or _RANDOMIZED_STEPS
-    elif goal is None:
-        probes, steps = probes or DEFAULT_PROBES, steps or DEFAULT_STEPS
-    elif goal.quantity == "mean_square":
-        probes, steps = probes or MOST_PROBES, steps or DEFAULT_STEPS
-    elif goal.quantity == "cdf":
-        probes, steps = probes or MOST_PROBES, steps or short
-    else:
-        probes, steps = probes or LEAST_PROBES, steps or short
-    steps = min(steps, short)
-    first = steps if goal is None or goal.quantity == "mean_square" else min(FIRST_STEPS, steps)
-    group = min(probes, DEFAULT_PROBES)
-    of_input = dense if method == "exact" else group * basis_bytes(operator.shape, first, operator.dtype)
-    at_once = max(1, min(count, memory_limit // max(of_input, 1), _MOST_INPUTS_AT_ONCE))
-    peak, reason = _peak(method, operator, probes, first, at_once, memory_limit, goal)
-    # How long a decomposition takes is not known, so within a time nothing goes over to it.
-    switch = possible and (goal is None or goal.seconds is None)
-    return Plan(method, probes, steps, at_once, count * short if switch else float("inf"), peak, reason)
 
 
-def _least_products(goal: Goal | None, probes: int | None, steps: int | None, short: int) -> int:
-    """What lanczos spends on an input, at least."""
-    if goal is None:
-        return 2 * (probes or DEFAULT_PROBES) * min(steps or DEFAULT_STEPS, short)
-    first = (steps or DEFAULT_STEPS) if goal.quantity == "mean_square" else min(steps or short, FIRST_STEPS)
-    return 2 * min(probes or LEAST_PROBES, LEAST_PROBES) * min(first, short)
+def _methods(options: Mapping[str, Any]) -> tuple[Exact, Lanczos, Randomized]:
+    """Each method with those of the options that it has; what ``rank`` leaves open ``top`` says."""
+
+    def some(*names: str) -> dict[str, Any]:
+        return {name: options[name] for name in names if name in options}
+
+    dense, sampled = Exact(**some("top", "tol")), Lanczos(**some("probes", "steps", "top", "tol", "probe"))
+    leading = Randomized(**some("rank", "tol", "probes", "steps"))
+    if "rank" not in options and "top" in options:
+        leading = replace(leading, rank=options["top"])
+    return dense, sampled, leading
 
 
-def _peak(
-    method: str,
-    operator: JacobianOperator,
-    probes: int,
-    steps: int,
-    at_once: int,
-    memory_limit: int,
-    goal: Goal | None,
-) -> tuple[int, str]:
-    count, (m, n) = operator.batch or 1, operator.shape
-    share = at_once / count
-    of_vector = at_once * (m + n) * operator.dtype.itemsize
-    of_chunk = int(
-        min(operator.chunk, probes if method != "exact" else min(m, n)) * operator.bytes_per_probe * share
-    )
-    in_chunk = f"products {_amount(of_chunk)}"
-    if method == "exact":
-        kept = at_once * _DENSE_COPIES * 8 * m * n
-        return kept + of_chunk, f"the {m} x {n} matrix and its decomposition {_amount(kept)}, {in_chunk}"
-    if method == "randomized":
-        kept = probes * at_once * basis_bytes(operator.shape, steps, operator.dtype)
-        return kept + of_chunk, f"bases of {probes} probes {_amount(kept)}, {in_chunk}"
-    of_probe = at_once * basis_bytes(operator.shape, steps, operator.dtype)
-    together = len(probe_groups(range(probes), of_probe, memory_limit, operator.device)[0])
-    around = together * _STEP_VECTORS * of_vector
-    if goal is not None and goal.quantity != "mean_square":
-        most = min(memory_limit, count * probes * basis_bytes(operator.shape, min(m, n), operator.dtype))
-        return most + of_chunk + around, f"at most, with bases up to {_amount(most)}, {in_chunk}"
-    kept = together * of_probe
-    return (
-        kept + of_chunk + around,
-        f"bases of {together} probes of {steps} steps {_amount(kept)}, vectors {_amount(around)}, {in_chunk}",
-    )
+def _check(method: Any, *counts: str) -> None:
+    """Raise InputError where a field of the method is out of its range."""
+    for name in counts:
+        value = getattr(method, name)
+        if value is not None and not isinstance(value, Integral):
+            raise InputError(f"{name} is a whole number; got {value!r}")
+        if value is not None and value < 1:
+            raise InputError(f"{name} is at least 1; got {value}")
+    if method.tol is not None and not method.tol > 0:
+        raise InputError(f"tol is a positive relative residual; got {method.tol}")
+
+
+def _inputs(operator: JacobianOperator) -> int:
+    return operator.batch or 1
+
+
+def _inputs_per_group(operator: JacobianOperator, bytes_of_input: int) -> int:
+    fitting = operator.memory_limit // max(bytes_of_input, 1)
+    return max(1, min(_inputs(operator), fitting, _MAX_INPUTS_PER_GROUP))
+
+
+def _chunk(operator: JacobianOperator, vectors: int, inputs: int) -> tuple[int, str]:
+    """Bytes of the products of one chunk of so many vectors of so many inputs, and the same as text."""
+    share = inputs / _inputs(operator)
+    size = int(min(operator.chunk, vectors) * operator.bytes_per_probe * share)
+    return size, f"products {_amount(size)}"
 
 
 def _amount(size: int) -> str:
@@ -171,8 +390,3 @@ def _amount(size: int) -> str:
         if size >= scale:
             return f"{size / scale:.3g} {unit}"
     return f"{size / 1e3:.2g} kB"
-
-
-def peak_text(plan: Plan) -> str:
-    """One line for whoever starts the work."""
-    return f"about {_amount(plan.peak_bytes)} at the peak: {plan.peak_reason}"

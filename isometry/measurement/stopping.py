@@ -1,22 +1,21 @@
-"""When a measurement may stop: the error of the quantity asked for, the budget, and what to add until then.
+"""What a measurement is to reach, and how far it is from that: the goal, and the error of its quantity.
 
-The stopping rule looks at the very error that is reported, so it prefers runs that happen to look better than they are.
-Three things keep that small. The error of the mean square is the larger of two: Student's interval from the spread of
+The stopping rule tests the error that is reported, so it stops too early where that error is underestimated. Three
+things keep this bias small. The error of the mean square is the larger of two: Student's interval from the spread of
 the probes, and the one from the variance that probes on the sphere have, 2 (m_2 - m_1^2) / (n + 2) of the moments of
-J^T J (m_2 is known to the probes far better than their own spread). There are at least 8 probes. And they grow by a
-quarter or more between two looks.
+J^T J (the probes know m_2 far better than their own spread). There are at least 8 probes. And their number grows by a
+quarter or more between two tests (:mod:`.adaptive`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,19 +24,16 @@ from isometry.measurement.convergence import worst_residual
 from isometry.spectrum import Spectrum
 from isometry.spectrum.probe_intervals import student_quantile
 
-if TYPE_CHECKING:
-    from isometry.measurement.lanczos_run import Sampling
-
-EDGES = ("top", "s_max")
-QUANTITIES = ("mean_square", "cdf", *EDGES)
-# Fewer probes have too rough an idea of their own spread.
-LEAST_PROBES = 8
-# Steps that values at the edge are first looked at with, and the masses of a cdf.
-FIRST_STEPS = 16
-# A stop for what no number of probes reaches.
-MOST_PROBES = 4096
-CONFIDENCE = 0.95
-# Places at which the width of a band is looked at.
+EXTREME_QUANTITIES = ("top", "s_max")
+QUANTITIES = ("mean_square", "cdf", *EXTREME_QUANTITIES)
+# The spread of fewer probes is too poor an estimate of their error.
+MIN_PROBES = 8
+# Steps before the first test, where steps are added.
+_FIRST_STEPS = 16
+# Where no number of probes reaches the goal.
+MAX_PROBES = 4096
+_CONFIDENCE = 0.95
+# Places at which the width of a band is evaluated.
 _PLACES = 512
 # Units of rounding of s_max up to which nodes are one value: 8 of each, and as much again for the band about it.
 _SAME = 64
@@ -46,49 +42,67 @@ _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True)
 class Goal:
-    """What a measurement is to reach and what it may cost.
+    """What a measurement is to reach, and what it may cost. It takes ``rtol``, ``budget`` or both.
 
     Parameters
     ----------
     quantity : {"mean_square", "cdf", "top", "s_max"}
+        What ``rtol`` bounds. "mean_square": half the width of its 95 % interval, relative. "cdf": the largest distance
+        of the cdf from its simultaneous 95 % band, from the floor upwards. "top" and "s_max": the largest residual of
+        all reported top values, or of s_max, relative.
     rtol : float, optional
-        What the error of the quantity is to fall to; without it the budget is spent.
-    products : int, optional
-        Jacobian products that may be spent.
-    seconds : float, optional
-        Wall time that may be spent.
-    top : int, optional
-        How many of the values of an exact measurement "top" is about.
+        Probes and steps are added until the error of the quantity is at most this. Without it the budget is spent.
+    budget : int or str, optional
+        Products that may be spent, or seconds as "60s" ("5min", "2h").
+
+    Raises
+    ------
+    InputError
+        A quantity, error or budget that is none.
     """
 
-    quantity: str
+    quantity: str = "mean_square"
     rtol: float | None = None
-    products: int | None = None
-    seconds: float | None = None
-    top: int | None = None
+    budget: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantity not in QUANTITIES:
+            raise InputError(f"quantity is one of {', '.join(QUANTITIES)}; got {self.quantity!r}")
+        if self.rtol is not None and not 0 < self.rtol < 1:
+            raise InputError(f"rtol is a relative error between 0 and 1; got {self.rtol}")
+        _budget(self.budget)
 
     @classmethod
-    def of(
-        cls, rtol: float | None, quantity: str | None, budget: int | str | None, top: int | None = None
-    ) -> Goal | None:
-        """The goal that the options of `measure` state, checked; None where they state none."""
-        if quantity is not None and quantity not in QUANTITIES:
-            raise InputError(f"quantity is one of {', '.join(QUANTITIES)}; got {quantity!r}")
+    def of(cls, rtol: float | None, quantity: str | None, budget: int | str | None) -> Goal | None:
+        """The goal that the options of `measure` state; None where they state none."""
+        goal = cls(quantity or "mean_square", rtol, budget)
         if rtol is None and budget is None:
             if quantity is not None:
                 raise InputError(f"quantity={quantity!r} says what rtol or budget is about: give one of them")
             return None
-        if rtol is not None and not 0 < rtol < 1:
-            raise InputError(f"rtol is a relative error between 0 and 1; got {rtol}")
-        products, seconds = _budget(budget)
-        return cls(quantity or "mean_square", rtol, products, seconds, top)
+        return goal
 
-    def error_of(self, spectrum: Spectrum) -> Error:
-        """How well the spectrum knows the quantity."""
-        return _ERRORS[self.quantity](spectrum, self.top)
+    @property
+    def products(self) -> int | None:
+        """Jacobian products that may be spent, if the budget is a number of them."""
+        return _budget(self.budget)[0]
 
-    def reached(self, error: Error) -> bool:
-        """Whether that is as well as was asked."""
+    @property
+    def seconds(self) -> float | None:
+        """Wall time that may be spent, if the budget is one."""
+        return _budget(self.budget)[1]
+
+    @property
+    def adds_steps(self) -> bool:
+        """Whether steps improve the quantity. Each probe has its own mean square exactly after any number of steps."""
+        return self.quantity != "mean_square"
+
+    def error_of(self, spectrum: Spectrum, *, top: int | None = None) -> QuantityError:
+        """The error of the quantity in that spectrum; of an exact one, with all its values, of the leading ``top``."""
+        return _ERRORS[self.quantity](spectrum, top)
+
+    def reached(self, error: QuantityError) -> bool:
+        """Whether the error is at most ``rtol``."""
         return self.rtol is not None and error.size <= self.rtol
 
 
@@ -110,31 +124,31 @@ def _budget(budget: int | str | None) -> tuple[int | None, float | None]:
 
 
 @dataclass(frozen=True)
-class Error:
-    """The error of a quantity, and what makes it smaller: "probes" or "steps"; "rounding" where nothing does."""
+class QuantityError:
+    """The error of a quantity, and what limits it: too few "probes", too few "steps", or "rounding"."""
 
     size: float
-    cure: str
+    limited_by: str
 
 
-def _mean_square_error(spectrum: Spectrum, top: int | None) -> Error:
+def _mean_square_error(spectrum: Spectrum, top: int | None) -> QuantityError:
     """Half the width of the 95 % interval, relative. Steps do not matter: each probe has its mean square exactly."""
     d, probes, inputs = spectrum.quadrature, spectrum.n_probes, spectrum.n_inputs
     # Relative to the largest node: the squares themselves may leave the range of floats.
     squares, fourths = d.row_moments(2)[1], d.row_moments(4)[1].mean(1)
-    mean, of_the_spread = float(squares.mean()), spectrum.standard_error(squares)
+    mean, from_spread = float(squares.mean()), spectrum.standard_error(squares)
     if mean == 0 or not d.errors.random:
-        return Error(0.0, "probes")
+        return QuantityError(0.0, "probes")
     if probes == 1:
-        return Error(math.inf if of_the_spread != 0 else 0.0, "probes")
+        return QuantityError(math.inf if from_spread != 0 else 0.0, "probes")
     # Of random signs and of orthogonal groups this is an upper bound, but for a factor 1 + 2 / n.
     variance = np.maximum(fourths - squares.mean(1) ** 2, 0.0) * 2 / (d.dimension + 2)
-    of_the_sphere = math.sqrt(float(variance.sum()) / probes) / inputs
-    quantile = student_quantile(0.5 + CONFIDENCE / 2, inputs * (probes - 1))
-    return Error(quantile * max(of_the_spread, of_the_sphere) / mean, "probes")
+    from_sphere = math.sqrt(float(variance.sum()) / probes) / inputs
+    quantile = student_quantile(0.5 + _CONFIDENCE / 2, inputs * (probes - 1))
+    return QuantityError(quantile * max(from_spread, from_sphere) / mean, "probes")
 
 
-def _cdf_error(spectrum: Spectrum, top: int | None) -> Error:
+def _cdf_error(spectrum: Spectrum, top: int | None) -> QuantityError:
     """The largest distance between the cdf and the ends of its simultaneous 95 % band, from the floor upwards."""
     d = spectrum.quadrature
     nodes = np.unique(d.nodes[(d.weights > 0) & (d.nodes > spectrum.floor)])
@@ -150,147 +164,48 @@ def _cdf_error(spectrum: Spectrum, top: int | None) -> Error:
     cdf = spectrum.cdf(places)
     sizes = []
     for lower, upper in (
-        spectrum.cdf_band(places, CONFIDENCE, simultaneous=True),
+        spectrum.cdf_band(places, _CONFIDENCE, simultaneous=True),
         spectrum.cdf_bounds(places),
     ):
         sizes.append(float(np.maximum(upper - cdf, cdf - lower).max()))
-    return Error(sizes[0], "steps" if sizes[1] > 0.5 * sizes[0] else "probes")
+    return QuantityError(sizes[0], "steps" if sizes[1] > 0.5 * sizes[0] else "probes")
 
 
-def _edge_error(spectrum: Spectrum, top: int | None, count: int | None = None) -> Error:
+def _residual_error(spectrum: Spectrum, top: int | None, count: int | None = None) -> QuantityError:
     """The largest residual of the leading values, relative to each."""
     e, d = spectrum.extremes, spectrum.quadrature
     assert e is not None, "a measurement"
     size = worst_residual(spectrum, count, top=top)
     if not d.errors.random:
-        return Error(size, "rounding")
+        return QuantityError(size, "rounding")
     if np.isnan(e.top[:, :count]).any() and not d.resolved.all():
-        return Error(math.inf, "steps")
+        return QuantityError(math.inf, "steps")
     rounding = 8 * d.errors.eps * e.top[:, :1]
     below = np.nan_to_num(e.top_residual[:, :count]) <= 2 * rounding
-    return Error(size, "rounding" if below.all() else "steps")
+    return QuantityError(size, "rounding" if below.all() else "steps")
 
 
-_ERRORS: Mapping[str, Callable[[Spectrum, int | None], Error]] = {
+_ERRORS: Mapping[str, Callable[[Spectrum, int | None], QuantityError]] = {
     "mean_square": _mean_square_error,
     "cdf": _cdf_error,
-    "top": _edge_error,
-    "s_max": partial(_edge_error, count=1),
+    "top": _residual_error,
+    "s_max": partial(_residual_error, count=1),
 }
 
 
-class OutOfTime(Exception):
-    """The seconds of the budget are over."""
+def first_steps(goal: Goal | None, steps: int) -> int:
+    """Steps of the first round, where ``steps`` is the most that may be taken."""
+    return min(_FIRST_STEPS, steps) if goal is not None and goal.adds_steps else steps
 
 
-@dataclass
-class Limits:
-    """Most probes and most steps; ``exact`` products cost the exact method, inf where it is out of the question."""
-
-    probes: int
-    steps: int
-    exact: float = math.inf
-
-
-def reach(goal: Goal, sampling: Sampling, limits: Limits, *, began: float) -> str:
-    """Add probes and steps to ``sampling`` until the goal is reached; returns the reason why it stopped.
-
-    Returns
-    -------
-    str
-        "rtol": reached. "budget": products or seconds are over. "probes", "steps", "memory": no more of those may be
-        added. "rounding": nothing more is to be had in this precision. "exact": the exact method reaches the goal for
-        less than what is still to be spent.
-    """
-    probes = min(LEAST_PROBES, limits.probes)
-    steps = limits.steps if goal.quantity == "mean_square" else min(FIRST_STEPS, limits.steps)
-    probes, steps, short = _within(goal, sampling, probes, steps)
-
-    def watch() -> None:
-        if goal.seconds is not None and time.perf_counter() - began > goal.seconds:
-            raise OutOfTime
-
-    while True:
-        try:
-            sampling.extend(probes, steps, watch=watch)
-        except OutOfTime:
-            return "budget"
-        error = goal.error_of(sampling.spectrum())
-        if goal.reached(error):
-            return "rtol"
-        if short:
-            return "budget"
-        if error.cure == "rounding":
-            return "rounding"
-        cure = (
-            "probes" if sampling.finished and error.cure == "steps" and goal.quantity == "cdf" else error.cure
-        )
-        ratio = error.size / goal.rtol if goal.rtol is not None else math.inf
-        if cure == "probes":
-            if probes == limits.probes:
-                return "probes"
-            # The error falls as 1 / sqrt(probes).
-            least_cost = 2 * steps * probes * (ratio**2 - 1)
-            probes = _more(probes, 1.1 * ratio**2, limits.probes)
-            if not sampling.make_room(probes, steps):
-                return "memory"
-        else:
-            if sampling.finished or steps == limits.steps:
-                return "steps"
-            # The masses of a cdf, and with them its bounds, fall as 1 / steps. Residuals fall geometrically, and are
-            # bounds at every step: looking again soon costs little and biases nothing.
-            edge = goal.quantity in EDGES
-            least_cost = 2 * probes * steps * (0.5 if edge else ratio - 1)
-            steps = (
-                min(steps + max(2, steps // 8), limits.steps)
-                if edge
-                else _more(steps, 1.1 * ratio, limits.steps)
-            )
-            if sampling.fixed or not sampling.make_room(probes, steps):
-                return "memory"
-        left = math.inf if goal.products is None else goal.products - sampling.products
-        if goal.rtol is not None and limits.exact <= min(left, sampling.inputs * least_cost):
-            return "exact"
-        if goal.products is not None:
-            probes, steps, short = _within(goal, sampling, probes, steps)
-            if (probes, steps) == (sampling.probes, sampling.steps):
-                return "budget"
-
-
-def _more(number: int, factor: float, most: int) -> int:
-    """``number`` times the factor, between 1.25 and 2, as a multiple of 8."""
-    return min(8 * math.ceil(number * min(max(factor, 1.25), 2.0) / 8), most)
-
-
-def _within(goal: Goal, sampling: Sampling, probes: int, steps: int) -> tuple[int, int, bool]:
-    """As many of the probes and steps as the products that are left pay for, and whether that is fewer."""
-    if goal.products is None:
-        return probes, steps, False
-    each = (goal.products - sampling.products) // (2 * sampling.inputs)
-    new = probes - sampling.probes
-    if sampling.probes == 0:
-        # Rather all probes with fewer steps than few probes with many.
-        fitting = min(probes, each)
-        if fitting < 1:
-            raise InputError(
-                f"a budget of {goal.products} products does not pay for one step of one probe of each input, which "
-                f"takes {2 * sampling.inputs}"
-            )
-        enough = min(steps, each // fitting)
-        return fitting, enough, (fitting, enough) != (probes, steps)
-    if new > 0:
-        fitting = min(new, each // steps)
-        return sampling.probes + fitting, steps, fitting < new
-    enough = min(steps, sampling.steps + each // sampling.probes)
-    return probes, enough, enough < steps
-
-
-def summary(reason: str | None, goal: Goal | None, spectrum: Spectrum) -> dict[str, Any]:
-    """What is recorded of why a measurement stopped, None for the end of an exact one: plain values."""
+def stop_record(
+    reason: str | None, goal: Goal | None, spectrum: Spectrum, *, top: int | None = None
+) -> dict[str, Any]:
+    """The record of why a measurement stopped, as plain values; ``reason`` is None where an exact one ended."""
     found: dict[str, Any] = {"reason": reason or "exact"}
     if goal is None:
         return found
-    error = goal.error_of(spectrum)
+    error = goal.error_of(spectrum, top=top)
     if goal.reached(error) and reason in ("budget", None):
         found["reason"] = "rtol"
     found["quantity"] = goal.quantity
@@ -301,6 +216,6 @@ def summary(reason: str | None, goal: Goal | None, spectrum: Spectrum) -> dict[s
     if goal.products is not None:
         found["budget"] = f"{goal.products} products"
     if goal.seconds is not None:
-        # How far that reaches depends on the machine: such a result does not repeat.
+        # What that pays for depends on the machine: such a result does not repeat.
         found["budget"] = f"{goal.seconds:g} s"
     return found

@@ -2,6 +2,8 @@
 
 Names are loaded when they are first used: `isometry.nn.options`, which the help of the command line reads, does without
 torch. `isometry.nn.init` holds the initialisers.
+
+Names that are not in `__all__` are internal.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from isometry.errors import InputError
-from isometry.theory.activations import TORCH_MODULES
+from isometry.theory.activations import ALIASES, TORCH_MODULES
 
 _CALL = re.compile(r"^(?P<name>\w+)\((?P<argument>[^()]*)\)$")
 
@@ -83,6 +83,7 @@ def make_activation(activation: str | nn.Module) -> Callable[[], nn.Module]:
         except ValueError:
             raise InputError(f"the slope in {activation!r} is not a number; write leaky_relu(0.2).") from None
         return lambda: nn.LeakyReLU(slope)
+    activation = ALIASES.get(activation, activation)
     if activation not in _MODULES:
         raise InputError(
             f"unknown activation {activation!r}: the names are {', '.join(ACTIVATION_NAMES)} "

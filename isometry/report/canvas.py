@@ -1,4 +1,4 @@
-"""The style of the house, figures without a window, and files that repeat byte for byte."""
+"""The figure style, figures without a window, and picture files with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STYLE_FILE = Path(__file__).with_name("isometry.mplstyle")
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw in the style of the house, whatever the user's own settings; they are back afterwards."""
+    """Draw in the style of isometry's figures; the user's own settings are restored afterwards."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(mpl.rc_params_from_file(STYLE_FILE, use_default_template=False))

@@ -91,7 +91,7 @@ def _bins(comparison: Comparison, shown: int | None) -> int:
 
 
 def _show_from_floor(comparison: Comparison, ax: Axes) -> None:
-    """Leave out what lies far below the floor: nothing is compared there, and a law may reach down for decades."""
+    """Crop the axis far below the floor: nothing is compared there, and a law may extend over many decades."""
     low, high = ax.get_xlim()
     if comparison.floor > 0:
         floor = math.log10(comparison.floor)

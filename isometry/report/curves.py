@@ -1,4 +1,4 @@
-"""A number against another over many spectra: points with their errors, and what theory says as lines."""
+"""One number against another over many spectra: points with error bars, and predictions as lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from isometry.errors import InputError
 from isometry.report.canvas import house_style, new_figure
 from isometry.report.drawing import color_of
-from isometry.report.numbers import plain
+from isometry.report.text import plain
 
 Array = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ def _nothing() -> Array:
 
 @dataclass(frozen=True)
 class Curve:
-    """One colour of the picture.
+    """Points of one colour, and the prediction for them.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def plot_curves(
 
 def _draw(ax: Axes, curve: Curve, color: str, marker: str) -> None:
     if len(curve.law_x):
-        # Over the points: a law that agrees with them would hide behind.
+        # Above the points, which would hide a law that agrees with them.
         ax.plot(curve.law_x, curve.law_y, color=color, linestyle="--", linewidth=1.6, zorder=3)
         if len(curve.law_x) == 1:
             ax.plot(
@@ -162,7 +162,7 @@ def _legend(ax: Axes, curves: Sequence[Curve], note: str) -> None:
 def _logarithmic_x(ax: Axes, places: Array) -> None:
     ax.set_xscale("log")
     if len(places) <= _MOST_TICKS:
-        # The values that were swept are the ones to read off.
+        # Ticks at the values that were swept.
         ax.xaxis.set_major_locator(FixedLocator(places.tolist()))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.xaxis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""The pictures of a page that run along the depth of a network or along the steps of its training."""
+"""Pictures of the report page along the depth of a network, or along the steps of its training."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from isometry.spectrum.block_profile import BlockProfile
 
 Array = NDArray[np.float64]
 
-# Beyond so many blocks the smallest and largest of each of this many stretches are drawn: no more is seen in a picture
-# of this width.
+# Of more blocks, the smallest and the largest value of each of this many stretches are drawn: the picture resolves no
+# more.
 STRETCHES = 300
 
 
@@ -136,7 +136,7 @@ def _mark_fault(ax: Axes, profile: BlockProfile) -> None:
 
 def _depth_axis(ax: Axes, label: str) -> None:
     low, high = ax.get_ylim()
-    # A factor within a few percent of one looks like one.
+    # At least a tenth of a decade is shown, so that a factor within a few percent of one looks like one.
     middle = 0.5 * (low + high)
     half = max(0.5 * (high - low), 0.05)
     ax.set_ylim(middle - half, middle + half)
@@ -147,5 +147,5 @@ def _depth_axis(ax: Axes, label: str) -> None:
 
 
 def _finite(values: Array) -> Array:
-    """Gaps where a logarithm is infinite: nothing passes there."""
+    """Infinite logarithms as nan, which leaves gaps in the line."""
     return np.where(np.isfinite(values), values, np.nan)

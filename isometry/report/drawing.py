@@ -13,10 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 from numpy.typing import NDArray
 
-from isometry.report.concentration import cell_masses, concentrations, shown_range
 from isometry.report.log_axis import label_log_axis
-from isometry.report.numbers import plain
+from isometry.report.text import plain
 from isometry.spectrum import Spectrum
+from isometry.spectrum.concentration import cell_masses, concentrations, shown_range
+from isometry.spectrum.formatting import number_text, percent_text
 
 Array = NDArray[np.float64]
 
@@ -77,11 +78,11 @@ def draw_density(
         remember(ax, _arrow_up(ax, place, cluster.mass, color), f"   {cluster.text()}")
     tail = float(spectrum.distribution.cdf(to_log(np.asarray(shown[0])), left=True)) - spectrum.zero_mass
     if tail >= 0.001:
-        remember(ax, Line2D([], [], linestyle="none"), f"   {100 * tail:.2g} % further left")
+        remember(ax, Line2D([], [], linestyle="none"), f"   {percent_text(tail)} further left")
     if spectrum.zero_mass > 0:
         floor = math.log10(spectrum.floor) if log and spectrum.floor > 0 else None
         floor = floor if floor is not None and floor > shown[0] else None
-        text = f"   {100 * spectrum.zero_mass:.3g} % {_zero_place(spectrum)}"
+        text = f"   {percent_text(spectrum.zero_mass)} {_zero_place(spectrum)}"
         remember(ax, _arrow_left(ax, spectrum.zero_mass, color, floor=floor, shift=shift), text)
 
 
@@ -161,7 +162,7 @@ def finish_axis(ax: Axes, *, log: bool, low: float, high: float, zero: bool) -> 
 
 
 def finish_density(ax: Axes, label: str) -> None:
-    """The y axis of a density from zero on; of masses alone where all that was drawn are arrows."""
+    """The y axis from zero on: a density, or the mass of the arrows where only arrows were drawn."""
     drawn = getattr(ax, "_isometry_highest", 0.0)
     ax.set_ylim((0, 1.05 * drawn) if drawn > 0 else (0, 1 / 0.97))
     ax.set_ylabel(label if drawn > 0 else "mass of the arrows")
@@ -176,7 +177,7 @@ def remember(ax: Axes, handle: Any, label: str) -> None:
 
 
 def legend_of(ax: Axes) -> list[tuple[Any, str]]:
-    """(what was drawn, its text) of everything that belongs into the legend of ``ax``."""
+    """(artist, text) of every entry of the legend of ``ax``."""
     return list(getattr(ax, "_isometry_legend", []))
 
 
@@ -204,7 +205,7 @@ def _label(spectrum: Spectrum, label: str | None) -> str:
 
 
 def _zero_place(spectrum: Spectrum) -> str:
-    return f"below the floor ({spectrum.floor:.1g})" if spectrum.floor > 0 else "at zero"
+    return f"below the floor ({number_text(spectrum.floor)})" if spectrum.floor > 0 else "at zero"
 
 
 def legend_entries(spectrum: Spectrum) -> int:

@@ -1,4 +1,4 @@
-"""Spectra recorded while a network learned, as one history: the same Jacobian at step after step."""
+"""Spectra recorded during training as one history: the same Jacobian at several steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from isometry.spectrum import Spectrum
 
-# Fewer stand side by side as they are.
+# Fewer spectra are no history; they stand side by side.
 FEWEST = 3
 _STEP = re.compile(r"(.*) step (\d+)")
 
@@ -23,7 +23,7 @@ class History:
 
     @property
     def cost(self) -> str:
-        """What recording cost, as a sentence; empty where it was not recorded."""
+        """A sentence with the cost of recording; empty where it was not recorded."""
         share = self.spectra[-1].provenance.get("recording_overhead")
         if not isinstance(share, float) or not share >= 0:
             return ""
@@ -31,9 +31,9 @@ class History:
 
 
 def histories_of(spectra: Sequence[Spectrum]) -> tuple[list[History], list[Spectrum]]:
-    """(histories, spectra to stand side by side): of a history its first and its last stand there as well.
+    """(histories, spectra to show side by side); the first and the last spectrum of a history are among the latter.
 
-    What belongs to a history is named "NAME step 100" and has recorded that step (`isometry.training.callbacks`).
+    A spectrum of a history is named "NAME step 100" and records that step (`isometry.training.callbacks`).
     """
     recordings: dict[str, dict[int, Spectrum]] = {}
     for spectrum in spectra:

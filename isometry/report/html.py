@@ -1,4 +1,4 @@
-"""One self-contained HTML file: what was measured and how, a verdict, pictures, numbers, and what makes it again.
+"""One self-contained HTML file: verdict, method, pictures, numbers, and the command that reproduces them.
 
 Nothing is loaded from elsewhere: style and pictures (SVG) are inside, and there is no script. It reads on wide and
 narrow, light and dark screens and on paper. Every text that came from a file is escaped by the template engine.
@@ -6,8 +6,6 @@ narrow, light and dark screens and on paper. Every text that came from a file is
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,33 +16,36 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from isometry.comparison import compare
 from isometry.errors import InputError, IsometryError
-from isometry.report.depth_numbers import HEADINGS, block_row, shown_blocks
 from isometry.report.depth_pictures import history_picture, profile_pictures
 from isometry.report.histories import History
 from isometry.report.inline_svg import page_colors
-from isometry.report.numbers import headline_rows, plain
 from isometry.report.page_pictures import Picture, distribution_pictures, input_picture, overlay_pictures
-from isometry.report.reproduction import how_known, recipe
+from isometry.report.reproduction import how_known, provenance_rows, recipe
+from isometry.report.text import plain
 from isometry.spectrum import Spectrum
-from isometry.spectrum.block_profile import BlockProfile
-from isometry.spectrum.wording import REPORTED_QUANTILES
+from isometry.spectrum.block_profile import HEADINGS, BlockProfile
+from isometry.spectrum.formatting import error_text, number_text, percent_text
+from isometry.spectrum.input_spread import input_spread
+from isometry.spectrum.summary import LABELS, Summary, table
 from isometry.theory.ensemble import Ensemble
 from isometry.theory.prediction import predict
 
 TITLE = "Jacobian spectra"
-# So many inputs at most have a row each, so many spectra pictures of their own; the page says how many are left out.
+# Limits of rows and pictures; the page says how many are left out.
 MOST_INPUT_ROWS = 24
 MOST_OWN_PICTURES = 8
 MOST_BLOCK_ROWS = 32
 MOST_STEP_ROWS = 16
+# The numbers in the row of one input or one step.
+SHORT = ("s_max", "quantile_0.95", "quantile_0.5", "quantile_0.05", "mean_square", "isometry")
+SHORT_LABELS = [LABELS[key] for key in SHORT]
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column of the table of numbers: a spectrum, or the law it should follow."""
+class Heading:
+    """Heading of one column of the table of numbers: a spectrum, or its predicted law."""
 
-    heading: str
-    cells: dict[str, str]
+    text: str
     is_law: bool
 
 
@@ -96,7 +97,7 @@ def render_html(
         *(one for entry in [*own, *depths] for one in entry["pictures"]),
         *(entry["picture"] for entry in [*inputs, *trainings]),
     ]
-    columns = _columns(spectra, predicted, names)
+    headings, rows = _numbers(spectra, predicted, names)
     environment = Environment(
         loader=PackageLoader("isometry.report"),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -111,8 +112,8 @@ def render_html(
         together=together,
         own=own,
         not_drawn=len(spectra) - len(own),
-        columns=columns,
-        labels=list(columns[0].cells),
+        headings=headings,
+        rows=rows,
         inputs=inputs,
         depths=depths,
         trainings=trainings,
@@ -134,30 +135,29 @@ def write_html(spectra: Sequence[Spectrum], path: str | os.PathLike[str], **opti
     return target
 
 
-# ---- what stands in the sections -----------------------------------------------------------------------
+# ---- sections -------------------------------------------------------------------------------------------
 
 
 def _law(spectrum: Spectrum) -> Spectrum | None:
-    """The law of the ensemble recorded with a measured spectrum; None where none is known or theory has no answer."""
+    """The predicted law of the recorded ensemble; None where no ensemble is recorded or theory has no answer."""
     ensemble = spectrum.provenance.get("ensemble")
     if spectrum.kind == "predicted" or not isinstance(ensemble, Mapping):
         return None
     try:
         return predict(Ensemble.from_dict(ensemble))
     except (IsometryError, TypeError, ValueError, KeyError):
-        # A file holds what its writer put there: without a prediction the measurement is still worth a page.
+        # A foreign file may hold any ensemble: the page then shows the measurement without a prediction.
         return None
 
 
 def _verdict(spectrum: Spectrum, law: Spectrum | None, name: str) -> dict[str, Any]:
-    least, most = (100 * share for share in spectrum.isometry_bounds())
-    # From least to most where the floor of the measurement leaves it open.
-    share = f"{least:.3g} %" if most - least < 0.05 else f"{least:.3g} to {most:.3g} %"
+    summary = spectrum.reported
     return {
         "name": name,
-        "text": plain(spectrum.verdict()),
-        "level": "good" if least >= 95 else "partly" if most >= 50 else "bad",
-        "share": share,
+        "text": plain(summary.verdict),
+        "stopped": plain(summary.stopped_text),
+        "level": summary.level,
+        "share": percent_text(*summary.isometry),
         "how": plain(how_known(spectrum)),
         "law": _against_law(spectrum, law),
     }
@@ -167,94 +167,70 @@ def _against_law(spectrum: Spectrum, law: Spectrum | None) -> str:
     if law is None:
         return ""
     try:
-        return plain(f"Against the law of its recorded ensemble: {compare(spectrum, law).verdict()}.")
+        return plain(f"Compared with the predicted law of its ensemble: {compare(spectrum, law).verdict()}.")
     except IsometryError as error:
-        return plain(f"It could not be compared with the law of its recorded ensemble: {error}")
+        return plain(f"The predicted law of its ensemble could not be compared with it: {error}")
 
 
-def _columns(
+def _numbers(
     spectra: Sequence[Spectrum], laws: Sequence[Spectrum | None], names: Sequence[str]
-) -> list[Column]:
-    columns = []
+) -> tuple[list[Heading], list[tuple[str, list[str]]]]:
+    """Headings of the columns, and (label, texts) of the rows: each spectrum with its law beside it."""
+    headings: list[Heading] = []
+    summaries: list[Summary] = []
     for spectrum, law, name in zip(spectra, laws, names, strict=True):
-        columns.append(Column(name, _cells(spectrum), is_law=False))
+        headings.append(Heading(name, is_law=False))
+        summaries.append(spectrum.reported)
         if law is not None:
-            columns.append(
-                Column(f"law of {name}" if len(spectra) > 1 else "predicted law", _cells(law), is_law=True)
-            )
-    if not any(column.cells["largest values"] for column in columns):
-        for column in columns:
-            del column.cells["largest values"]
-    return columns
+            headings.append(Heading(f"law of {name}" if len(spectra) > 1 else "predicted law", is_law=True))
+            summaries.append(law.reported)
+    rows = [(label, texts) for _, label, texts in table(summaries)]
+    largest = [_top_values(summary) for summary in summaries]
+    return headings, [*rows, *([("largest values", largest)] if any(largest) else [])]
 
 
-def _cells(spectrum: Spectrum) -> dict[str, str]:
-    """The headline numbers, with every quantile that is reported anywhere, and the largest values."""
-    headlines = headline_rows(spectrum)
-    cells: dict[str, str] = {}
-    for label, value in headlines.items():
-        if label.startswith("quantile") or label == "median":
-            if label == next(key for key in headlines if key.startswith("quantile")):
-                cells |= {
-                    "median" if level == "0.5" else f"quantile {level}": spectrum.quantile_text(float(level))
-                    for level in reversed(REPORTED_QUANTILES)
-                }
-            continue
-        cells[label] = value
-    cells["largest values"] = _top_values(spectrum)
-    return cells
-
-
-def _top_values(spectrum: Spectrum, count: int = 5) -> str:
+def _top_values(summary: Summary, count: int = 5) -> str:
     """The largest singular values with their residual bounds, one below the other."""
-    if spectrum.extremes is None:
-        return ""
-    extremes = spectrum.extremes
-    best = int(extremes.top[:, 0].argmax())
-    pairs = zip(extremes.top[best, :count], extremes.top_residual[best, :count], strict=True)
-    return "\n".join(f"{s:.5g} ± {residual:.1g}" for s, residual in pairs if math.isfinite(s))
+    return "\n".join(error_text(s, residual) for s, residual in summary.top[:count])
 
 
 def _inputs(spectrum: Spectrum, name: str, number: int) -> dict[str, Any]:
     """How the inputs differ: a sentence, a picture, a row for each."""
-    each = [spectrum.input(index) for index in range(spectrum.n_inputs)]
-    means = [one.mean_square for one in each]
-    mean = math.fsum(means) / len(means)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in means) / (len(means) - 1))
-    own = [one.mean_square_stderr for one in each]
-    noise = (
-        math.sqrt(math.fsum(error**2 for error in own) / len(own))
-        if all(map(math.isfinite, own))
-        else math.nan
-    )
-    shares = [one.isometry() for one in each]
-    if not noise > 0:
+    found = input_spread(spectrum)
+    noise = f"the error {number_text(found.probe_error)} of one input's probes explains"
+    if not found.probe_error > 0:
         cause = "the probes add no error"
-    elif spread > 2 * noise:
-        cause = f"more than the error {noise:.2g} of one input's probes explains"
+    elif found.deviation > 2 * found.probe_error:
+        cause = f"more than {noise}"
     else:
-        cause = f"no more than the error {noise:.2g} of one input's probes explains"
-    relative = f" ({100 * spread / mean:.2g} % of the mean)" if mean > 0 else ""
+        cause = f"no more than {noise}"
+    relative = f" ({100 * found.deviation / found.mean:.2g} % of the mean)" if found.mean > 0 else ""
     shown: Picture = input_picture(spectrum, name=f"inputs{number}")
+    kept = range(min(spectrum.n_inputs, MOST_INPUT_ROWS))
     return {
         "name": name,
         "picture": shown,
-        "text": f"Over {len(each)} inputs the mean s² has the standard deviation {spread:.3g}{relative}, {cause}. "
-        f"The share in [0.5, 2] runs from {100 * min(shares):.3g} to {100 * max(shares):.3g} %.",
-        "rows": [_short_cells(one) for one in each[:MOST_INPUT_ROWS]],
-        "left_out": max(0, len(each) - MOST_INPUT_ROWS),
+        "text": f"Over {spectrum.n_inputs} inputs the mean s² has the standard deviation "
+        f"{number_text(found.deviation)}{relative}, {cause}. The share in [0.5, 2] runs from "
+        f"{percent_text(found.least)} to {percent_text(found.most)}.",
+        "headings": ["input", *SHORT_LABELS],
+        "rows": [[f"{index}", *_short_texts(spectrum.input(index))] for index in kept],
+        "left_out": spectrum.n_inputs - len(kept),
     }
 
 
 def _depth(profile: BlockProfile, number: int) -> dict[str, Any]:
-    """What becomes of the signal block by block: a sentence, pictures, a row for each block or for some."""
-    shown, fault = shown_blocks(profile, MOST_BLOCK_ROWS), profile.at_fault()
+    """Gains block by block: a sentence, pictures, a row for each block or for some."""
+    shown, fault = profile.shown(MOST_BLOCK_ROWS), profile.at_fault()
     return {
         "name": plain(profile.name),
         "text": plain(profile.verdict()),
         "pictures": profile_pictures(profile, name=f"depth{number}"),
         "headings": HEADINGS,
-        "rows": [{"cells": block_row(profile, block), "at_fault": block == fault} for block in shown],
+        "rows": [
+            {"cells": [plain(text) for text in profile.row(block)], "at_fault": block == fault}
+            for block in shown
+        ],
         "left_out": len(profile) - len(shown),
     }
 
@@ -267,42 +243,18 @@ def _training(history: History, number: int) -> dict[str, Any]:
         "name": plain(history.name),
         "text": history.cost,
         "picture": history_picture(history, name=f"training{number}"),
-        "rows": [{"step": f"{history.steps[k]}", **_short_cells(history.spectra[k])} for k in rows],
+        "headings": ["step", *SHORT_LABELS],
+        "rows": [[f"{history.steps[k]}", *_short_texts(history.spectra[k])] for k in rows],
         "left_out": count - len(rows),
     }
 
 
-def _short_cells(spectrum: Spectrum) -> dict[str, str]:
-    cells = _cells(spectrum)
-    return {
-        key: cells[key]
-        for key in ("s max", "quantile 0.95", "median", "quantile 0.05", "mean s²", "in [0.5, 2]")
-    }
+def _short_texts(spectrum: Spectrum) -> list[str]:
+    cells = spectrum.reported.cells()
+    return [cells[key] for key in SHORT]
 
 
 def _origin(spectrum: Spectrum, name: str) -> dict[str, Any]:
     again = recipe(replace(spectrum, name=plain(spectrum.name)))
-    return {"name": name, "recipe": again, "rows": _provenance_rows(spectrum)}
-
-
-def _provenance_rows(spectrum: Spectrum) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = [
-        ("kind", f"{spectrum.kind} ({spectrum.method})"),
-        ("inputs × probes", f"{spectrum.n_inputs} × {spectrum.n_probes}"),
-        ("products with J and its transpose", f"{spectrum.products:,}"),
-        ("seconds", f"{spectrum.seconds:.3g}"),
-    ]
-    for key, value in spectrum.provenance.items():
-        if isinstance(value, Mapping):
-            rows += [(f"{key}: {inner}", _text(item)) for inner, item in value.items()]
-        elif key != "command":
-            rows.append((str(key), _text(value)))
-    return [(plain(label), plain(text)) for label, text in rows if text]
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{value:.10g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    rows = [(plain(label), plain(text)) for label, text in provenance_rows(spectrum) if label != "command"]
+    return {"name": name, "recipe": again, "rows": rows}

@@ -1,4 +1,4 @@
-"""A Matplotlib figure as an SVG element of a web page: small, with a text in its place, legible in light and in dark.
+"""A Matplotlib figure as an SVG element of a web page: small, with alternative text, legible in light and in dark.
 
 Every colour becomes a CSS variable with a second value for a dark page; text takes the fonts and the ink of the page;
 element names are made unique, so that several pictures live in one file.
@@ -16,7 +16,7 @@ from markupsafe import escape
 from matplotlib.figure import Figure
 
 from isometry.report.canvas import house_style
-from isometry.report.numbers import plain
+from isometry.report.text import plain
 
 _NOT_DRAWN = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", re.DOTALL)
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}\b")
@@ -42,7 +42,7 @@ def inline_svg(figure: Figure, *, name: str, title: str, description: str) -> st
     with house_style(), mpl.rc_context({"svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    # Licence notes, comments and a style sheet, which in a page would hold for all of it, stay behind.
+    # Licence notes, comments and the style sheet, which would apply to the whole page, are removed.
     text = _NOT_DRAWN.sub("", text[text.index("<svg") :])
     box = re.search(r'viewBox="([^"]*)"', text)
     assert box is not None, "Matplotlib gives every picture its view box"

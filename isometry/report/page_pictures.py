@@ -31,8 +31,8 @@ from isometry.report.drawing import (
     remember,
 )
 from isometry.report.inline_svg import inline_svg
-from isometry.report.numbers import plain
 from isometry.report.quantile_bands import draw_bands
+from isometry.report.text import plain
 from isometry.spectrum import Spectrum
 
 SIZE = (5.4, 3.7)
@@ -45,7 +45,7 @@ LN10 = math.log(10)
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """What stands for what in a picture: a symbol in a colour of the page (a CSS variable), and its text."""
+    """One entry of a legend: a symbol, its colour on the page (a CSS variable), and its text."""
 
     symbol: str
     color: str
@@ -54,7 +54,7 @@ class LegendEntry:
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG element with the heading above it and the legend below, which wraps as the page is wide."""
+    """An SVG element with its heading and its legend, which wraps with the width of the page."""
 
     heading: str
     svg: Markup
@@ -62,7 +62,7 @@ class Picture:
 
 
 def small_figure() -> tuple[Figure, Axes]:
-    """A figure of the page's size with one axes, in the style of the house."""
+    """A figure of the page's size with one axes, in the style of isometry's figures."""
     figure, (ax,) = new_figure(height=SIZE[1])
     figure.set_size_inches(*SIZE)
     # Fixed margins: to lay the axes out by their texts takes as long as all the drawing.
@@ -133,7 +133,7 @@ def _panel(kind: str, shown: Sequence[tuple[Spectrum, str]], *, log: bool, name:
 
 
 def _limits(spectra: Sequence[Spectrum], *, log: bool) -> tuple[float, float]:
-    """Range of the x data. A law that reaches far below what was measured does not make a needle of the rest."""
+    """Range of the x data; a law that extends far below the measured values is cropped."""
     low, high = picture_range(spectra, log=log)
     measured = [spectrum for spectrum in spectra if spectrum.kind == "measured" and spectrum.zero_mass < 1]
     if log and measured:
@@ -149,7 +149,7 @@ def _fits_a_plain_axis(spectrum: Spectrum) -> bool:
 
 
 def _described(shown: Sequence[tuple[Spectrum, str]], kind: str, over: str) -> str:
-    """What the picture shows, in words."""
+    """Alternative text of the picture."""
     each = "; ".join(
         f"{label}: median {spectrum.quantile_text(0.5)}, 5 % at most {spectrum.quantile_text(0.05)}, 5 % above "
         f"{spectrum.quantile_text(0.95)}"
@@ -162,7 +162,7 @@ def _described(shown: Sequence[tuple[Spectrum, str]], kind: str, over: str) -> s
 
 
 def _symbol(handle: object) -> str:
-    """The letter that looks like what was drawn."""
+    """A character that looks like the artist."""
     if isinstance(handle, Line2D):
         marker = {"^": "▲", "<": "◀", "o": "●"}.get(str(handle.get_marker()), "")
         return marker or {"--": "╍", "None": ""}.get(str(handle.get_linestyle()), "━")
@@ -170,7 +170,7 @@ def _symbol(handle: object) -> str:
 
 
 def _color(handle: object) -> str:
-    """The colour of what was drawn, as six hexadecimal digits."""
+    """The colour of the artist, as six hexadecimal digits."""
     one = handle[-1] if isinstance(handle, tuple) else handle
     if isinstance(one, Line2D):
         return mpl.colors.to_hex(one.get_color())[1:]
@@ -183,7 +183,7 @@ def _color(handle: object) -> str:
 
 
 def input_picture(spectrum: Spectrum, *, name: str) -> Picture:
-    """Median, quantiles and s max of every input, one beside the other."""
+    """Median, quantiles and s_max of every input, one beside the other."""
     count = min(spectrum.n_inputs, MOST_INPUTS)
     each = [spectrum.input(index) for index in range(count)]
     with house_style():
@@ -193,6 +193,6 @@ def input_picture(spectrum: Spectrum, *, name: str) -> Picture:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     description = (
         f"For each of {count} inputs the median of its singular values, the ranges of the middle half and of the "
-        "middle nine tenths, and s max. The numbers stand in the table beside it."
+        "middle nine tenths, and s_max. The numbers are in the table beside it."
     )
     return picture(figure, name=name, heading="Singular values of each input", description=description)

@@ -1,6 +1,6 @@
 """Pictures of spectra: density of log10 s, cumulative distribution with its error band, several in one picture.
 
-Every function draws into the Matplotlib ``ax`` it is given (or a new one, in the style of the house) and
+Every function draws into the Matplotlib ``ax`` it is given (or a new one, in the style of isometry's figures) and
 returns it. The x data of a logarithmic picture are log10 s, labelled with the values of s: a deep network's
 singular values leave the range of floats. A point mass has no density, so it is an arrow whose height is its
 mass (the top of the frame is 100 %); mass at zero is an arrow that leaves the picture to the left, mass below the
@@ -80,7 +80,7 @@ def plot_cdf(
 ) -> Axes:
     """The cumulative distribution with its error bands, as an ``ax``.
 
-    The lighter band is the certified one, :meth:`isometry.Spectrum.cdf_band`: at each s it holds the true cdf with 95 %
+    The lighter band is :meth:`isometry.Spectrum.cdf_band`: at each s it holds the true cdf with 95 %
     confidence. The darker one is its part by truncation of the quadrature alone, which the Chebyshev-Markov-Stieltjes
     inequalities bound (Szego 1939, section 3.41). A prediction has neither, an exact measurement only below its floor.
 

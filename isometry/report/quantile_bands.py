@@ -1,4 +1,4 @@
-"""Spectra along an axis (inputs, blocks, training steps) as bands: quantiles of s, upright and in log10, and s max."""
+"""Spectra along an axis (inputs, blocks, training steps) as bands: quantiles of s, upright and in log10, and s_max."""
 
 from __future__ import annotations
 
@@ -8,23 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from isometry.report.drawing import color_of, remember
 from isometry.report.log_axis import label_log_axis
 from isometry.spectrum import Spectrum
-
-Array = NDArray[np.float64]
-
-LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-LN10 = math.log(10)
-
-
-def band_values(spectra: Sequence[Spectrum]) -> tuple[Array, Array]:
-    """log10 of the quantiles at LEVELS and of the largest s of each, (n, 5) and (n,); -inf below a floor."""
-    quantiles = np.array([spectrum.log10_quantile(LEVELS) for spectrum in spectra])
-    top = np.array([spectrum.distribution.log_range[1] / LN10 for spectrum in spectra])
-    return quantiles, np.where(np.isnan(top), -np.inf, top)
+from isometry.spectrum.block_profile import band_values
 
 
 def draw_bands(ax: Axes, places: ArrayLike, spectra: Sequence[Spectrum], *, apart: bool = False) -> None:
@@ -67,7 +56,7 @@ def draw_bands(ax: Axes, places: ArrayLike, spectra: Sequence[Spectrum], *, apar
     )
     remember(ax, line, "median")
     remember(ax, Patch(color=color, alpha=0.5), "middle half, middle 90 %")
-    remember(ax, above, "s max")
+    remember(ax, above, "s_max")
     if hidden:
         remember(ax, Patch(color=color, alpha=0.2), "at the lower edge: below the floor")
     # s = 1 where it is near: isometry.

@@ -1,4 +1,4 @@
-"""How a spectrum came to be, in a sentence, and what makes it again: the command line that was typed, or Python."""
+"""Provenance of a spectrum: a sentence, a table, and the command line or the Python call that reproduces it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isometry.report.numbers import plain
+from isometry.report.text import plain
 from isometry.spectrum import Spectrum
+from isometry.spectrum.formatting import number_text
 
 # Keys of the record that are arguments of `isometry.measure`, by the method that takes them.
 _ARGUMENTS = {"exact": (), "lanczos": ("probes", "steps"), "randomized": ("rank", "probes", "steps")}
@@ -18,7 +19,7 @@ _OPTIONS = ("batched", "source", "target", "output", "top", "rank", "tol", "memo
 
 @dataclass(frozen=True)
 class Recipe:
-    """Text that makes a spectrum again.
+    """A command line or Python code that reproduces a spectrum.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def how_known(spectrum: Spectrum) -> str:
     inputs = "one input" if spectrum.n_inputs == 1 else f"{spectrum.n_inputs} inputs"
     at = f" at {inputs} ({point})" if point else f" at {inputs}"
     cost = f"{spectrum.products:,} products with J and its transpose" if spectrum.products else ""
-    took = f"{spectrum.seconds:.3g} s" if spectrum.seconds > 0 else ""
+    took = f"{number_text(spectrum.seconds)} s" if spectrum.seconds > 0 else ""
     where = " ".join(
         f"{word} {record[key]}" for word, key in (("on", "device"), ("in", "dtype")) if record.get(key)
     )
@@ -59,11 +60,11 @@ def how_known(spectrum: Spectrum) -> str:
 
 
 def recipe(spectrum: Spectrum) -> Recipe | None:
-    """What makes the spectrum again, from what was recorded with it; None where too little was."""
+    """The command or the code that reproduces the spectrum, from its provenance; None where too little is recorded."""
     record = spectrum.provenance
     words = _command_words(record.get("command"))
     if words:
-        # Quoted anew: whatever a file holds, what is shown is one call of isometry and nothing else.
+        # Quoted again, so that a foreign file shows one call of isometry and nothing else.
         return Recipe("shell", shlex.join(words), complete=True)
     ensemble = record.get("ensemble")
     if spectrum.kind == "predicted":
@@ -77,8 +78,29 @@ def recipe(spectrum: Spectrum) -> Recipe | None:
     return Recipe("python", _measure_again(spectrum), complete=False)
 
 
+def provenance_rows(spectrum: Spectrum) -> list[tuple[str, str]]:
+    """What is recorded of a spectrum beside its numbers, as (label, text); labels of nested values have dots."""
+    return [
+        ("kind", spectrum.kind),
+        ("products", f"{spectrum.products:,}"),
+        ("seconds", number_text(spectrum.seconds)),
+        *flattened(spectrum.provenance),
+    ]
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested plain values as (label, text); what is None is left out."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += flattened(value, f"{prefix}{key}.")
+        elif value is not None:
+            rows.append((f"{prefix}{key}", f"{value:.10g}" if isinstance(value, float) else str(value)))
+    return rows
+
+
 def _measure_again(spectrum: Spectrum) -> str:
-    """The call of `isometry.measure`, with places for the model and the input, which only their owner has."""
+    """The call of `isometry.measure`, with placeholders for the model and the input."""
     record = spectrum.provenance
     options = record.get("options")
     arguments: dict[str, Any] = {"method": spectrum.method}

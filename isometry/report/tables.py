@@ -1,4 +1,4 @@
-"""A plain table on the terminal: no lines, nothing cut off, the same columns whether or not anybody watches."""
+"""A plain table of text: no lines, nothing cut off, the same columns in a terminal, a pipe and a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from isometry.report.numbers import encodable, plain
+from isometry.report.text import encodable, plain
 
 
 def print_table(

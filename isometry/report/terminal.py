@@ -1,4 +1,4 @@
-"""A report a person reads in ten seconds: a table of numbers, a histogram of log10 s, a verdict.
+"""The report on a terminal: a table of numbers, a histogram of log10 s, a verdict.
 
 Several spectra stand side by side, as many as the terminal is wide. Output that is no terminal gets plain
 text of 80 columns; NO_COLOR is honoured (rich does both); an encoding without block characters gets '#'.
@@ -8,32 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TextIO
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from isometry.errors import InputError
-from isometry.report.concentration import cell_masses, shown_range
-from isometry.report.numbers import headline_rows, plain
 from isometry.report.tables import encoded_output
-from isometry.spectrum import Spectrum
-from isometry.spectrum.wording import stopping_text
+from isometry.report.text import plain
+from isometry.spectrum import Spectrum, Summary
+from isometry.spectrum.histogram import histogram
+from isometry.spectrum.summary import table
 
-Array = NDArray[np.float64]
-
-LN10 = math.log(10)
-HISTOGRAM_ROWS = 16
-# Cell widths in decades, from which the narrowest is taken that gives at most HISTOGRAM_ROWS rows.
-CELL_WIDTHS = tuple(m * 10.0**k for k in range(-3, 4) for m in (1, 2, 5))
 LABEL_COLUMN = 18
 NARROWEST_COLUMN = 26
 WIDEST_COLUMN = 44
+STYLES = {"good": "green", "partly": "yellow", "bad": "red"}
 
 
 def print_report(
@@ -62,84 +55,33 @@ def print_report(
 
 def _print_block(console: Console, spectra: Sequence[Spectrum]) -> None:
     column = min(WIDEST_COLUMN, (console.width - LABEL_COLUMN) // len(spectra) - 2)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
-    table.add_column(Text(""), width=LABEL_COLUMN - 2, no_wrap=True, style="dim")
-    for spectrum in spectra:
-        table.add_column(Text(plain(spectrum.name) or spectrum.method, style="bold"), width=column)
-    rows = [headline_rows(spectrum) for spectrum in spectra]
-    for label in rows[0]:
-        table.add_row(
-            Text(label), *(_value_text(label, row[label], s) for row, s in zip(rows, spectra, strict=True))
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+    grid.add_column(Text(""), width=LABEL_COLUMN - 2, no_wrap=True, style="dim")
+    summaries = [spectrum.reported for spectrum in spectra]
+    for summary in summaries:
+        grid.add_column(Text(plain(summary.name) or summary.method, style="bold"), width=column)
+    for name, label, texts in table(summaries):
+        styles = [STYLES[summary.level] if name == "isometry" else "" for summary in summaries]
+        grid.add_row(
+            Text(label),
+            *(Text(text, style=style, overflow="fold") for text, style in zip(texts, styles, strict=True)),
         )
-    table.add_row()
+    grid.add_row()
     for line in _histogram_rows(spectra, column, ascii_only=console.options.ascii_only):
-        table.add_row(*line)
-    console.print(table)
+        grid.add_row(*line)
+    console.print(grid)
     console.print()
-    for spectrum in spectra:
-        lead = f"{plain(spectrum.name)}: " if len(spectra) > 1 else ""
-        stop = stopping_text(spectrum)
-        if stop is not None:
-            console.print(Text(f"{lead}{stop}", style="dim"))
-        console.print(Text(f"{lead}{spectrum.verdict()}", style=_verdict_style(spectrum)))
+    for summary in summaries:
+        _print_sentences(console, summary, f"{plain(summary.name)}: " if len(spectra) > 1 else "")
 
 
-def _value_text(label: str, value: str, spectrum: Spectrum) -> Text:
-    return Text(value, style=_verdict_style(spectrum) if label.startswith("in [0.5") else "", overflow="fold")
-
-
-def _verdict_style(spectrum: Spectrum) -> str:
-    share = spectrum.isometry()
-    return "green" if share >= 0.95 else "yellow" if share >= 0.5 else "red"
+def _print_sentences(console: Console, summary: Summary, lead: str) -> None:
+    if summary.stopped_text:
+        console.print(Text(f"{lead}stopped: {summary.stopped_text}", style="dim"))
+    console.print(Text(f"{lead}{summary.verdict}", style=STYLES[summary.level]))
 
 
 # ---- the histogram -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Masses of common cells of log10 s.
-
-    Parameters
-    ----------
-    edges : (b + 1,) array
-        In log10 s, increasing. The width is round and s = 1 is the middle of a cell, not an edge, so that an
-        isometry fills one cell whichever side of 1 rounding leaves it.
-    masses : (spectra, b) array
-        Fractions of each spectrum's singular values.
-    at_zero : (spectra,) array
-        Mass at zero or below the floor.
-    open_below : bool
-        Whether the first cell also holds a long thin tail below its lower edge.
-    """
-
-    edges: Array
-    masses: Array
-    at_zero: Array
-    open_below: bool = False
-
-
-def histogram(spectra: Sequence[Spectrum], *, rows: int = HISTOGRAM_ROWS) -> Histogram:
-    """The masses of the spectra in at most ``rows`` common cells of log10 s with round edges."""
-    ranges = [shown_range(spectrum.distribution) for spectrum in spectra]
-    finite = [(a / LN10, b / LN10) for a, b in ranges if not math.isnan(a)]
-    at_zero = np.array([spectrum.zero_mass for spectrum in spectra])
-    if not finite:
-        return Histogram(np.empty(0), np.empty((len(spectra), 0)), at_zero)
-    low, high = min(a for a, _ in finite), max(b for _, b in finite)
-    # One value to the eye: at least a few hundredths of a decade, so that the labels tell the cells apart.
-    for width in CELL_WIDTHS:
-        first = math.floor(low / width + 0.5)
-        count = math.floor(high / width + 0.5) - first + 1
-        if count <= rows and width >= 0.02:
-            break
-    edges = width * (np.arange(first, first + count + 1, dtype=np.float64) - 0.5)
-    # The outermost values belong to the outermost cells: those that rounding puts just outside, and a long tail.
-    logs: Array = edges * LN10
-    lowest = min(a for a in (spectrum.distribution.log_range[0] for spectrum in spectra) if not math.isnan(a))
-    logs[0], logs[-1] = min(logs[0], lowest), max(logs[-1], high * LN10)
-    masses = np.array([cell_masses(spectrum.distribution, logs) for spectrum in spectra])
-    return Histogram(edges, masses, at_zero, open_below=bool(lowest / LN10 < edges[0] - 0.01 * width))
 
 
 def _histogram_rows(spectra: Sequence[Spectrum], column: int, *, ascii_only: bool) -> list[list[Text]]:
@@ -169,7 +111,7 @@ def _histogram_rows(spectra: Sequence[Spectrum], column: int, *, ascii_only: boo
 
 
 def _bar(mass: float, highest: float, length: int, *, ascii_only: bool, inside: bool) -> Text:
-    """A bar with its percentage; what is there at all is never drawn as nothing."""
+    """A bar with its percentage; any positive mass has a bar."""
     if mass <= 0:
         return Text("")
     eighths = max(1, round(8 * length * mass / highest))

@@ -15,13 +15,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from isometry.report.numbers import plain
-from isometry.report.quantile_bands import band_values
 from isometry.report.tables import encoded_output
+from isometry.report.text import plain
 from isometry.spectrum import Spectrum
+from isometry.spectrum.block_profile import band_values
+from isometry.spectrum.formatting import power_text
+from isometry.spectrum.summary import LABELS
 
 ROWS = 24
-# 5 to 95 %, the middle half, the median, s max, s = 1, below the floor.
+# 5 to 95 %, the middle half, the median, s_max, s = 1, below the floor.
 SIGNS, ASCII_SIGNS = "─━●▲┊◂", "-=o^|<"
 
 
@@ -34,7 +36,7 @@ def print_bands(
     file: TextIO | None = None,
     width: int | None = None,
 ) -> None:
-    """Print one line for each spectrum: quantiles 0.05, 0.25, 0.5, 0.75, 0.95 and s max on an axis of log10 s.
+    """Print one line for each spectrum: quantiles 0.05, 0.25, 0.5, 0.75, 0.95 and s_max on an axis of log10 s.
 
     Parameters
     ----------
@@ -56,34 +58,32 @@ def print_bands(
     columns = max(20, console.width - 46)
     signs = ASCII_SIGNS if console.options.ascii_only else SIGNS
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="bold")
-    for heading in (word, "median", "mean s²", "in [0.5, 2]"):
+    shown = ("quantile_0.5", "mean_square", "isometry")
+    for heading in (word, *(LABELS[key] for key in shown)):
         table.add_column(Text(heading), justify="right", no_wrap=True)
-    axis = f"{10**low:.2g}" if abs(low) < 4 else f"1e{low:.0f}"
-    end = f"{10**high:.2g}" if abs(high) < 4 else f"1e{high:.0f}"
+    axis, end = power_text(low), power_text(high)
     table.add_column(
         Text(axis + "s".center(max(1, columns - len(axis) - len(end))) + end, style="dim"), no_wrap=True
     )
     for row, k in enumerate(kept):
-        spectrum = spectra[k]
+        cells = spectra[k].reported.cells()
         table.add_row(
             Text(str(places[k])),
-            Text(spectrum.quantile_text(0.5)),
-            Text(f"{spectrum.mean_square:.3g}"),
-            Text(f"{100 * spectrum.isometry():.3g} %"),
+            *(Text(cells[key]) for key in shown),
             Text(band_line(quantiles[row], float(top[row]), low, high, columns, signs), style="cyan"),
         )
     with encoded_output(console):
         console.print(Text(plain(title), style="bold"))
         console.print(table)
         below = f", {signs[5]} below the floor" if np.any(np.isneginf(quantiles)) else ""
-        legend = f"{signs[0]} 5 to 95 %, {signs[1]} middle half, {signs[2]} median, {signs[3]} s max, {signs[4]} s = 1"
+        legend = f"{signs[0]} 5 to 95 %, {signs[1]} middle half, {signs[2]} median, {signs[3]} s_max, {signs[4]} s = 1"
         console.print(Text(legend + below, style="dim"))
 
 
 def band_line(
     quantiles: np.ndarray, top: float, low: float, high: float, columns: int, signs: str = SIGNS
 ) -> str:
-    """The line of one spectrum: its quantiles and s max (as log10) on ``columns`` cells from low to high."""
+    """The line of one spectrum: its quantiles and s_max (as log10) on ``columns`` cells from low to high."""
     cells = [" "] * columns
 
     def cell(value: float) -> int:

@@ -1,4 +1,4 @@
-"""What becomes of the signal block by block, on the terminal: a table with a bar for the mean square so far."""
+"""Gains block by block on the terminal: a table with a bar for the mean square so far."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from isometry.report.depth_numbers import HEADINGS, block_row, shown_blocks
-from isometry.report.numbers import plain
 from isometry.report.tables import encoded_output
-from isometry.spectrum.block_profile import BlockProfile
+from isometry.report.text import plain
+from isometry.spectrum.block_profile import HEADINGS, BlockProfile
 
 ROWS = 20
 BAR = 16
@@ -30,20 +29,20 @@ def print_profile(profile: BlockProfile, *, file: TextIO | None = None, width: i
         As for `isometry.report.terminal.print_report`.
     """
     console = Console(file=file, width=width, highlight=False)
-    shown = shown_blocks(profile, ROWS)
+    shown = profile.shown(ROWS)
     fault = profile.at_fault()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="bold")
     kept = [k for k, heading in enumerate(HEADINGS) if console.width >= 100 or heading not in ("kind", "J")]
     for k in kept:
         left = HEADINGS[k] in ("block", "kind")
         table.add_column(Text(HEADINGS[k]), justify="left" if left else "right", overflow="fold")
-    # Bars need room; eighty columns hold the numbers alone, of the more telling kind.
+    # Eighty columns hold the numbers without bars.
     with_bars = console.width >= 110
     if with_bars:
         table.add_column(Text("log10"))
     for block in shown:
-        row = block_row(profile, block)
-        cells = [Text(row[k]) for k in kept]
+        row = profile.row(block)
+        cells = [Text(plain(row[k])) for k in kept]
         if with_bars:
             cells.append(Text(_bar(profile, block, ascii_only=console.options.ascii_only), style="cyan"))
         table.add_row(*cells, style="red" if block == fault else "")

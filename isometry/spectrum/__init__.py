@@ -1,4 +1,7 @@
-"""A distribution of singular values and how well it is known. numpy alone; scipy where an interval is asked for."""
+"""A distribution of singular values and how well it is known. numpy alone; scipy where an interval is asked for.
+
+Public are the names in ``__all__``; what else the modules hold is internal.
+"""
 
 from __future__ import annotations
 
@@ -8,5 +11,6 @@ from isometry.spectrum.error_model import ErrorModel
 from isometry.spectrum.extremes import Extremes
 from isometry.spectrum.quadrature import Quadrature
 from isometry.spectrum.spectrum import Spectrum
+from isometry.spectrum.summary import Summary
 
-__all__ = ["Curve", "Distribution", "ErrorModel", "Extremes", "Quadrature", "Spectrum"]
+__all__ = ["Curve", "Distribution", "ErrorModel", "Extremes", "Quadrature", "Spectrum", "Summary"]

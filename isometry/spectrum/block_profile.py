@@ -9,7 +9,7 @@ singular directions of the block have nothing to do with those of the product be
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +18,15 @@ from numpy.typing import NDArray
 
 from isometry.errors import InputError
 
+from .formatting import error_text, json_ready, number_text, power_text
 from .spectrum import Spectrum
+from .summary import LABELS
 
 Array = NDArray[np.float64]
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+# What a table of blocks shows of each.
+HEADINGS = ("block", "kind", "J", "chi", LABELS["s_max"], "gain", f"{LABELS['mean_square']} so far")
 # A block stands out where its gain differs from the others' by so many standard errors, by so many robust standard
 # deviations of the gains of all blocks, and by this factor.
 STANDARD_ERRORS = 4.0
@@ -123,7 +127,7 @@ class BlockProfile:
         return worst if away[worst] > bar[worst] else None
 
     def verdict(self) -> str:
-        """One sentence: what becomes of the signal along the depth, and which block is at fault."""
+        """One sentence: how mean s² changes along the depth, and which block is at fault."""
         total, fault = float(self.log10_mean_square[-1]), self.at_fault()
         count = f"{len(self)} blocks" if len(self) > 1 else "1 block"
         end = f"mean s² is {power_text(total)} after {count}"
@@ -136,33 +140,55 @@ class BlockProfile:
                 else f"; the median block by {power_text(float(np.median(self.log10_gain)))}"
             )
             return (
-                f"{end}: block {self.blocks[fault]} ({self.kinds[fault]}) is at fault, it multiplies it by "
+                f"{end}: block {self.blocks[fault]} ({self.kinds[fault]}) is at fault: it multiplies it by "
                 f"{self.gain_text(fault)}{usual}"
             )
         if abs(total) <= math.log10(2):
             return f"{end}: no block stands out"
         each = power_text(total / len(self))
-        word = "lost" if total < 0 else "amplified"
-        return f"{end}: {word} over the whole depth, by {each} a block on average; no single block stands out"
+        word = "falls" if total < 0 else "grows"
+        return f"{end}: it {word} along the whole depth, by {each} per block on average; no block stands out"
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as plain JSON values; None stands for what is unknown or infinite."""
         fault = self.at_fault()
-        numbers = {key: [_json(value) for value in getattr(self, key)] for key in PER_BLOCK}
-        return {
-            "name": self.name,
-            "blocks": list(self.blocks),
-            "kinds": list(self.kinds),
-            "shapes": self.shapes.tolist(),
-            **numbers,
-            "log10_quantiles": {
-                f"{level:g}": [_json(value) for value in self.log10_quantiles[:, k]]
-                for k, level in enumerate(LEVELS)
-            },
-            "running": {str(depth): spectrum.to_dict() for depth, spectrum in sorted(self.running.items())},
-            "at_fault": None if fault is None else self.blocks[fault],
-            "verdict": self.verdict(),
-        }
+        plain: dict[str, Any] = json_ready(
+            {
+                "name": self.name,
+                "blocks": self.blocks,
+                "kinds": self.kinds,
+                "shapes": self.shapes,
+                **{key: getattr(self, key) for key in PER_BLOCK},
+                "log10_quantiles": {
+                    f"{level:g}": self.log10_quantiles[:, k] for k, level in enumerate(LEVELS)
+                },
+                "running": {depth: self.running[depth].to_dict() for depth in sorted(self.running)},
+                "at_fault": None if fault is None else self.blocks[fault],
+                "verdict": self.verdict(),
+            }
+        )
+        return plain
+
+    def shown(self, most: int) -> list[int]:
+        """Numbers (from 0) of at most ``most`` blocks: evenly spaced ones with both ends, and the block at fault."""
+        if len(self) <= most:
+            return list(range(len(self)))
+        fault = self.at_fault()
+        kept = set(np.linspace(0, len(self) - 1, most - (fault is not None)).round().astype(int).tolist())
+        return sorted(kept | ({fault} if fault is not None else set()))
+
+    def row(self, block: int) -> tuple[str, ...]:
+        """One block's texts, in the order of HEADINGS."""
+        rows, columns = self.shapes[block]
+        return (
+            self.blocks[block],
+            self.kinds[block],
+            f"{rows} x {columns}",
+            error_text(float(self.chi[block]), float(self.chi_stderr[block])),
+            number_text(float(self.s_max[block])),
+            self.gain_text(block),
+            power_text(float(self.log10_mean_square[block])),
+        )
 
     def gain_text(self, block: int) -> str:
         """The gain of one block with its standard error."""
@@ -182,14 +208,8 @@ PER_BLOCK = (
 )  # fmt: skip
 
 
-def _json(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def power_text(log10: float) -> str:
-    """10^log10 as a person reads it: four digits, or a power of ten far from one."""
-    if math.isnan(log10):
-        return "unknown"
-    if log10 == -math.inf:
-        return "0"
-    return f"{10**log10:.4g}" if abs(log10) < 4 else f"1e{log10:+.2f}"
+def band_values(spectra: Sequence[Spectrum]) -> tuple[Array, Array]:
+    """log10 of the quantiles at LEVELS and of the largest s of each, (n, 5) and (n,); -inf below a floor."""
+    quantiles = np.array([spectrum.log10_quantile(LEVELS) for spectrum in spectra])
+    top = np.array([spectrum.distribution.log_range[1] / math.log(10) for spectrum in spectra])
+    return quantiles, np.where(np.isnan(top), -np.inf, top)

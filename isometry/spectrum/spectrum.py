@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from isometry.errors import InputError
 
-from . import wording
 from .curve import Curve
 from .error_model import NO_PROBES, ErrorModel
 from .extremes import Extremes
 from .log_scale import exponential
+from .plotting import report_package
 from .quadrature import Quadrature
-from .records import flat_numbers, json_record
+from .summary import REPORTED_QUANTILES, Summary, quantile_text, verdict_text
 
 Array = NDArray[np.float64]
 
@@ -477,7 +478,7 @@ class Spectrum:
         comes near zero reaches down to zero in principle), and 0 with a mass at zero.
         """
         if self.extremes is None:
-            return 0.0 if self.zero_mass > 0 else self.support[0]
+            return self.support[0] if self.zero_mass == 0 else math.nan if self.floor > 0 else 0.0
         if not np.all(self.extremes.bottom_resolved):
             return math.nan
         return float(self.extremes.bottom.min())
@@ -494,7 +495,7 @@ class Spectrum:
     def s_min_bound(self) -> float:
         """An upper bound of the smallest singular value, known even where :attr:`s_min` is not."""
         if self.extremes is None:
-            return self.s_min
+            return self.floor if self.zero_mass > 0 else self.support[0]
         return float(self.extremes.bottom.min())
 
     @property
@@ -516,65 +517,152 @@ class Spectrum:
             return math.nan
         return float((e.top[:, 0] / e.bottom).max())
 
+    @property
+    def condition_number_bound(self) -> float:
+        """A lower bound of :attr:`condition_number`, known even where that is not; inf where J is singular."""
+        if not math.isnan(self.condition_number):
+            return self.condition_number
+        if self.extremes is None:
+            return self.s_max / self.floor if self.floor > 0 else 1.0
+        # Of each input by itself: the largest and the smallest value of all may belong to two inputs.
+        smallest = np.maximum(self.extremes.bottom, self.floor)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = np.where(smallest > 0, self.extremes.top[:, 0] / smallest, math.inf)
+        return float(max(ratios.max(), 1.0))
+
     # ---- showing it --------------------------------------------------------------------------------
+
+    @cached_property
+    def reported(self) -> Summary:
+        """The numbers that reports show, computed once. Every rendering of a spectrum takes them from here."""
+        hidden = -math.inf if self.floor > 0 else math.nan
+        logs = {p: float(self.log10_quantile(float(p))) for p in REPORTED_QUANTILES}
+        quantiles = {
+            # Below a floor above zero a quantile is not known.
+            p: math.nan if log10 == hidden else _representable(float(self.quantile(float(p))), log10)
+            for p, log10 in logs.items()
+        }
+        ends = self.distribution.log_range
+        # Nothing is below zero: where the smallest value found is zero, s_min is known.
+        known_zero = max(self.s_min_bound, self.floor) == 0
+        s_min, s_min_residual = (0.0, 0.0) if known_zero else (self.s_min, self.s_min_residual)
+        log10_s_min, log10_s_max = (
+            (end if self.extremes is None else _log(value)) / math.log(10)
+            for end, value in zip(ends, (s_min, self.s_max), strict=True)
+        )
+        if self.zero_mass > 0:
+            log10_s_min = -math.inf if s_min == 0 else math.nan
+        if math.isnan(log10_s_max):
+            log10_s_max = -math.inf
+        log10_condition = _log(self.condition_number) / math.log(10)
+        if self.extremes is None and math.isfinite(log10_s_min):
+            log10_condition = log10_s_max - log10_s_min
+        log10_mean_square = self.log10_moment(1)
+        low, high = self.mean_square_interval()
+        e = self.extremes
+        best = int(e.top[:, 0].argmax()) if e is not None else 0
+        return Summary(
+            name=self.name,
+            kind=self.kind,
+            method=self.method,
+            shape=self.shape,
+            null_dimension=self.null_dimension,
+            inputs=self.n_inputs,
+            probes=self.n_probes,
+            s_max=_representable(self.s_max, log10_s_max),
+            s_max_residual=self.s_max_residual,
+            log10_s_max=log10_s_max,
+            s_min=_representable(s_min, log10_s_min),
+            s_min_residual=s_min_residual,
+            s_min_upper_bound=_representable(max(self.s_min_bound, self.floor), log10_s_min),
+            log10_s_min=log10_s_min,
+            condition_number=_representable(self.condition_number, log10_condition),
+            log10_condition_number=log10_condition,
+            condition_number_bound=self.condition_number_bound,
+            mean_square=_representable(self.mean_square, log10_mean_square),
+            mean_square_stderr=self.mean_square_stderr,
+            mean_square_stderr_inputs=self.moment_stderr(1, over="inputs") if self.n_inputs > 1 else math.nan,
+            mean_square_interval95=(_representable(low, log10_mean_square), _representable(high, log10_mean_square)),
+            log10_mean_square=log10_mean_square,
+            # E[s^4] below the range of floats says nothing of it.
+            variance=self.variance if not -300 > self.log10_moment(2) > -math.inf else math.nan,
+            quantiles=quantiles,
+            log10_quantiles=logs,
+            floor=self.floor,
+            zero_mass=self.zero_mass,
+            isometry=self.isometry_bounds(),
+            isometry_stderr=self.isometry_stderr(),
+            isometry_limits95=self.isometry_band(),
+            verdict=self.verdict(),
+            products=self.products,
+            seconds=self.seconds,
+            # Fewer may have been found than were asked for: the rest is nan.
+            top=() if e is None else tuple(
+                (float(s), float(residual))
+                for s, residual in zip(e.top[best, :10], e.top_residual[best, :10], strict=True)
+                if math.isfinite(s)
+            ),
+            **{key: self.provenance.get(key) for key in ("seed", "dtype", "device", "stopped")},
+        )  # fmt: skip
 
     def verdict(self, low: float = 0.5, high: float = 2.0) -> str:
         """One sentence: is this dynamical isometry?"""
-        return wording.verdict_text(self, low, high)
+        median = float(self.log10_quantile(0.5)), self.quantile_text(0.5)
+        return verdict_text(self.isometry_bounds(low, high), median, self.zero_mass, self.floor, low, high)
 
     def to_dict(self) -> dict[str, Any]:
-        """The reported numbers as plain JSON values; None stands for what is unknown or below the floor.
+        """The reported numbers as plain JSON values; None stands for what is unknown, infinite or below the floor.
 
         Numbers that leave the range of floats are None and stand in the fields named ``log10_...``.
         """
-        return json_record(self)
+        return self.reported.json()
 
     def rows(self) -> list[tuple[str, str]]:
-        """The short table as (label, value) pairs: what every rendering of a spectrum shows."""
-        return wording.table_rows(self)
+        """The short table as (label, text) pairs: what every rendering of a spectrum shows."""
+        return self.reported.rows()
 
     def quantile_text(self, p: float) -> str:
         """A quantile as a person reads it: '< floor' below the floor, a power of ten outside the float range."""
-        return wording.quantile_text(self, p)
+        log10 = float(self.log10_quantile(p))
+        return quantile_text(_representable(float(self.quantile(p)), log10), log10, self.floor)
 
     def summary(self) -> dict[str, float]:
         """The main numbers, flat, under names that any logger takes: every value is a float.
 
         ``s_max``, ``s_max_residual``, ``s_min``, ``s_min_residual``, ``s_min_upper_bound``, ``condition_number``,
-        ``mean_square``, ``mean_square_stderr``, ``log10_mean_square``, quantiles ``s_p01`` to ``s_p99``,
-        ``isometry_share`` of the singular values in [0.5, 2] with its limits of 95 % ``isometry_share_lower`` and
-        ``..._upper``, ``zero_mass``, ``floor``, ``inputs``, ``probes``, ``null_dimension``, ``products``, ``seconds``.
+        ``mean_square``, ``mean_square_stderr``, ``log10_mean_square``, ``variance``, ``quantile_0.01`` to
+        ``quantile_0.99``, ``isometry``, the fraction of the singular values in [0.5, 2], with ``isometry_stderr`` and
+        its limits of 95 % ``isometry_lower`` and ``isometry_upper``, ``zero_mass``, ``floor``, ``inputs``, ``probes``,
+        ``null_dimension``, ``products``, ``seconds``. They are the names of `to_dict` and of ``isometry table``.
 
-        nan stands for what is not known: a quantile below the floor, a share whose lower end is, an s_min that
-        is not resolved, the error of one probe. A 0 is a zero.
+        nan stands for what is not known (a quantile below the floor, a fraction whose lower end is, an s_min that is
+        not resolved, the error of one probe) and for what leaves the range of floats. A 0 is a zero.
 
         Examples
         --------
         >>> numbers = Spectrum.from_singular_values([2.0, 1.0, 1.0, 1e-20], floor=1e-9).summary()
-        >>> numbers["s_max"], numbers["s_p50"], numbers["s_p01"], numbers["isometry_share"]
+        >>> numbers["s_max"], numbers["quantile_0.5"], numbers["quantile_0.01"], numbers["isometry"]
         (2.0, 1.0, nan, 0.75)
         """
-        return flat_numbers(self)
+        return self.reported.flat()
 
     def __str__(self) -> str:
-        return wording.table_text(self)
+        return self.reported.text()
 
     def __repr__(self) -> str:
         return f"<Spectrum {self.name or self.method}: {self.verdict()}>"
 
     def _repr_html_(self) -> str:
-        return wording.table_html(self)
+        return self.reported.html()
 
     def plot(self, ax: Any = None, *, kind: str = "density", **options: Any) -> Any:
         """Draw the density of log10 s, or with ``kind="cdf"`` the cdf with its band, into a Matplotlib ``ax`` (a new
-        one if None) and return it. Options are those of :mod:`isometry.report.plots`.
+        one if None) and return it. Options are those of `isometry.report.plot_density` and `isometry.report.plot_cdf`.
         """
         if kind not in ("density", "cdf"):
             raise InputError(f'kind is "density" or "cdf"; got {kind!r}')
-        # Loaded here: a spectrum is numpy alone until somebody wants a picture.
-        from isometry.report.plots import plot_cdf, plot_density
-
-        return (plot_density if kind == "density" else plot_cdf)(self, ax=ax, **options)
+        report = report_package()
+        return (report.plot_density if kind == "density" else report.plot_cdf)(self, ax=ax, **options)
 
 
 def _nonnegative(s: ArrayLike) -> Array:
@@ -587,3 +675,13 @@ def _nonnegative(s: ArrayLike) -> Array:
 def _check_range(low: float, high: float) -> None:
     if not 0 <= low <= high:
         raise InputError(f"isometry(low, high) needs 0 <= low <= high; got {low}, {high}")
+
+
+def _log(value: float) -> float:
+    """ln of a number, -inf of zero, nan of nan."""
+    return math.log(value) if value > 0 else -math.inf if value == 0 else math.nan
+
+
+def _representable(value: float, log10: float) -> float:
+    """The value; nan where it is 0 or inf only because a float cannot hold the number whose log10 is given."""
+    return math.nan if math.isfinite(log10) and (value == 0 or math.isinf(value)) else value

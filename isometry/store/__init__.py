@@ -1,4 +1,7 @@
-"""Spectra in HDF5: self-describing, versioned, safe against kills. See docs/file-format.md for the layout."""
+"""Spectra in HDF5: self-describing, versioned, safe against kills. See docs/file-format.md for the layout.
+
+Public are the names in ``__all__``; what else the modules hold is internal.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Names are loaded when they are first used, because a new worker sets its number of threads before it loads NumPy and
 torch.
+
+Names that are not in `__all__` are internal.
 """
 
 from __future__ import annotations

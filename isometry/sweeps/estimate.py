@@ -146,14 +146,14 @@ def _fan(point: Point) -> int:
 
 def _products(point: Point, side: int) -> int:
     """Jacobian products of a measurement whose J has this shorter side."""
-    from isometry.measurement.methods import DEFAULT_PROBES, DEFAULT_RANK, DEFAULT_STEPS
+    from isometry.estimators import defaults
 
     values = point.values
     if "budget" in values:
         return int(values["budget"])
-    sampled = 2 * values.get("probes", DEFAULT_PROBES) * min(values.get("steps", DEFAULT_STEPS), side)
+    sampled = 2 * values.get("probes", defaults.PROBES) * min(values.get("steps", defaults.STEPS), side)
     if values["method"] == "randomized":
-        sampled += 4 * values.get("rank", DEFAULT_RANK)
+        sampled += 4 * values.get("rank", defaults.RANK)
     exact = values["method"] == "exact" or (values["method"] == "auto" and side <= sampled)
     return int((side if exact else sampled) * values.get("inputs", 1))
 
@@ -212,10 +212,9 @@ def _tried_measurement(point: Point) -> float:
 
 
 def _tried_training(point: Point) -> float:
-    from isometry.sweeps.work import TRAINING_MEASUREMENT
     from isometry.training.data import load_dataset
     from isometry.training.network import classifier
-    from isometry.training.options import NETWORK_OPTIONS
+    from isometry.training.options import MEASUREMENT, NETWORK_OPTIONS
 
     values = point.values
     began = time.perf_counter()
@@ -228,7 +227,7 @@ def _tried_training(point: Point) -> float:
     images = len(dataset.test_images) + min(values.get("train_images") or math.inf, len(dataset.train_images))
     looks = values["steps"] // values["evaluate_every"] + 1
     spectra = values["steps"] // values.get("spectrum_every", max(values["steps"], 1)) + 1
-    probes, length = TRAINING_MEASUREMENT["probes"], TRAINING_MEASUREMENT["steps"]
+    probes, length = MEASUREMENT["probes"], MEASUREMENT["steps"]
     product = _FORWARDS_OF_A_PRODUCT * _forward(model, dataset.test_images[:probes])
     return (
         made

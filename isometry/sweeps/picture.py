@@ -12,6 +12,7 @@ import numpy as np
 
 from isometry.errors import IsometryError, SpecError
 from isometry.report.curves import Curve
+from isometry.spectrum.summary import LABELS
 from isometry.store import Store
 from isometry.sweeps.rows import Row, check_columns, numbers_of, varying
 from isometry.theory.ensemble import Ensemble
@@ -28,8 +29,7 @@ _KNOWN_TO_THEORY = frozenset(
      "isometry"}
 )  # fmt: skip
 _WORDS: Mapping[str, str] = {
-    "s_max": "s max", "s_min": "s min", "mean_square": "mean s²", "median": "median of s",
-    "isometry": "share of s in [0.5, 2]", "condition_number": "s max / s min", "ks": "Kolmogorov-Smirnov distance",
+    **LABELS, "median": LABELS["quantile_0.5"], "ks": "Kolmogorov-Smirnov distance",
     "test_accuracy": "test accuracy", "train_accuracy": "training accuracy",
 }  # fmt: skip
 _SEEDS = frozenset({"seed"})

@@ -1,8 +1,8 @@
 """The points of a file as rows of a table: their settings and their results. Internal.
 
 Every file of spectra has rows, swept or not; those of a sweep have the keys of their configurations as columns. Numbers
-have flat names: ``s_max``, ``mean_square``, ``median``, ``quantile_0.99``, ``isometry``, ...; of a comparison ``ks``,
-``agrees``, ...; of a training run ``loss``, ``test_accuracy``, ...
+have the names of `Spectrum.summary`: ``s_max``, ``mean_square``, ``quantile_0.99``, ``isometry``, ..., and ``median``
+for ``quantile_0.5``; of a comparison ``ks``, ``agrees``, ...; of a training run ``loss``, ``test_accuracy``, ...
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from isometry.errors import SpecError
 from isometry.spectrum import Spectrum
+from isometry.spectrum.formatting import json_ready
 from isometry.store import Series, Store
 from isometry.sweeps.names import FAILED, LAW, ON_THE_WAY
 from isometry.training.record import evaluation_name
@@ -24,10 +25,6 @@ from isometry.training.record import evaluation_name
 MAIN_NUMBERS = (
     "s_max", "median", "mean_square", "mean_square_stderr", "isometry", "ks", "by_chance", "agrees", "loss",
     "train_accuracy", "test_accuracy", "attempts", "error",
-)  # fmt: skip
-_PLAIN_NUMBERS = (
-    "s_max", "s_max_residual", "s_min", "s_min_residual", "condition_number", "mean_square", "mean_square_stderr",
-    "log10_mean_square", "variance", "zero_mass", "floor", "below_floor", "products", "seconds", "verdict",
 )  # fmt: skip
 _DRAWN = ("activation", "sigma_w", "sigma_b", "q_star")
 _OPERATIONS: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -127,11 +124,12 @@ def failures_of(store: Store) -> list[Row]:
 
 def numbers_of(spectrum: Spectrum) -> dict[str, Any]:
     """The numbers of one spectrum by flat names, and those of its comparison if it has one."""
-    found = spectrum.to_dict()
-    row = {key: found[key] for key in _PLAIN_NUMBERS}
-    row |= {f"quantile_{level}": value for level, value in found["quantiles"].items()}
-    row["median"] = found["quantiles"]["0.5"]
-    row["isometry"], row["isometry_stderr"] = found["isometry"]["fraction"], found["isometry"]["stderr"]
+    summary = spectrum.reported
+    row: dict[str, Any] = json_ready(summary.flat())
+    row |= {
+        key: getattr(summary, key) for key in ("inputs", "probes", "null_dimension", "products", "verdict")
+    }
+    row["median"], row["below_floor"] = row["quantile_0.5"], row["zero_mass"]
     row["created"] = spectrum.provenance.get("created")
     comparison = spectrum.provenance.get("comparison")
     if isinstance(comparison, Mapping):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isometry.errors import InputError, StoreError, SweepError
-from isometry.progress import Progress, progress_bar, silent
+from isometry.progress import Progress, progress_listener
 from isometry.sweeps.configuration import Point
 from isometry.sweeps.grid import Grid, points_of
 
@@ -166,7 +166,10 @@ def sweep(
             tell(done, len(open_points), _text(done, len(open_points), len(failures)))
 
         if open_points:
-            with _telling(progress) as tell, _engine(executor, workers, len(open_points)) as engine:
+            with (
+                progress_listener(progress, "sweep") as tell,
+                _engine(executor, workers, len(open_points)) as engine,
+            ):
                 tell(0, len(open_points), "sweep")
                 run_all(open_points, engine, take, folder=str(Path.cwd()))
     return SweepResult(
@@ -194,15 +197,6 @@ def _engine(executor: Executor | None, workers: int | None, count: int) -> Itera
         yield engine
     finally:
         engine.stop()
-
-
-@contextmanager
-def _telling(progress: Progress | bool | None) -> Iterator[Progress]:
-    if progress is None or progress is True:
-        with progress_bar("sweep") as bar:
-            yield bar
-    else:
-        yield silent if progress is False else progress
 
 
 def _text(done: int, total: int, failed: int) -> str:

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 # Seeding, warnings and redirected output are global to the process: threads run one point at a time.
 _ONE_AT_A_TIME = threading.Lock()
-# As `isometry train --spectrum-every`.
-TRAINING_MEASUREMENT: Mapping[str, Any] = {"probes": 8, "steps": 30}
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def theory_name(ensemble: Mapping[str, Any]) -> str:
 def _measure(point: Point, folder: Path) -> tuple[Spectrum, ...]:
     import torch
 
-    from isometry.loading import load_input, load_weights
+    from isometry.loading import device_of, load_input, load_weights
     from isometry.measurement import measure
     from isometry.measurement.provenance import recorded_ensemble
 
@@ -235,11 +233,12 @@ def ensemble_of(values: Mapping[str, Any]) -> Ensemble:
 
 
 def _train(point: Point, folder: Path) -> tuple[tuple[Spectrum, ...], TrainingRecord]:
+    from isometry.loading import device_of
     from isometry.training import IsometryCallback, trunk_part
     from isometry.training.data import load_dataset
     from isometry.training.loop import train
     from isometry.training.network import classifier
-    from isometry.training.options import NETWORK_OPTIONS, TrainingOptions, default_learning_rate
+    from isometry.training.options import MEASUREMENT, NETWORK_OPTIONS, options_from
 
     values = dict(point.values)
     device = device_of(values.pop("device", None))
@@ -247,17 +246,15 @@ def _train(point: Point, folder: Path) -> tuple[tuple[Spectrum, ...], TrainingRe
     place = folder / values.pop("folder") if "folder" in values else None
     name = str(folder / data) if Path(data).suffix else data
     dataset = load_dataset(name, place, limit=values.pop("limit", None))
-    rate = values.pop("learning_rate", None) or default_learning_rate(values["depth"])
-    network = {key: values.pop(key) for key in NETWORK_OPTIONS if key in values}
+    network = {key: values[key] for key in NETWORK_OPTIONS if key in values}
     model = classifier(dataset, **network, seed=values["seed"], device=device)
-    values["clip_norm"] = values["clip_norm"] or None
     # Measured during the run, or once at the end.
     recorder = IsometryCallback(
         dataset.test_images[0], every=every or max(values["steps"], 1), part=trunk_part, name=point.name,
-        **TRAINING_MEASUREMENT,
+        **MEASUREMENT,
     )  # fmt: skip
     record = train(
-        model, dataset, options=TrainingOptions(**values, learning_rate=rate), callbacks=[recorder], progress=False,
+        model, dataset, options=options_from(values), callbacks=[recorder], progress=False,
         about={"sweep": point.record()},
     )  # fmt: skip
     sweep = {**point.record(), "role": ON_THE_WAY}
@@ -291,19 +288,6 @@ def model_of(values: Mapping[str, Any], folder: Path) -> LoadedModel:
 def placed_input(spec: str | None, folder: Path) -> str | None:
     """An input's spec, with its path beginning at ``folder`` where it is a file."""
     return str(folder / spec) if spec is not None and Path(spec).suffix else spec
-
-
-def device_of(name: str | None) -> str:
-    """The device asked for, or the current GPU of this worker, or the processor."""
-    import torch
-
-    wanted = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"there is no device {wanted!r} on this worker ({reason})") from error
-    return wanted
 
 
 def _noted(spectrum: Spectrum, words: list[str]) -> Spectrum:

@@ -1,8 +1,8 @@
 """Activation functions phi: function, derivative, kinks, slopes where linear by pieces, and the torch module.
 
-A new named activation needs an entry in `_NAMED` and one in `TORCH_MODULES`, and nothing elsewhere. The named functions
-and their derivatives neither overflow nor cancel for any float64. Any other function of arrays can be used through
-`get_activation`, with its derivative or without.
+A new named activation needs an entry in `_NAMED` and one in `TORCH_MODULES`, where torch has a module. The named
+functions and their derivatives neither overflow nor cancel where their values are floats. Any other function of arrays
+can be used through `get_activation`, with its derivative or without.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from isometry.errors import InputError, TheoryError
 from isometry.theory.derivatives import checked_values, derivative_disagrees, numerical_derivative
 from isometry.theory.kinks import find_kinks, linear_slopes
 
-__all__ = ["ACTIVATION_NAMES", "TORCH_MODULES", "Activation", "get_activation", "leaky_relu"]
+__all__ = ["ACTIVATION_NAMES", "ALIASES", "TORCH_MODULES", "Activation", "get_activation", "leaky_relu"]
 
 Array = NDArray[np.float64]
 ArrayFunction = Callable[[Array], Array]
@@ -142,6 +142,51 @@ def _softplus(h: Array) -> Array:
     return np.logaddexp(0.0, h)
 
 
+def _mish(h: Array) -> Array:
+    return h * np.tanh(_softplus(h))
+
+
+def _mish_derivative(h: Array) -> Array:
+    softplus = _softplus(h)
+    return np.tanh(softplus) + h * _tanh_derivative(softplus) * _logistic(h)
+
+
+def _softsign(h: Array) -> Array:
+    return h / (1.0 + np.abs(h))
+
+
+def _softsign_derivative(h: Array) -> Array:
+    return 1.0 / (1.0 + np.abs(h)) ** 2
+
+
+def _hard_swish(h: Array) -> Array:
+    return h * _hard_sigmoid(h)
+
+
+def _hard_swish_derivative(h: Array) -> Array:
+    return np.where(np.abs(h) < 3.0, h / 3.0 + 0.5, np.where(h > 0, 1.0, 0.0))
+
+
+def _hard_sigmoid(h: Array) -> Array:
+    return np.clip(h, -3.0, 3.0) / 6.0 + 0.5
+
+
+def _squared_relu(h: Array) -> Array:
+    return np.maximum(h, 0.0) ** 2
+
+
+def _squared_relu_derivative(h: Array) -> Array:
+    return 2.0 * np.maximum(h, 0.0)
+
+
+def _snake(h: Array) -> Array:
+    return h + np.sin(h) ** 2
+
+
+def _snake_derivative(h: Array) -> Array:
+    return 1.0 + np.sin(2.0 * h)
+
+
 def _linear(h: Array) -> Array:
     return np.array(h, dtype=np.float64)
 
@@ -150,12 +195,8 @@ def _relu(h: Array) -> Array:
     return np.maximum(h, 0.0)
 
 
-def _hard_tanh(h: Array) -> Array:
-    return np.clip(h, -1.0, 1.0)
-
-
-def _hard_tanh_derivative(h: Array) -> Array:
-    return (np.abs(h) < 1.0).astype(np.float64)
+def _plateau(h: Array, *, low: float, high: float, slope: float = 1.0) -> Array:
+    return np.where((h > low) & (h < high), slope, 0.0)
 
 
 def _leaky(h: Array, *, slope: float) -> Array:
@@ -197,7 +238,18 @@ _NAMED: dict[str, Activation] = {
     for activation in (
         Activation("linear", _linear, np.ones_like, slopes=(1.0,)),
         Activation("relu", _relu, partial(_step, below=0.0), kinks=(0.0,), slopes=(0.0, 1.0)),
-        Activation("hard_tanh", _hard_tanh, _hard_tanh_derivative, kinks=(-1.0, 1.0), slopes=(0.0, 1.0, 0.0)),
+        Activation(
+            "relu6", partial(np.clip, a_min=0.0, a_max=6.0), partial(_plateau, low=0.0, high=6.0),
+            kinks=(0.0, 6.0), slopes=(0.0, 1.0, 0.0),
+        ),
+        Activation(
+            "hard_tanh", partial(np.clip, a_min=-1.0, a_max=1.0), partial(_plateau, low=-1.0, high=1.0),
+            kinks=(-1.0, 1.0), slopes=(0.0, 1.0, 0.0),
+        ),
+        Activation(
+            "hard_sigmoid", _hard_sigmoid, partial(_plateau, low=-3.0, high=3.0, slope=1.0 / 6.0),
+            kinks=(-3.0, 3.0), slopes=(0.0, 1.0 / 6.0, 0.0),
+        ),
         Activation("tanh", np.tanh, _tanh_derivative),
         Activation("erf", _erf, _erf_derivative),
         Activation("erf_scaled", _scaled_erf, _scaled_erf_derivative),
@@ -206,9 +258,18 @@ _NAMED: dict[str, Activation] = {
         Activation("silu", _silu, _silu_derivative),
         Activation("elu", _elu, _elu_derivative, kinks=(0.0,)),
         Activation("selu", _selu, _selu_derivative, kinks=(0.0,)),
+        Activation("celu", _elu, _elu_derivative, kinks=(0.0,)),
         Activation("softplus", _softplus, _logistic),
+        Activation("mish", _mish, _mish_derivative),
+        Activation("hard_swish", _hard_swish, _hard_swish_derivative, kinks=(-3.0, 3.0)),
+        Activation("softsign", _softsign, _softsign_derivative, kinks=(0.0,)),
+        Activation("squared_relu", _squared_relu, _squared_relu_derivative, kinks=(0.0,)),
+        Activation("sin", np.sin, np.cos),
+        Activation("snake", _snake, _snake_derivative),
     )
-}
+}  # fmt: skip
+# Other names in use; their activations carry the name above.
+ALIASES = {"swish": "silu", "relu_squared": "squared_relu", "identity": "linear", "hardtanh": "hard_tanh"}
 ACTIVATION_NAMES: tuple[str, ...] = (*_NAMED, "leaky_relu")
 
 # The module of `torch.nn` (or `isometry.nn.activations.Erf`) that each name stands for, and its arguments.
@@ -216,7 +277,9 @@ TORCH_MODULES: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("Identity", {}),
     "relu": ("ReLU", {}),
     "leaky_relu": ("LeakyReLU", {"negative_slope": DEFAULT_LEAK}),
+    "relu6": ("ReLU6", {}),
     "hard_tanh": ("Hardtanh", {"min_val": -1.0, "max_val": 1.0}),
+    "hard_sigmoid": ("Hardsigmoid", {}),
     "tanh": ("Tanh", {}),
     "erf": ("Erf", {"scale": 1.0}),
     "erf_scaled": ("Erf", {"scale": math.sqrt(math.pi) / 2.0}),
@@ -225,7 +288,11 @@ TORCH_MODULES: dict[str, tuple[str, dict[str, Any]]] = {
     "silu": ("SiLU", {}),
     "elu": ("ELU", {"alpha": 1.0}),
     "selu": ("SELU", {}),
+    "celu": ("CELU", {"alpha": 1.0}),
     "softplus": ("Softplus", {"beta": 1.0}),
+    "mish": ("Mish", {}),
+    "hard_swish": ("Hardswish", {}),
+    "softsign": ("Softsign", {}),
 }
 
 _LEAKY_PATTERN = re.compile(r"leaky_relu(?:\(\s*(?:slope\s*=\s*)?([^()\s]+)\s*\))?")
@@ -242,11 +309,13 @@ def get_activation(
     Parameters
     ----------
     activation : str, Activation or callable
-        One of `ACTIVATION_NAMES`: ``linear, relu, leaky_relu`` or ``leaky_relu(0.2)`` (slope 0.01 unless given),
-        ``hard_tanh, tanh, sigmoid, gelu`` (exact, with the error function), ``silu, elu`` (alpha = 1),
-        ``selu, softplus``, ``erf``, which is phi(h) = erf(h) with slope 2/sqrt(pi) at 0, and ``erf_scaled``, which
-        is phi(h) = erf(sqrt(pi) h / 2) with slope 1 at 0 (the convention of Pennington, Schoenholz, Ganguli 2018,
-        arXiv 1802.09979). Or a function from (n,) float64 arrays to (n,) arrays. An `Activation` comes back as it is.
+        One of `ACTIVATION_NAMES`: ``linear, relu, relu6, leaky_relu`` or ``leaky_relu(0.2)`` (slope 0.01 unless given),
+        ``hard_tanh, hard_sigmoid, tanh, sigmoid, gelu`` (exact, with the error function), ``silu`` (or ``swish``),
+        ``elu, celu`` (alpha = 1), ``selu, softplus, mish, hard_swish, softsign, sin``, ``snake``, which is
+        phi(h) = h + sin(h)^2, ``squared_relu`` (or ``relu_squared``), ``erf``, which is phi(h) = erf(h) with slope
+        2/sqrt(pi) at 0, and ``erf_scaled``, which is phi(h) = erf(sqrt(pi) h / 2) with slope 1 at 0 (the convention of
+        Pennington, Schoenholz, Ganguli 2018, arXiv 1802.09979). Or a function from (n,) float64 arrays to (n,) arrays.
+        An `Activation` comes back as it is.
     derivative : callable, optional
         phi' of a function. Without it phi' is taken numerically: by the complex step, exact to rounding, where
         the function takes complex arrays and agrees there with its differences; otherwise by ninth-order
@@ -310,6 +379,7 @@ def _as_float(function: Callable[..., object]) -> ArrayFunction:
 
 def _by_name(name: str) -> Activation:
     key = name.strip().lower()
+    key = ALIASES.get(key, key)
     if key in _NAMED:
         return _NAMED[key]
     match = _LEAKY_PATTERN.fullmatch(key)

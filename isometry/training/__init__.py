@@ -2,6 +2,8 @@
 
 Names are loaded when they are first used: `isometry.training.options`, which the help of the command line reads, does
 without torch.
+
+Names that are not in `__all__` are internal.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from isometry.errors import InputError, NonFiniteError
-from isometry.progress import Progress, progress_bar, silent
+from isometry.progress import Progress, progress_listener
 from isometry.training.checkpoint import load_checkpoint, save_checkpoint
 from isometry.training.data import Dataset
 from isometry.training.options import TrainingOptions, learning_rate
@@ -119,7 +119,7 @@ def train(
         for callback in callbacks:
             callback.on_step(model, step)
 
-    with _mode(model, training=True), _progress(progress) as report:
+    with _mode(model, training=True), progress_listener(progress, "training") as report:
         batches = _batches(len(labels), options.batch, options.seed, start)
         for step in range(start, options.steps):
             look(step)
@@ -207,12 +207,6 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def _progress(progress: Progress | bool | None) -> Any:
-    if progress is False:
-        return nullcontext(silent)
-    return progress_bar("training") if progress is None or progress is True else nullcontext(progress)
 
 
 def _text(curves: Mapping[str, list[float]], done: int) -> str:

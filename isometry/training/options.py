@@ -122,6 +122,10 @@ NETWORK_DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 
 
+# The measurement of a spectrum during a run.
+MEASUREMENT: Mapping[str, Any] = {"probes": 8, "steps": 30}
+
+
 def learning_rate(options: TrainingOptions, step: int) -> float:
     """Learning rate of a step, counted from 0: linear warm-up, then constant, linear or half a cosine to 0."""
     if step < options.warmup:
@@ -131,6 +135,14 @@ def learning_rate(options: TrainingOptions, step: int) -> float:
     return options.learning_rate * factor[options.schedule]
 
 
-def default_learning_rate(depth: int) -> float:
-    """0.2 / sqrt(depth): the gradient of a critical network grows as sqrt(depth) in the units it is stepped in."""
-    return 0.2 / math.sqrt(depth)
+def options_from(values: Mapping[str, Any]) -> TrainingOptions:
+    """Options out of the settings of a command line or a grid, those of the network among them.
+
+    The default learning rate is 0.2 / sqrt(depth): the gradient of a critical network grows as sqrt(depth) in the units
+    of its steps. A clip norm of 0 stands for None.
+    """
+    given = {name: values[name] for name in TRAINING_OPTIONS if name in values}
+    given["learning_rate"] = given.get("learning_rate") or 0.2 / math.sqrt(values["depth"])
+    if given.get("clip_norm") == 0:
+        given["clip_norm"] = None
+    return TrainingOptions(**given)

@@ -89,7 +89,7 @@ def test_a_stated_threshold(isometry, models, threshold: str, code: int) -> None
     done = isometry("measure", f"{models}:scaled", "--input", "4", "--require-isometry", threshold)
     assert done.code == code
     assert ("threshold missed: 0 %" in done.err) is (code == 3)
-    assert "s max" in done.out
+    assert "s_max" in done.out
 
 
 def test_a_threshold_that_too_few_steps_cannot_decide(isometry, tmp_path) -> None:

@@ -89,7 +89,7 @@ def test_the_block_at_fault_is_named() -> None:
     np.testing.assert_allclose(profile.chi, [1, 1, 1e-4, 1, 1], rtol=1e-12)
     # Multiples of orthogonal matrices: every tangent is stretched alike, so there is no error at all.
     np.testing.assert_allclose(profile.log10_mean_square, [0, 0, -4, -4, -4], atol=1e-12)
-    assert "block 2 (Linear) is at fault, it multiplies it by" in profile.verdict()
+    assert "block 2 (Linear) is at fault: it multiplies it by" in profile.verdict()
     assert "0.0001" in profile.verdict()
 
 
@@ -97,8 +97,8 @@ def test_the_block_at_fault_is_named() -> None:
     ("gains", "fault", "words"),
     [
         ((1.0,) * 5, None, "no block stands out"),
-        ((0.7,) * 8, None, "lost over the whole depth, by 0.49 a block"),
-        ((1.5,) * 8, None, "amplified over the whole depth, by 2.25 a block"),
+        ((0.7,) * 8, None, "it falls along the whole depth, by 0.49 per block"),
+        ((1.5,) * 8, None, "it grows along the whole depth, by 2.25 per block"),
         ((1.0, 30.0, 1.0, 1.0), 1, "by 900"),
         # What alternates is nobody's fault: ReLU halves what its layer doubles.
         ((2**0.5, 0.5**0.5) * 4, None, "no block stands out"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,8 @@ MESSAGES = [
 
 def limited(operator: JacobianOperator, most: int, error: Exception) -> list[int]:
     """Make J v of more than ``most`` vectors at once fail; returns the list of the sizes tried."""
-    product, tried = operator._forward, []
+    chunked = operator._chunked
+    product, tried = chunked.products.matmat, []
 
     def hungry(block: Tensor) -> Tensor:
         tried.append(block.shape[0])
@@ -28,7 +31,7 @@ def limited(operator: JacobianOperator, most: int, error: Exception) -> list[int
             raise error
         return product(block)
 
-    operator._forward = hungry
+    chunked.products = replace(chunked.products, matmat=hungry)
     return tried
 
 

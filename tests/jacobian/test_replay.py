@@ -94,7 +94,7 @@ def test_transformers_are_replayed(make) -> None:
     model, x, options = make()
     operator = JacobianOperator(model, x, **options)
     assert operator.backend == "replay"
-    assert_dense(operator, operator._function, operator.point)
+    assert_dense(operator, operator._evaluation.function, operator.point)
 
 
 def test_recurrent_layers_are_replayed_gate_by_gate() -> None:

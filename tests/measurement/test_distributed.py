@@ -100,8 +100,8 @@ def test_two_processes_have_the_numbers_of_one(
     assert run([*command, str(tmp_path / "1.h5")]) == 0
     torch.set_num_threads(threads)
     # The first process prints for all.
-    assert "s max" in said[0][0]
-    assert "s max" in capsys.readouterr().out
+    assert "s_max" in said[0][0]
+    assert "s_max" in capsys.readouterr().out
     assert said[1][0] == ""
     one, two = (isometry.open_store(tmp_path / f"{count}.h5")["net"] for count in (1, 2))
     assert two.provenance["processes"] == 2

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from isometry.errors import ConvergenceWarning, FallbackWarning, InputError
 from isometry.measurement import measure
 from isometry.measurement.convergence import converged
-from isometry.measurement.lanczos_run import Operators
+from isometry.measurement.operators import Operators
 from isometry.nn import MLP
 from isometry.spectrum import Quadrature, Spectrum
 

@@ -88,7 +88,7 @@ def test_the_error_of_the_mean_square_is_the_larger_of_two() -> None:
     # The 97.5 % quantile of Student's t with one degree of freedom.
     error = Goal("mean_square").error_of(alike)
     assert error.size == pytest.approx(12.7062 * stderr / mean, rel=1e-5)
-    assert error.cure == "probes"
+    assert error.limited_by == "probes"
     apart = rows_of([1.0, 2.0], [[1.0, 0.0], [0.0, 1.0]], resolved=True)
     assert Goal("mean_square").error_of(apart).size == pytest.approx(12.7062 * 1.5 / 2.5, rel=1e-5)
     assert Goal("mean_square").error_of(rows_of([1.0], [[1.0]], resolved=False)).size == math.inf

@@ -320,7 +320,7 @@ def test_the_ensemble_describes_the_trunk():
     assert VanillaCNN(20, 4, "relu", "gaussian", seed=0).ensemble.weights == "gaussian"
     assert ResNet(25, 4, seed=0).ensemble.residual == pytest.approx(0.2)
     assert MLP(2, (4, 8, 6), seed=0).ensemble.widths == (4, 8, 6)
-    assert VanillaCNN(2, 4, nn.Mish(), sigma_w=1.0, seed=0).ensemble is None
+    assert VanillaCNN(2, 4, nn.Tanhshrink(), sigma_w=1.0, seed=0).ensemble is None
 
 
 @pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
@@ -362,7 +362,7 @@ def test_dense_layers_of_changing_width():
         (lambda: VanillaCNN(2, 4, "swoosh"), "unknown activation 'swoosh'.*tanh"),
         (lambda: VanillaCNN(2, 4, "leaky_relu(x)"), "slope"),
         (lambda: VanillaCNN(2, 4, init="he"), "init must be one of"),
-        (lambda: VanillaCNN(2, 4, nn.Mish()), "give sigma_w"),
+        (lambda: VanillaCNN(2, 4, nn.Tanhshrink()), "give sigma_w"),
         (lambda: VanillaCNN(2, 4, sigma_w=-1.0), "sigma_w"),
         (lambda: VanillaCNN(2, 4, sigma_w=1.0, q_star=0.1), "not both"),
         (lambda: VanillaCNN(2, 5, "relu", "mirrored"), "even"),

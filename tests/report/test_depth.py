@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import io
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from profile_samples import profile
 
-from isometry.report.depth_numbers import HEADINGS, block_row, shown_blocks
 from isometry.report.depth_pictures import STRETCHES, seen_blocks
 from isometry.report.histories import History, histories_of
 from isometry.report.html import render_html
 from isometry.report.terminal_bands import band_line, print_bands
 from isometry.report.terminal_profile import print_profile
 from isometry.spectrum import Spectrum
-
-sys.path.append(str(Path(__file__).parents[1] / "store"))
-from profile_samples import profile
+from isometry.spectrum.block_profile import HEADINGS
 
 
 def recorded(step: int, *, name: str = "run", scale: float = 1.0) -> Spectrum:
@@ -48,18 +44,18 @@ def test_of_a_deep_network_some_rows_and_the_fault_are_shown() -> None:
     gains = [1.0] * 500
     gains[333] = 0.01
     deep = profile(tuple(gains))
-    shown = shown_blocks(deep, 20)
+    shown = deep.shown(20)
     assert len(shown) <= 20
     assert {0, 333, 499} <= set(shown)
     assert "333" in printed(100, deep)
-    assert shown_blocks(profile(), 20) == [0, 1, 2, 3]
+    assert profile().shown(20) == [0, 1, 2, 3]
 
 
 def test_a_row_says_what_is_known_of_a_block() -> None:
-    row = dict(zip(HEADINGS, block_row(profile(), 2), strict=True))
+    row = dict(zip(HEADINGS, profile().row(2), strict=True))
     assert row["chi"] == "0.001 ± 1e-05"
     assert row["mean s² so far"] == "0.0011"
-    dead = dict(zip(HEADINGS, block_row(profile((1.0, 0.0, 1.0)), 1), strict=True))
+    dead = dict(zip(HEADINGS, profile((1.0, 0.0, 1.0)).row(1), strict=True))
     assert (dead["gain"], dead["mean s² so far"]) == ("0", "0")
 
 

@@ -248,7 +248,8 @@ def test_numbers_verdict_law_and_provenance_are_there(alone: str) -> None:
     reader = read(alone)
     one = sampled()
     for words in (
-        one.verdict(), "1,200", "float32", "1024 x 1024", "predicted law", "Against the law of its recorded ensemble",
+        one.verdict(), "1,200", "float32", "1024 x 1024", "predicted law",
+        "Compared with the predicted law of its ensemble",
         "Measured by Golub-Kahan quadrature with 4 random probes of 50 steps", "Over 3 inputs",
         f"{one.mean_square:.4g}", one.quantile_text(0.95), "quantile 0.05",
     ):  # fmt: skip

@@ -6,11 +6,8 @@ HDF5 may crash or hang on a file whose bytes were changed: it does so here, and 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
-
-sys.path.append(str(Path(__file__).parent))
 from store_samples import assert_same
 
 from isometry.errors import IsometryError

@@ -107,6 +107,15 @@ FORMULAS = {
     "elu": lambda h: np.where(h > 0, h, np.exp(h) - 1.0),
     "selu": lambda h: 1.0507009873554805 * np.where(h > 0, h, 1.6732632423543772 * (np.exp(h) - 1.0)),
     "softplus": lambda h: np.log(1.0 + np.exp(h)),
+    "relu6": lambda h: np.minimum(6.0, np.maximum(0.0, h)),
+    "hard_sigmoid": lambda h: np.minimum(1.0, np.maximum(0.0, (h + 3.0) / 6.0)),
+    "hard_swish": lambda h: h * np.minimum(1.0, np.maximum(0.0, (h + 3.0) / 6.0)),
+    "celu": lambda h: np.where(h > 0, h, np.exp(h) - 1.0),
+    "mish": lambda h: h * np.tanh(np.log1p(np.exp(h))),
+    "softsign": lambda h: h / (1.0 + np.abs(h)),
+    "squared_relu": lambda h: np.where(h > 0, h * h, 0.0),
+    "sin": np.sin,
+    "snake": lambda h: h + np.sin(h) ** 2,
 }
 
 
@@ -137,10 +146,17 @@ def test_derivatives_integrate_back_to_the_function(name: str) -> None:
         assert area == pytest.approx(ends[1] - ends[0], abs=1e-12)
 
 
+def test_other_names_are_the_same_activation() -> None:
+    assert get_activation("swish") is get_activation("silu")
+    assert get_activation("ReLU_squared") is get_activation("squared_relu")
+
+
 @pytest.mark.parametrize("name", ACTIVATION_NAMES)
 def test_nothing_overflows(name: str) -> None:
     activation = get_activation(name)
-    h = np.array([-1e300, -1e6, -750.0, -40.0, 0.0, 40.0, 750.0, 1e6, 1e300])
+    # The square itself leaves the range of floats beyond 1e154.
+    largest = 1e150 if name == "squared_relu" else 1e300
+    h = np.array([-largest, -1e6, -750.0, -40.0, 0.0, 40.0, 750.0, 1e6, largest])
     # GELU's own exp(-h^2 / 2) underflows, and its h^2 overflows to an exponent of minus infinity: that is right.
     with np.errstate(over="ignore", under="ignore", invalid="raise", divide="raise"):
         assert np.all(np.isfinite(activation.function(h)))
@@ -148,10 +164,10 @@ def test_nothing_overflows(name: str) -> None:
 
 
 def test_slopes_are_the_derivative_on_each_piece() -> None:
-    for name in ("linear", "relu", "leaky_relu(0.2)", "hard_tanh"):
+    for name in ("linear", "relu", "leaky_relu(0.2)", "hard_tanh", "relu6", "hard_sigmoid"):
         activation = get_activation(name)
         assert activation.slopes is not None
-        edges = [-3.0, *activation.kinks, 3.0]
+        edges = [-9.0, *activation.kinks, 9.0]
         middles = np.array([(a + b) / 2.0 for a, b in itertools.pairwise(edges)])
         np.testing.assert_array_equal(activation.derivative(middles), activation.slopes)
 

@@ -324,3 +324,20 @@ def test_a_point_mass_beyond_the_floats_is_infinite_and_silent() -> None:
         warnings.simplefilter("error")
         assert spectrum.atoms == [(math.inf, 1.0)]
     assert float(spectrum.log10_quantile(0.5)) == pytest.approx(10_000 * math.log10(1.2), rel=1e-12)
+
+
+@pytest.mark.parametrize("strength", [1e-3, 1e-6, 3e-8, 1e-8, 1e-10])
+@pytest.mark.parametrize("depth", [4, 100])
+def test_a_residual_network_of_small_branches_is_a_semicircle(strength: float, depth: int) -> None:
+    # log lambda = c + sqrt(2 c) x with x of Wigner's law, up to corrections of the order of its width.
+    spectrum = predict("linear", depth, sigma_w=1.0, residual=strength)
+    c = depth * strength**2
+    width = math.sqrt(2.0 * c)
+    at = np.array([-1.5, -0.5, 0.0, 0.5, 1.5])
+    cdf = 0.5 + at * np.sqrt(4.0 - at**2) / (4.0 * np.pi) + np.arcsin(at / 2.0) / np.pi
+    if width > 4e-8:
+        got = spectrum.distribution.cdf(0.5 * (c + width * at))
+        np.testing.assert_allclose(got, cdf, atol=width + 1e-6)
+    else:
+        # Rounding hides the shape: a point mass.
+        assert spectrum.atoms == [(pytest.approx(1.0, abs=2.0 * width), 1.0)]

@@ -119,8 +119,8 @@ def test_a_writer_gets_scalars_and_a_histogram() -> None:
     assert {step for _, step in writer.scalars} == {10}
     assert values["isometry/mean_square"] == pytest.approx(28.0)
     assert values["isometry/s_max"] == pytest.approx(10.0)
-    assert values["isometry/s_p50"] == pytest.approx(2.0)
-    assert values["isometry/isometry_share"] == 0.75
+    assert values["isometry/quantile_0.5"] == pytest.approx(2.0)
+    assert values["isometry/isometry"] == 0.75
     # What is not known (the error of no probes, an overhead before the second call) is no number of a curve.
     assert all(np.isfinite(value) for value in values.values())
     samples = writer.histograms["isometry/log10_s", 10]

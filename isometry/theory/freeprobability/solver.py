@@ -155,7 +155,10 @@ def _relative_variance(product: FreeProduct) -> float:
 
 
 def _noise(product: FreeProduct, width: float) -> float:
-    """Error of the cdf from the rounding of d, relative to the spread of the narrowest law of d."""
+    """Error of the cdf from rounding: of d beside the spread of its narrowest law, or of w where there is no law."""
+    if not product.groups:
+        # Measured on residual laws: w is one to all but a few digits.
+        return 1e-21 / width**2
     spreads = [math.sqrt(group.law.relative_variance) for group in product.groups if width < 0.1]
     return max((1e-15 / max(spread, 1e-300) for spread in spreads), default=0.0)
 

@@ -1,9 +1,8 @@
-"""Where a distribution is too narrow for a histogram, or its tail too long: clusters, point masses, far values.
+"""Parts of a distribution that a histogram does not show: point masses, narrow clusters, long tails.
 
-A delta-orthogonal network has all its singular values within a thousandth of each other. Drawn as a density,
-such a cluster is a needle whose height says nothing and which flattens everything beside it. It is shown as
-what it is: a mass at a place. A ReLU network's law reaches down to s = 0 with next to no mass: a picture of all its
-decades would show nothing else.
+All singular values of a delta-orthogonal network lie within a thousandth of each other. The density of such a cluster
+is a spike whose height depends on the cells alone and which flattens everything beside it, so it is shown as a mass at
+a place. The law of a ReLU network extends to s = 0 with next to no mass: its tail is cropped.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isometry.spectrum import Distribution
+from .distribution import Distribution
+from .formatting import percent_text, power_text
 
 Array = NDArray[np.float64]
 
@@ -26,7 +26,7 @@ MOST = 8
 
 
 def shown_range(distribution: Distribution) -> tuple[float, float]:
-    """The range of ln s worth showing: all of it, unless a hundredth of the mass takes most of the picture.
+    """The range of ln s to show: all of it, unless a hundredth of the mass takes most of the picture.
 
     The lower end is at most half the span of the upper 99 % below that span. (nan, nan) when all mass is at zero.
     """
@@ -53,15 +53,14 @@ class Concentration:
 
     def text(self) -> str:
         """For a legend: '40 % at s = 1', '97 % within 0.3 % of s = 1.01'."""
-        log10 = self.log_s / math.log(10)
-        place = f"{math.exp(self.log_s):.4g}" if abs(log10) < 300 else f"1e{log10:.1f}"
+        place = power_text(self.log_s / math.log(10))
         spread = math.expm1(0.5 * (self.high - self.low))
         where = f"at s = {place}" if spread < 1e-9 else f"within {_one_digit(100 * spread)} % of s = {place}"
-        return f"{100 * self.mass:.3g} % {where}"
+        return f"{percent_text(self.mass)} {where}"
 
 
 def _one_digit(value: float) -> str:
-    """A positive number to one significant digit, without an exponent where a person writes none: 20, not 2e+01."""
+    """A positive number to one significant digit; from 1 to 10,000 without an exponent: 20, not 2e+01."""
     rounded = float(f"{value:.1g}")
     return f"{rounded:.0f}" if 1 <= rounded < 1e4 else f"{rounded:.1g}"
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isometry.report.concentration import Concentration, cell_masses, concentrations
 from isometry.spectrum import Curve, Spectrum
+from isometry.spectrum.concentration import Concentration, cell_masses, concentrations
 
 
 @settings(max_examples=150, deadline=None)

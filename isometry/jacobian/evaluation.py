@@ -1,0 +1,129 @@
+"""One evaluation y = f(x): the function with its value at the point, and the settings of every evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from isometry.errors import InputError
+
+from .checks import refuse_nonfinite_output
+from .failures import failed_call
+from .function import PointFunction
+from .numerics import strict_numerics
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A function evaluated at a point.
+
+    Parameters
+    ----------
+    function : callable
+        Pure: Tensor -> Tensor.
+    point, value : Tensor
+        x and f(x), both with the batch axis first if there is a batch.
+    batch : int or None
+        The number of samples with a Jacobian each, None where the point is one input.
+    module : nn.Module or None
+        The module behind the function, for messages.
+    recurrent : bool
+        Whether it holds fused recurrent layers.
+    tf32 : bool
+        Whether products may round their factors to TF32.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    point: Tensor
+    value: Tensor
+    batch: int | None
+    module: nn.Module | None
+    recurrent: bool
+    tf32: bool
+
+    @property
+    def input_shape(self) -> torch.Size:
+        """Shape of one sample's input."""
+        return self.point.shape if self.batch is None else self.point.shape[1:]
+
+    @property
+    def output_shape(self) -> torch.Size:
+        """Shape of one sample's output."""
+        return self.value.shape if self.batch is None else self.value.shape[1:]
+
+    @property
+    def unit(self) -> float:
+        """The relative rounding of the factors of a product."""
+        dtype = self.point.dtype
+        return 2.0**-10 if self.tf32 and dtype == torch.float32 else torch.finfo(dtype).eps
+
+    def numerics(self) -> AbstractContextManager[None]:
+        """The settings under which the function and its products are evaluated."""
+        return strict_numerics(self.point.device, recurrent=self.recurrent, tf32=self.tf32)
+
+    def repeated(self) -> Tensor:
+        """f(x) evaluated once more."""
+        return _value(self.function, self.point, self.numerics())
+
+
+def evaluate(
+    part: PointFunction, x: Tensor, *, batched: bool = False, source: str | None = None, tf32: bool = False
+) -> Evaluation:
+    """The evaluation of a function at its point.
+
+    Parameters
+    ----------
+    part : PointFunction
+    x : Tensor
+        The input of the model that the part belongs to.
+    batched : bool
+        Whether the first axis of the point holds samples with a Jacobian each.
+    source : str, optional
+        The module that the point enters, for messages.
+    tf32 : bool
+        Whether products on a GPU may round their factors to TF32.
+
+    Raises
+    ------
+    InputError
+        Where the first axes are not those of a batch, J is empty, or the model fails on the input.
+    NonFiniteError
+        Where the output holds NaN or inf.
+    """
+    point = part.point
+    if batched and point.dim() < 1:
+        raise InputError("batched=True needs a leading batch axis; the input is a scalar")
+    if batched and source is not None and point.shape[0] != x.shape[0]:
+        raise InputError(
+            f"batched=True: what enters {source!r} has shape {tuple(point.shape)}, whose first axis is "
+            f"not the batch of {x.shape[0]}; choose another source="
+        )
+    batch = point.shape[0] if batched else None
+    tf32 = tf32 and point.device.type == "cuda"
+    value = _value(part.function, point, strict_numerics(point.device, recurrent=part.recurrent, tf32=tf32))
+    if batched and (value.dim() < 1 or value.shape[0] != batch):
+        raise InputError(
+            f"batched=True: {batch} inputs gave an output of shape {tuple(value.shape)}, whose first axis "
+            "is not the batch. Pass one input, or a model that keeps the batch first"
+        )
+    made = Evaluation(part.function, point, value.detach(), batch, part.module, part.recurrent, tf32)
+    m, n = made.output_shape.numel(), made.input_shape.numel()
+    if m == 0 or n == 0:
+        raise InputError(f"J is empty: {m} x {n}")
+    with made.numerics():
+        refuse_nonfinite_output(value, part.module, lambda: part.function(point))
+    return made
+
+
+def _value(
+    function: Callable[[Tensor], Tensor], point: Tensor, numerics: AbstractContextManager[None]
+) -> Tensor:
+    try:
+        with torch.no_grad(), numerics:
+            return function(point)
+    except Exception as error:
+        raise failed_call(error, point) from error

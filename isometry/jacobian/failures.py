@@ -1,0 +1,69 @@
+"""Errors that PyTorch raises in a model, and the errors of this package that they become."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from isometry.errors import InputError, IsometryError, ModelError
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the host had no memory left."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+    )
+
+
+def first_line(error: Exception | None) -> str:
+    """The first line of PyTorch's message, which may have dozens."""
+    return str(error).split("\n", 1)[0][:200]
+
+
+def failed_call(error: Exception, x: Tensor) -> Exception:
+    """The error to raise where the model fails on the input: an IsometryError as it is, else one that says why."""
+    if isinstance(error, IsometryError):
+        return error
+    if is_out_of_memory(error):
+        return IsometryError(
+            "out of memory in one evaluation of the model. Take fewer inputs, or a device with more memory"
+        )
+    return InputError(
+        f"the model fails on an input of shape {tuple(x.shape)} and type {x.dtype} on {x.device}: "
+        f"{type(error).__name__}: {first_line(error)}. Pass the input exactly as the model takes it, a batch axis "
+        "included; a function that holds tensors of its own needs dtype and device to agree with them"
+    )
+
+
+def no_memory_for_one_probe() -> IsometryError:
+    """The error where even one probe at a time does not fit."""
+    return IsometryError(
+        "out of memory with a single probe at a time. Take fewer inputs, a smaller part (source=, target=), or "
+        "a device with more memory"
+    )
+
+
+def no_product(error: Exception | None) -> ModelError:
+    """The error where no backend can differentiate the model; ``error`` is PyTorch's, of the first one."""
+    return ModelError(
+        f"no Jacobian product works for this model: {_likely_cause(str(error))}. PyTorch says: {first_line(error)}"
+    )
+
+
+def _likely_cause(text: str) -> str:
+    if "in-place" in text:
+        return (
+            "it changes a tensor in place that belongs to the model (a running statistic in training mode?): call "
+            "model.eval()"
+        )
+    if "inference tensor" in text:
+        return (
+            "it runs under torch.inference_mode: take that off its forward, or measure the module inside it"
+        )
+    if "saved tensor hooks" in text:
+        return "it uses gradient checkpointing: switch that off for the measurement"
+    return (
+        "an operation of it has neither a forward-mode nor a second derivative, or is not differentiable at all; "
+        "source= and target= measure the parts on either side of it"
+    )

@@ -1,0 +1,87 @@
+"""The precision and the device in which a model is evaluated, and the inputs and models that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from isometry.errors import InputError, ModelError
+
+from .failures import first_line
+
+_PRECISIONS = (torch.float32, torch.float64)
+
+
+def working_dtype_and_device(
+    module: nn.Module | None,
+    x: Tensor,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    *,
+    has_source: bool,
+) -> tuple[torch.dtype, torch.device]:
+    """The dtype and device asked for, else the model's, else the input's; half precision becomes float32.
+
+    Raises
+    ------
+    InputError, ModelError
+        Where the input, the model, the dtype or the device cannot be used.
+    """
+    _refuse_input(x, has_source=has_source)
+    tensors: Sequence[Tensor] = [] if module is None else [*module.parameters(), *module.buffers()]
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+        raise ModelError(
+            "the model has lazy parameters that are not yet made; call it once on an input first"
+        )
+    if any(t.is_complex() for t in tensors):
+        raise InputError("the model has complex parameters; complex Jacobians are not measured")
+    first = next((t for t in tensors if t.is_floating_point()), None)
+    if dtype is None:
+        dtype = first.dtype if first is not None else x.dtype
+        dtype = dtype if dtype in _PRECISIONS else torch.float32
+    if dtype not in _PRECISIONS:
+        raise InputError(
+            f"dtype is torch.float32 or torch.float64; got {dtype} (too coarse for singular values)"
+        )
+    return dtype, _usable_device(device, default=first.device if first is not None else x.device)
+
+
+def _refuse_input(x: Tensor, *, has_source: bool) -> None:
+    if x.numel() == 0:
+        raise InputError(f"the input is empty: shape {tuple(x.shape)}")
+    if x.layout != torch.strided:
+        raise InputError(f"the input has layout {x.layout}; pass a dense tensor, x.to_dense()")
+    if x.is_complex():
+        raise InputError(
+            "the input is complex, and so would be J; pass real and imaginary parts as one real tensor"
+        )
+    if not x.is_floating_point() and not has_source:
+        raise InputError(
+            f"the input is of type {x.dtype}, which cannot be differentiated. For images convert with .float(); for "
+            "token numbers measure from the embeddings, with source= naming the module they enter"
+        )
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        raise InputError("the input holds NaN or inf; J is taken at a finite point")
+
+
+def _usable_device(device: torch.device | str | None, *, default: torch.device) -> torch.device:
+    try:
+        place = default if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device={device!r} is no device: {first_line(error)}") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"device {str(place)!r} was asked for, but this PyTorch sees no CUDA device; leave device out, or install "
+            "a CUDA build of torch on a machine with a GPU"
+        )
+    if place.type == "meta":
+        raise InputError("on the meta device tensors hold no numbers; move the model to a real device first")
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"device {str(place)!r} was asked for, but PyTorch cannot use it: {first_line(error)}"
+        ) from error
+    return place

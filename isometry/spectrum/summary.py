@@ -1,0 +1,360 @@
+"""`Summary`: the numbers that reports show of a spectrum, filled once by `Spectrum.reported` and rendered everywhere.
+
+It knows no spectrum, only plain numbers. Each number has one name (that of its field, in JSON, CSV and loggers), one
+label for people (`LABELS`) and one text (`Summary.cells`).
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .formatting import error_text, json_ready, number_text, percent_text
+
+REPORTED_QUANTILES = ("0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99")
+# What isometry means where nothing else is asked for: s within a factor of two of 1.
+LOW, HIGH = 0.5, 2.0
+
+# Name of a number -> what people read, in the order of the table.
+LABELS: Mapping[str, str] = {
+    "shape": "J",
+    "method": "method",
+    "null_dimension": "null dimension",
+    "s_max": "s_max",
+    **{f"quantile_{p}": "median" if p == "0.5" else f"quantile {p}" for p in reversed(REPORTED_QUANTILES)},
+    "s_min": "s_min",
+    "condition_number": "condition number",
+    "mean_square": "mean s²",
+    "mean_square_stderr_inputs": "± over inputs",
+    "zero_mass": "zero mass",
+    "isometry": f"in [{LOW:g}, {HIGH:g}]",
+    "isometry_limits95": "95 % limits",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The reported numbers of one spectrum.
+
+    nan stands for what is not known, and for a number outside the range of floats, whose log10 is then known; inf for
+    what is infinite.
+
+    Parameters
+    ----------
+    name, kind, method, shape, null_dimension, inputs, probes, products, seconds
+        As of the `Spectrum`.
+    s_max, s_max_residual, log10_s_max, s_min, s_min_residual, log10_s_min : float
+        Extreme singular values with their residual bounds.
+    s_min_upper_bound : float
+        An upper bound of s_min that is known even where s_min is not.
+    condition_number, log10_condition_number, condition_number_bound : float
+        s_max / s_min, its log10, and a lower bound of it.
+    mean_square, mean_square_stderr, mean_square_stderr_inputs, log10_mean_square : float
+        E[s^2], its standard error over probes and the one over inputs, log10 E[s^2].
+    mean_square_interval95 : (float, float)
+        Confidence interval of E[s^2] over probes.
+    variance : float
+        Var[s^2].
+    quantiles, log10_quantiles : mappings of text to float
+        By their levels, as texts: ``"0.5"``.
+    floor, zero_mass : float
+        Largest s that cannot be told from zero, and the fraction of singular values at or below it.
+    isometry : (float, float)
+        Least and largest fraction of singular values in [0.5, 2]; they differ where the floor is above 0.5.
+    isometry_stderr : float
+    isometry_limits95 : (float, float)
+        Limits of that fraction with 95 % confidence.
+    verdict : str
+        One sentence.
+    top : sequence of (float, float)
+        The largest singular values found, with their residual bounds; empty for a prediction.
+    seed, dtype, device, stopped
+        As recorded with the measurement, None where nothing was.
+    """
+
+    name: str
+    kind: str
+    method: str
+    shape: tuple[int, int] | None
+    null_dimension: int
+    inputs: int
+    probes: int
+    s_max: float
+    s_max_residual: float
+    log10_s_max: float
+    s_min: float
+    s_min_residual: float
+    s_min_upper_bound: float
+    log10_s_min: float
+    condition_number: float
+    log10_condition_number: float
+    condition_number_bound: float
+    mean_square: float
+    mean_square_stderr: float
+    mean_square_stderr_inputs: float
+    mean_square_interval95: tuple[float, float]
+    log10_mean_square: float
+    variance: float
+    quantiles: Mapping[str, float]
+    log10_quantiles: Mapping[str, float]
+    floor: float
+    zero_mass: float
+    isometry: tuple[float, float]
+    isometry_stderr: float
+    isometry_limits95: tuple[float, float]
+    verdict: str
+    products: int
+    seconds: float
+    top: Sequence[tuple[float, float]] = ()
+    seed: Any = None
+    dtype: Any = None
+    device: Any = None
+    stopped: Mapping[str, Any] | None = field(default=None)
+
+    # ---- for programs ------------------------------------------------------------------------------
+
+    def json(self) -> dict[str, Any]:
+        """Every number as plain JSON values; None stands for nan and inf."""
+        least, most = self.isometry
+        values: dict[str, Any] = {
+            "name": self.name,
+            "kind": self.kind,
+            "method": self.method,
+            "shape": self.shape,
+            "null_dimension": self.null_dimension,
+            "inputs": self.inputs,
+            "probes": self.probes,
+            "s_max": self.s_max,
+            "s_max_residual": self.s_max_residual,
+            "log10_s_max": self.log10_s_max,
+            "s_min": self.s_min,
+            "s_min_residual": self.s_min_residual,
+            "s_min_upper_bound": self.s_min_upper_bound,
+            "log10_s_min": self.log10_s_min,
+            "condition_number": self.condition_number,
+            "log10_condition_number": self.log10_condition_number,
+            "mean_square": self.mean_square,
+            "mean_square_stderr": self.mean_square_stderr,
+            "mean_square_stderr_inputs": self.mean_square_stderr_inputs,
+            "mean_square_interval95": self.mean_square_interval95,
+            "log10_mean_square": self.log10_mean_square,
+            "variance": self.variance,
+            "quantiles": self.quantiles,
+            "log10_quantiles": self.log10_quantiles,
+            "floor": self.floor,
+            "below_floor": self.zero_mass,
+            "zero_mass": self.zero_mass,
+            "isometry": {
+                "low": LOW,
+                "high": HIGH,
+                "fraction": least,
+                "fraction_at_most": most,
+                "stderr": self.isometry_stderr,
+                "limits95": self.isometry_limits95,
+            },
+            "verdict": self.verdict,
+            "products": self.products,
+            "seconds": self.seconds,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+        if self.stopped is not None:
+            values["stopped"] = self.stopped
+        if self.top:
+            values["top"] = [{"s": s, "residual": residual} for s, residual in self.top]
+        plain: dict[str, Any] = json_ready(values)
+        return plain
+
+    def flat(self) -> dict[str, float]:
+        """The main numbers under names without structure, as a logger or a table of values takes them.
+
+        A quantile is ``quantile_0.5``; ``isometry`` is nan where the floor leaves it open.
+        """
+        least, most = self.isometry
+        lower, upper = self.isometry_limits95
+        numbers: dict[str, float] = {
+            "s_max": self.s_max,
+            "s_max_residual": self.s_max_residual,
+            "s_min": self.s_min,
+            "s_min_residual": self.s_min_residual,
+            "s_min_upper_bound": self.s_min_upper_bound,
+            "condition_number": self.condition_number,
+            "mean_square": self.mean_square,
+            "mean_square_stderr": self.mean_square_stderr,
+            "log10_mean_square": self.log10_mean_square,
+            "variance": self.variance,
+            **{f"quantile_{p}": value for p, value in self.quantiles.items()},
+            "isometry": least if most == least else math.nan,
+            "isometry_stderr": self.isometry_stderr,
+            "isometry_lower": lower,
+            "isometry_upper": upper,
+            "zero_mass": self.zero_mass,
+            "floor": self.floor,
+            "inputs": self.inputs,
+            "probes": self.probes,
+            "null_dimension": self.null_dimension,
+            "products": self.products,
+            "seconds": self.seconds,
+        }
+        return {key: float(value) for key, value in numbers.items()}
+
+    # ---- for people --------------------------------------------------------------------------------
+
+    def cells(self) -> dict[str, str]:
+        """The text of each number, by its name, in the order of `LABELS`; empty where there is nothing to say."""
+        share, limits = percent_text(*self.isometry), percent_text(*self.isometry_limits95)
+        texts = {
+            "shape": f"{self.shape[0]} x {self.shape[1]}" if self.shape else "infinite width",
+            "method": ", ".join(
+                [
+                    self.method,
+                    *([f"{self.probes} probes"] if self.probes > 1 else []),
+                    *([f"{self.inputs} inputs"] if self.inputs > 1 else []),
+                ]
+            ),
+            "null_dimension": str(self.null_dimension) if self.null_dimension else "",
+            "s_max": error_text(self.s_max, self.s_max_residual, self.log10_s_max),
+            "s_min": self._s_min_text(),
+            "condition_number": self._condition_text(),
+            "mean_square": error_text(self.mean_square, self.mean_square_stderr, self.log10_mean_square),
+            "mean_square_stderr_inputs": f"{self.mean_square_stderr_inputs:.2g}" if self.inputs > 1 else "",
+            "zero_mass": self._zero_text(),
+            "isometry": share,
+            "isometry_limits95": limits if limits != share else "",
+        }
+        texts |= {f"quantile_{p}": self.quantile_text(p) for p in self.quantiles}
+        return {key: texts[key] for key in LABELS}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The table as (label, text) pairs, with the sentences: why the measurement stopped, and the verdict."""
+        rows = [(LABELS[key], text) for key, text in self.cells().items() if text]
+        return [
+            *rows,
+            *([("stopped", self.stopped_text)] if self.stopped_text else []),
+            ("verdict", self.verdict),
+        ]
+
+    def text(self) -> str:
+        """The table as text."""
+        rows = self.rows()
+        width = max(len(label) for label, _ in rows)
+        title = f"Spectrum {self.name}".rstrip()
+        return "\n".join([title] + [f"  {label:<{width}}  {value}" for label, value in rows])
+
+    def html(self) -> str:
+        """The table as HTML, for a notebook."""
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(label)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for label, value in self.rows()
+        )
+        return f"<table><caption>Spectrum {html.escape(self.name)}</caption>{cells}</table>"
+
+    def quantile_text(self, level: str) -> str:
+        """The text of one of the reported quantiles."""
+        return quantile_text(self.quantiles[level], self.log10_quantiles[level], self.floor)
+
+    @property
+    def level(self) -> str:
+        """ "good", "partly" or "bad": the colour of the verdict. "partly" also where the floor leaves it open."""
+        least, most = self.isometry
+        return "good" if least >= 0.95 else "partly" if most >= 0.5 else "bad"
+
+    @property
+    def stopped_text(self) -> str:
+        """Why a measurement with a goal stopped, or that it was interrupted; empty where there is nothing to say."""
+        stopped = self.stopped
+        if stopped is None:
+            return ""
+        quantity = str(stopped.get("quantity", "")).replace("_", " ")
+        known = (
+            f"{quantity} known to {stopped['error']:.2g}" if "error" in stopped else f"{quantity} not known"
+        )
+        asked = f" (rtol {stopped['rtol']:g})" if "rtol" in stopped else ""
+        reason = stopped["reason"]
+        if reason == "rtol":
+            return f"{known}{asked}"
+        if reason == "interrupted":
+            part = f"interrupted, partial: {stopped['inputs']} inputs, {self.probes} probes"
+            return f"{part}; {known}{asked}" if quantity else part
+        ended = {
+            "budget": f"budget of {stopped.get('budget')} spent", "probes": "most probes taken",
+            "steps": "most steps taken", "memory": "memory limit", "rounding": "rounding", "exact": "exact",
+        }[reason]  # fmt: skip
+        return f"{ended}; {known}{asked}"
+
+    def _s_min_text(self) -> str:
+        if math.isnan(self.s_min) and math.isnan(self.log10_s_min):
+            return f"not resolved (at most {number_text(max(self.s_min_upper_bound, self.floor))})"
+        return error_text(self.s_min, self.s_min_residual, self.log10_s_min)
+
+    def _condition_text(self) -> str:
+        if math.isnan(self.condition_number) and math.isnan(self.log10_condition_number):
+            return f"at least {number_text(self.condition_number_bound)}"
+        return number_text(self.condition_number, self.log10_condition_number)
+
+    def _zero_text(self) -> str:
+        if not self.zero_mass > 0:
+            return ""
+        place = f"s at most {number_text(self.floor)}" if self.floor > 0 else "s = 0"
+        return f"{percent_text(self.zero_mass)} ({place})"
+
+
+def quantile_text(value: float, log10: float, floor: float) -> str:
+    """A quantile as `number_text`; ``< floor`` inside the mass that cannot be told from zero, where log10 is -inf."""
+    return f"< {number_text(floor)}" if log10 == -math.inf and floor > 0 else number_text(value, log10)
+
+
+def verdict_text(
+    share: tuple[float, float],
+    median: tuple[float, str],
+    zero_mass: float,
+    floor: float,
+    low: float,
+    high: float,
+) -> str:
+    """One sentence: is this dynamical isometry?
+
+    Parameters
+    ----------
+    share : (float, float)
+        Least and largest fraction of singular values in [low, high].
+    median : (float, str)
+        log10 of the median, and its text.
+    zero_mass, floor : float
+        As of `Summary`.
+    low, high : float
+    """
+    least, most = share
+    reach = f"{percent_text(least, most)} of the singular values lie in [{low:g}, {high:g}]"
+    if least >= 0.95:
+        return f"isometric: {reach}"
+    if (least < 0.5 <= most) or most >= 0.95:
+        return (
+            f"not resolved: {reach}; more steps or exact resolve those below the floor, {number_text(floor)}"
+        )
+    if least >= 0.5:
+        return f"partly isometric: {reach}"
+    if zero_mass > 1 - 1e-9:
+        place = f"lie below the floor, {number_text(floor)}" if floor > 0 else "are zero"
+        return f"not isometric, no signal passes: all singular values {place}"
+    if low > 0 and median[0] < math.log10(low):
+        if median[0] == -math.inf:
+            place = f"below the floor, {number_text(floor)}" if floor > 0 else "zero"
+            where = f"{percent_text(zero_mass)} are {place}"
+        else:
+            where = f"half are at most {median[1]}"
+        return f"not isometric, signals vanish in most directions: {reach}, {where}"
+    if median[0] > math.log10(high):
+        return f"not isometric, signals grow in most directions: {reach}, half are at least {median[1]}"
+    return f"not isometric: {reach}"
+
+
+def table(summaries: Sequence[Summary]) -> list[tuple[str, str, list[str]]]:
+    """(name, label, texts) of every number that at least one of the summaries shows, one text for each of them."""
+    cells = [summary.cells() for summary in summaries]
+    return [(key, label, texts) for key, label in LABELS.items() if any(texts := [one[key] for one in cells])]
