@@ -7,6 +7,7 @@ group instead, where it takes a tenth of the space and time; only the main array
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,14 @@ from isometry.store.admission import attribute, holds, member
 from isometry.store.attributes import sorted_attributes
 from isometry.store.digest import DIGEST, digest_of_parts
 from isometry.store.layout import DATASETS, DIMENSIONS, Field
-from isometry.store.writing import new_dataset, new_group, write_attribute, write_dimensions
+from isometry.store.writing import (
+    forget,
+    new_dataset,
+    new_group,
+    rewrite_text,
+    write_attribute,
+    write_dimensions,
+)
 
 Reader = TypeVar("Reader")
 
@@ -32,6 +40,8 @@ _WORDS = {"float": "floats", "bool": "truth values", "int": "whole numbers", "nu
 _COMPRESSED_FROM = 64 * 1024
 # The attribute of the group of all elements that says which came last.
 LAST_WRITTEN = "last_written"
+# The hidden group of elements that were removed and whose space was not reused yet.
+REMOVED = ".removed"
 # Bytes of a short array. HDF5's records for a dataset take some 500 bytes, those for an attribute some 60.
 _SHORT = 1024
 
@@ -131,7 +141,9 @@ def write_element(parent: h5py.Group, name: str, element: Element, *, reserved: 
     # another otherwise: this reads the one of the last element.
     attribute(parent, LAST_WRITTEN)
     if holds(parent, name):
-        del parent[name]
+        forget(parent, name)
+    else:
+        _forget_removed(parent.file)
     growing = element.encoding[0] == "series"
     fields = dict(element.fields)
     arrays = {
@@ -180,9 +192,33 @@ def write_element(parent: h5py.Group, name: str, element: Element, *, reserved: 
         {key: datasets[key] for key in dimensions},
         {key: (datasets[key], fields[key].dimensions) for key in long if key not in dimensions},
     )
-    if LAST_WRITTEN in parent.attrs:
-        del parent.attrs[LAST_WRITTEN]
-    write_attribute(parent.id, LAST_WRITTEN, name)
+    rewrite_text(parent, LAST_WRITTEN, name)
+
+
+def remove_element(parent: h5py.Group, name: str) -> None:
+    """Take the element out of its group. Its space is freed by the next element that is added, which HDF5 then reuses.
+
+    What HDF5 frees it remembers only until the file is closed.
+    """
+    file = parent.file
+    if not holds(file, REMOVED):
+        file.create_group(REMOVED)
+    removed = member(file, REMOVED)
+    if isinstance(removed, h5py.Group):
+        free = next(str(number) for number in itertools.count() if not holds(removed, str(number)))
+        file.move(f"{parent.name}/{name}", f"{removed.name}/{free}")
+    else:
+        forget(parent, name)
+
+
+def _forget_removed(file: h5py.File) -> None:
+    """Free the space of one element that was removed."""
+    removed = member(file, REMOVED)
+    if isinstance(removed, h5py.Group):
+        for name in list(removed)[:1]:
+            forget(removed, name)
+        if len(removed) == 0:
+            del file[REMOVED]
 
 
 def examine_array(

@@ -47,6 +47,7 @@ from isometry.store.layout import (
     QUADRATURE_FIELDS,
     SPECTRUM_FIELDS,
 )
+from isometry.store.summaries import SUMMARY, Listed, encode_summary, read_listed, summary_problems
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -57,7 +58,7 @@ _FOLLOWING = DERIVED_FIELDS.keys() | BAND_FIELDS.keys()
 # Attributes of the layout itself; everything else on the group is provenance.
 HEADER = frozenset(
     {"encoding_type", "encoding_version", "written_by", "kind", "method", "shape", "null_dimension", "products",
-     "seconds"} | ATTRIBUTES
+     "seconds", SUMMARY} | ATTRIBUTES
 )  # fmt: skip
 
 
@@ -104,6 +105,7 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
         header["shape"] = np.array(spectrum.shape, np.int64)
     provenance = plain(spectrum.provenance)
     provenance.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
+    header[SUMMARY] = encode_summary(spectrum, provenance["created"])
     element = Element(encoding, SPECTRUM_FIELDS[encoding], arrays, header, provenance)
     element.dimension_sizes()
     if problems := impossible(spectrum):
@@ -156,7 +158,9 @@ def problems_of(group: h5py.Group, name: str) -> list[str]:
         for key, absolute in (("moment", 0.0), ("log10_moment", 1e-8))
         if not np.allclose(arrays[key], expected[key], rtol=1e-8, atol=absolute, equal_nan=True)
     ]
-    problems += implausible(spectrum) + _derived_problems(spectrum, arrays)
+    problems += (
+        summary_problems(group, spectrum) + implausible(spectrum) + _derived_problems(spectrum, arrays)
+    )
     return problems + _band_problems(spectrum, arrays) + digest_problems(group)
 
 
@@ -178,6 +182,15 @@ def describe(group: h5py.Group, name: str) -> dict[str, Any]:
         "probes": sizes.get("probe", 1),
         "provenance": _provenance(group),
     }
+
+
+def listed(group: h5py.Group, name: str) -> Listed:
+    """What a list shows of a stored spectrum: its summary, or what follows from its arrays where none was stored."""
+    found = read_listed(group, name)
+    if found is None:
+        spectrum = decode(group, name)
+        found = Listed(spectrum.reported, spectrum.provenance.get("created"))
+    return found
 
 
 def derived(spectrum: Spectrum) -> Arrays:

@@ -6,14 +6,16 @@ and leave its defaults: an index of several kB for more than eight attributes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5ds, h5g, h5p, h5r, h5s, h5t
+from h5py import h5a, h5d, h5ds, h5g, h5l, h5p, h5r, h5s, h5t
 from numpy.typing import NDArray
+
+from isometry.store.admission import link_kind
 
 # Bytes of a dataset that lies within its own header.
 _WITHIN_HEADER = 2048
@@ -57,6 +59,40 @@ def write_attribute(node: h5g.GroupID | h5d.DatasetID, name: str, value: Any) ->
     made = h5a.create(node, name.encode(), h5t.py_create(array.dtype, logical=True), space)
     if array.size:
         made.write(array)
+
+
+def forget(group: h5py.Group, name: str) -> None:
+    """Delete a member of a group. HDF5 frees its space, but not its texts and lists in heaps: they are emptied here."""
+    for node in _hard(group, [name]):
+        for part in [node, *(_hard(node, node) if isinstance(node, h5py.Group) else ())]:
+            for key in part.attrs:
+                _empty(h5a.open(part.id, key.encode("utf-8", "surrogateescape")))
+    del group[name]
+
+
+def _hard(group: h5py.Group, names: Iterable[str]) -> list[Any]:
+    """The nodes of these names, without what a link leads to elsewhere."""
+    return [group[name] for name in names if link_kind(group, name) == h5l.TYPE_HARD]
+
+
+def rewrite_text(node: h5py.Group, name: str, value: str) -> None:
+    """A text in place of one that is there, in the heap that is being filled."""
+    if name in node.attrs:
+        _empty(h5a.open(node.id, name.encode()))
+        del node.attrs[name]
+    write_attribute(node.id, name, value)
+
+
+def _empty(attribute: h5a.AttrID) -> None:
+    """Give back the space that an attribute has in a heap."""
+    kind, shape = attribute.get_type(), attribute.shape
+    if isinstance(kind, h5t.TypeStringID) and kind.is_variable_str() and shape == ():
+        attribute.write(np.array("", dtype=h5py.string_dtype()))
+    elif isinstance(kind, h5t.TypeVlenID) and kind.get_super().get_class() == h5t.REFERENCE:
+        lists = np.empty(shape, dtype=h5py.vlen_dtype(h5py.ref_dtype))
+        for place in np.ndindex(shape):
+            lists[place] = np.empty(0, dtype=h5py.ref_dtype)
+        attribute.write(lists)
 
 
 def write_dimensions(

@@ -134,7 +134,7 @@ def test_without_the_journal_the_same_kills_would_tear_the_file(original, tmp_pa
         with pytest.MonkeyPatch.context() as monkeypatch:
             interrupter = Interrupter(monkeypatch, at, Killed())
             with contextlib.suppress(Killed):
-                open_store(path, "a").add(measured(99), name="new")
+                dict(acts())["overwrite"](open_store(path, "a"))
             if interrupter.left > 0:
                 break
         journal_path(path).unlink(missing_ok=True)
