@@ -10,9 +10,10 @@ import click
 
 from isometry.cli import codes
 from isometry.cli.options import file_argument, json_option
+from isometry.cli.results import PARTIAL
 from isometry.cli.streams import note, print_json, print_text, quiet_when_closed
 from isometry.errors import StoreError
-from isometry.report.text import plain
+from isometry.spectrum.formatting import plain
 
 if TYPE_CHECKING:
     from isometry.store import Series
@@ -57,6 +58,7 @@ def _record(listed: Listed, name: str) -> dict[str, Any]:
         "name": name,
         **{key: numbers[key] for key in kept},
         "created": listed.created,
+        "partial": listed.partial,
     }
 
 
@@ -68,6 +70,8 @@ def _print_spectra(spectra: Sequence[tuple[str, Listed]]) -> None:
     rows = []
     for name, listed in spectra:
         cells = listed.summary.cells()
+        if listed.partial and not name.endswith(PARTIAL):
+            name += PARTIAL
         rows.append([name, *(cells[key] for key in shown), str(listed.created or "-")])
     with quiet_when_closed():
         print_table(

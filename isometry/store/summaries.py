@@ -22,29 +22,33 @@ from isometry.store.admission import attribute
 
 SUMMARY = "summary"
 NUMBERS = (
-    "outputs_of_J", "inputs_of_J", "predicted",
+    "outputs_of_J", "inputs_of_J", "predicted", "partial",
     "inputs", "probes", "s_max", "s_max_residual", "log10_s_max",
     "mean_square", "mean_square_stderr", "log10_mean_square",
     "isometry_least", "isometry_most", "isometry_stderr", "isometry_lower", "isometry_upper",
 )  # fmt: skip
 # The first ones are whole numbers.
-_COUNTS = 5
+_COUNTS = 6
 # Those that another version may compute otherwise: validate does not compare them.
 _STATISTICAL = {"mean_square_stderr", "isometry_stderr", "isometry_lower", "isometry_upper", "s_max_residual"}
 
 
 @dataclass(frozen=True)
 class Listed:
-    """What a list shows of a spectrum: its summary, as far as it is stored (the rest is nan), and its date."""
+    """What a list shows of a spectrum: its summary as far as it is stored, its date, and whether it is only a part.
+
+    What of the summary is not stored is nan.
+    """
 
     summary: Summary
     created: Any
+    partial: bool
 
 
-def numbers_of(summary: Summary) -> NDArray[np.float64]:
+def numbers_of(summary: Summary, partial: bool) -> NDArray[np.float64]:
     """The numbers of a summary in the order of `NUMBERS`."""
     plain = (
-        *(summary.shape or (0, 0)), summary.kind == "predicted",
+        *(summary.shape or (0, 0)), summary.kind == "predicted", partial,
         summary.inputs, summary.probes, summary.s_max, summary.s_max_residual, summary.log10_s_max, summary.mean_square,
         summary.mean_square_stderr, summary.log10_mean_square, *summary.isometry, summary.isometry_stderr,
         *summary.isometry_limits95,
@@ -55,7 +59,7 @@ def numbers_of(summary: Summary) -> NDArray[np.float64]:
 def encode_summary(spectrum: Spectrum, created: Any) -> NDArray[np.float64]:
     """The attribute that holds the summary of a spectrum."""
     summary = spectrum.reported
-    numbers = numbers_of(summary)
+    numbers = numbers_of(summary, spectrum.partial)
     return np.append(numbers, _checksum(numbers, summary.method, created))
 
 
@@ -102,6 +106,7 @@ def read_listed(group: h5py.Group, name: str) -> Listed | None:
             isometry_limits95=(value["isometry_lower"], value["isometry_upper"]), verdict="", products=0, seconds=nan,
         ),
         created,
+        bool(value["partial"]),
     )  # fmt: skip
 
 
@@ -113,7 +118,12 @@ def summary_problems(group: h5py.Group, spectrum: Spectrum) -> list[str]:
         return [f"{SUMMARY}: changed since it was written"]
     if listed is None:
         return []
-    pairs = zip(NUMBERS, numbers_of(listed.summary), numbers_of(spectrum.reported), strict=True)
+    pairs = zip(
+        NUMBERS,
+        numbers_of(listed.summary, listed.partial),
+        numbers_of(spectrum.reported, spectrum.partial),
+        strict=True,
+    )
     wrong = [
         key
         for key, stored, expected in pairs

@@ -95,6 +95,8 @@ class Ledger:
 
     def __init__(self, path: Path, mode: str = "a") -> None:
         self.store = open_store(path, mode, timeout=_PATIENCE)
+        # A part of an interrupted measurement is measured again.
+        self._parts = self.store.partial_names()
         self._spectra = set(self.store.names())
         self._series = set(self.store.series_names())
 
@@ -102,7 +104,7 @@ class Ledger:
         """Whether the file has the result of the point."""
         if point.kind == "train":
             return {point.name, evaluation_name(point.name)} <= self._series
-        return point.name in self._spectra
+        return point.name in self._spectra - self._parts
 
     def failed(self, point: Point) -> bool:
         """Whether the point has failed and not succeeded since."""
@@ -119,6 +121,7 @@ class Ledger:
                 continue
             self.store.add(spectrum, overwrite=spectrum.name in self._spectra)
             self._spectra.add(spectrum.name)
+            self._parts.discard(spectrum.name)
         if outcome.record is not None:
             write_record(self.store.path, outcome.record, name=point.name)
             self._series |= {point.name, evaluation_name(point.name)}
