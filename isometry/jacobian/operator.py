@@ -13,7 +13,7 @@ from isometry.errors import InputError
 from .backends import choose_products
 from .checks import refuse_training_mode
 from .chunks import ChunkedProducts, chunk_within
-from .evaluation import evaluate
+from .evaluation import Evaluation, evaluate
 from .function import point_function
 from .numerics import no_collection
 from .outputs import Output
@@ -145,6 +145,11 @@ class JacobianOperator:
         self.dtype, self.device = self.point.dtype, self.point.device
         self.backend, self.bytes_per_probe = products.backend, products.bytes_per_probe
         self.products = 0
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The function with its point and value."""
+        return self._evaluation
 
     @property
     def chunk(self) -> int:

@@ -81,6 +81,18 @@ def test_version_2_of_a_quadrature_is_read_as_it_was_written():
     assert (ARCHIVE / "quadrature-2.h5").stat().st_size < 200_000
 
 
+def test_version_2_of_a_curve_is_read_as_it_was_written():
+    store = open_store(ARCHIVE / "curve-2.h5")
+    expected = contents("curve_2").spectra()
+    assert store.names() == [spectrum.name for spectrum in expected]
+    for spectrum in expected:
+        assert_same(spectrum, store[spectrum.name])
+        assert store[spectrum.name].distribution.unbounded == spectrum.distribution.unbounded
+    assert store["unbounded"].s_max == np.inf
+    assert store["bounded"].s_max == pytest.approx(np.e)
+    assert store.validate() == []
+
+
 def test_version_2_of_a_quadrature_holds_its_band_for_any_reader():
     """With h5py alone; to 1e-9 what this version gives, until one knows a narrower band."""
     for spectrum in contents("quadrature_2").spectra():
@@ -125,12 +137,14 @@ def test_the_compact_layout_is_read_as_it_was_written():
         assert store.listing()[spectrum.name].summary.cells()["s_max"] == spectrum.reported.cells()["s_max"]
     assert store.validate() == []
     with h5py.File(ARCHIVE / "compact-4.h5") as file:
-        assert [group.attrs["encoding_version"] for group in file["spectra"].values()] == [4, 4, 2, 2]
+        assert [group.attrs["encoding_version"] for group in file["spectra"].values()] == [4, 4, 3, 3]
         assert list(file["spectra/lanczos"]) == ["input", "probe", "node", "nodes", "weights"]
         assert "top" in file["spectra/long"]
 
 
-@pytest.mark.parametrize("name", ["schema-1.h5", "quadrature-2.h5", "quadrature-3.h5", "compact-4.h5"])
+@pytest.mark.parametrize(
+    "name", ["schema-1.h5", "quadrature-2.h5", "quadrature-3.h5", "curve-2.h5", "compact-4.h5"]
+)
 def test_an_old_file_is_compacted_to_the_present_layout_bit_for_bit(name, tmp_path):
     path = tmp_path / "a.h5"
     shutil.copyfile(ARCHIVE / name, path)
@@ -148,7 +162,7 @@ def test_an_old_file_is_compacted_to_the_present_layout_bit_for_bit(name, tmp_pa
                    for c in old.series(series).columns)  # fmt: skip
     assert store.validate() == old.validate()
     with h5py.File(path) as file:
-        assert {group.attrs["encoding_version"] for group in file["spectra"].values()} <= {4, 2}
+        assert {group.attrs["encoding_version"] for group in file["spectra"].values()} <= {4, 3}
 
 
 def test_an_error_model_of_a_later_version_is_refused_as_newer(tmp_path):

@@ -1,4 +1,4 @@
-"""What ``compact-4.h5`` holds: version 4 of a quadrature and 2 of a curve, with short arrays as attributes.
+"""What ``compact-4.h5`` holds: version 4 of a quadrature and 3 of a curve, with short arrays as attributes.
 
 Run once, when those versions were new; never written again. ``python tests/store/archive/compact_4.py FILE`` shows how
 it was made.
