@@ -1,8 +1,8 @@
 """Errors of this package are never caught by a clause that is meant for errors of PyTorch, Python or the system.
 
-Several of ours derive from built-in errors (InputError from ValueError), for users' sake. So a clause that catches such a
-built-in one lets ours pass first, or stands around code that cannot raise them: calls of built-in functions and of modules
-of others.
+Several of ours derive from built-in errors (InputError from ValueError), for users' sake. So a clause that catches such
+a built-in one lets ours pass first, or stands around code that cannot raise them: calls of built-in functions and of
+modules of others.
 """
 
 from __future__ import annotations
