@@ -1,8 +1,8 @@
 """The state of a training run in one file: weights, optimizer, random streams and curves.
 
 Written with torch.save, read with ``weights_only=True``: no code of the file is run. The comment of the ZIP archive
-that torch.save writes holds the SHA-256 of all bytes before it. A new checkpoint replaces the old one atomically once it was
-read back; the one before stays as ``NAME.previous``. Internal.
+that torch.save writes holds the SHA-256 of all bytes before it. A new checkpoint replaces the old one atomically once
+it was read back; the one before stays as ``NAME.previous``. Internal.
 """
 
 from __future__ import annotations
