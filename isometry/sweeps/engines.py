@@ -6,6 +6,7 @@ point alone. Nothing here imports torch: a worker sets its number of threads bef
 
 from __future__ import annotations
 
+import importlib
 import math
 import multiprocessing
 import os
@@ -251,6 +252,9 @@ class UserExecutor:
 def work(pipe: Connection, watched: Connection, device: int | None) -> None:
     """Run the calls that come through the pipe, until it is closed: the main function of a worker."""
     prepare_worker(watched, device)
+    # What every point needs, so that a timeout is not spent on loading it.
+    for name in ("torch.func", "isometry.loading", "isometry.measurement"):
+        importlib.import_module(name)
     pipe.send((True, None))
     while True:
         try:

@@ -81,7 +81,7 @@ def leaves_a_child():
     os._exit(5)
 
 def sleeps():
-    time.sleep(60)
+    time.sleep(600)
     return nn.Linear(4, 4)
 
 def stubborn():
@@ -169,12 +169,12 @@ def test_a_point_that_takes_too_long_fails_and_its_process_is_ended(hard, tmp_pa
     path = tmp_path / "a.h5"
     grid = of_models(hard, "sleeps", "stubborn", "fine")
     began = time.monotonic()
-    result = isometry.sweep(grid, path, workers=2, timeout=3, progress=False)
-    assert time.monotonic() - began < 60
+    result = isometry.sweep(grid, path, workers=2, timeout=12, progress=False)
+    assert time.monotonic() - began < 120
     assert (result.finished, len(result.failures)) == (1, 2)
     rows = failures_of(isometry.open_store(path))
     assert {row.get("error_type") for row in rows} == {"TimeoutError"}
-    assert all(row.get("error") == "it took longer than 3 s, and its worker was ended" for row in rows)
+    assert all(row.get("error") == "it took longer than 12 s, and its worker was ended" for row in rows)
     text = "".join(f'"{hard}:{name}",' for name in ("fine", "sleeps"))
     (tmp_path / "grid.toml").write_text(f'[fixed]\ninput = "4"\n[axes]\nmodel = [{text}]\n')
     assert run(["sweep", str(tmp_path / "grid.toml"), "-o", str(path), "--timeout", "2"]) == 1
