@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from isometry.cli.model_errors import explain_model_error
 from isometry.cli.options import TYPED, Budget, ByteCount, json_option, model_options, require_isometry_option
 from isometry.cli.results import finish, refuse_taken_name, show_spectrum, store_spectrum
 from isometry.cli.streams import note
+from isometry.errors import IsometryError
 from isometry.loading.models import MODEL_HELP
 
 if TYPE_CHECKING:
@@ -177,7 +176,12 @@ def measure_command(
         return
     failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
     if per_block and not spectrum.partial:
-        profile = profile_of(model.module, point, spectrum, pattern=blocks, options=options)
+        try:
+            profile = profile_of(model.module, point, spectrum, pattern=blocks, options=options)
+        except IsometryError:
+            # What was measured is shown all the same.
+            show_spectrum(spectrum, as_json=as_json)
+            raise
         if file is not None:
             failure = failure or store_profile(file, profile, overwrite=overwrite)
         show_with_profile(spectrum, profile, as_json=as_json)
@@ -202,7 +206,6 @@ def _measure(
     """`isometry.measure`, with what the model itself raises told apart from what the measurement does."""
     import torch
 
-    from isometry.errors import IsometryError
     from isometry.measurement import measure
 
     if chosen is not None:
@@ -214,7 +217,7 @@ def _measure(
     try:
         # What a model prints must not mix with the data.
         said = contextlib.nullcontext() if quiet else _said_by_the_library()
-        with contextlib.redirect_stdout(sys.stderr), said, _killed_as_interrupted():
+        with contextlib.redirect_stdout(sys.stderr), said:
             return measure(module, x, options.pop("method"), **options)
     except IsometryError:
         raise
@@ -238,16 +241,3 @@ def _said_by_the_library() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _killed_as_interrupted() -> Iterator[None]:
-    """SIGTERM, which batch systems send first, ends the measurement as Ctrl-C does: the partial result is stored."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from isometry.errors import InputError
 
+from .function import uncompiled
+
 
 @dataclass(frozen=True)
 class LayerInfo:
@@ -32,6 +34,7 @@ def named_layers(model: nn.Module, x: Tensor) -> list[LayerInfo]:
     x : Tensor
         An input as the model takes it.
     """
+    model = uncompiled(model)
     if not isinstance(model, nn.Module):
         raise InputError(f"layers are listed for an nn.Module; got {type(model).__name__}")
     inputs: dict[str, tuple[int, ...] | None] = {}

@@ -23,6 +23,7 @@ def strict_numerics(device: torch.device, *, recurrent: bool = False, tf32: bool
     - Recurrent layers leave their fused kernels (oneDNN, cuDNN), which have no forward-mode derivative and no
       second derivative either.
     - Autocast is off.
+    - Compiled modules and functions run as they were written: a compiled graph keeps intermediates from the recording.
 
     Parameters
     ----------
@@ -48,6 +49,7 @@ def strict_numerics(device: torch.device, *, recurrent: bool = False, tf32: bool
         backends.mha.set_fastpath_enabled(False)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         if device.type == "cuda":
             _set(stack, backends.cudnn, "benchmark", False)
             _set(stack, backends.cudnn, "deterministic", True)

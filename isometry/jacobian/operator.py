@@ -17,7 +17,8 @@ from .evaluation import Evaluation, evaluate
 from .function import point_function
 from .numerics import no_collection
 from .outputs import Output
-from .product_checks import adjoint_error, checked_rounding, expected_rounding, nonlinearity
+from .product_checks import adjoint_error, checked_rounding, expected_rounding, linearity_error
+from .zero import cause_of_zero
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -47,7 +48,7 @@ class JacobianOperator:
         Where to evaluate; the model's own if not given.
     chunk : int, optional
         Probes evaluated at once. By default from ``memory_limit``, a number and not the memory that is free, so that
-        results repeat bit for bit.
+        results repeat.
     memory_limit : int
         Bytes the intermediates of one chunk may take.
     check : bool
@@ -74,9 +75,15 @@ class JacobianOperator:
     bytes_per_probe : int
         About the memory that the intermediates of a product take for each probe, of all inputs of the batch together.
     rounding : float
-        Relative error of a product by rounding: 8 units, or twice the nonlinearity (:meth:`linearity_test`) of the
-        vectors that the products were checked with. It grows with depth, to some 100 units over 1000 layers. The effect
-        on J of the rounding of the activations is not in it.
+        Relative error of a product by rounding: 8 units, or twice what the checks find, whichever is larger. They
+        compare products with those of torch.func, from another evaluation of the model, and test both for linearity
+        (:meth:`linearity_test`). It grows with depth, to some 100 units over 1000 layers, and holds what casts inside
+        the model round. The effect on J of the rounding of the activations is in it as far as evaluations differ by it.
+    zero_cause : str
+        Why J is zero, where it is: "layer head.weight is zero". Empty where it is not zero, or nothing was found.
+    unit : float
+        Unit of rounding of the products: that of ``dtype``; larger with ``tf32``, or where the model casts to a coarser
+        type. A singular value below 8 units of s_max is not told from zero.
 
     Raises
     ------
@@ -133,11 +140,15 @@ class JacobianOperator:
             if chunk is None:
                 chunk = chunk_within(memory_limit, products.bytes_per_probe, part.point.device)
             chunked = ChunkedProducts(evaluation, products, chunk)
-            self.rounding = (
+            found = (
                 checked_rounding(evaluation, chunked, is_module=isinstance(model, nn.Module))
                 if check
                 else expected_rounding(evaluation)
             )
+        self.rounding, self.unit = found.relative, found.unit
+        v, jv, _, jtu = products.checked
+        is_zero = not bool((jv != 0).any()) and not bool((jtu != 0).any())
+        self.zero_cause = cause_of_zero(evaluation, v) if is_zero else ""
         self._evaluation, self._chunked = evaluation, chunked
         self.point, self.description, self.batch = part.point, part.description, evaluation.batch
         self.input_shape, self.output_shape = evaluation.input_shape, evaluation.output_shape
@@ -178,13 +189,17 @@ class JacobianOperator:
         Raises
         ------
         AdjointError
-            Where it is over 200 units of rounding. A wrong derivative formula or a mask drawn twice is over it by far.
+            Where it is over 200 units of rounding and 16 times ``rounding``. A wrong derivative formula or a mask drawn
+            twice is over it by far.
         """
-        return adjoint_error(self.matmat, self.rmatmat, self._evaluation, seed)
+        return adjoint_error(self.matmat, self.rmatmat, self._evaluation, self.rounding, seed)
 
     def linearity_test(self, seed: int = 0) -> float:
-        """||J v + J w - J (v + w)|| over the length of the three: the rounding that a product accumulates."""
-        return nonlinearity(self.matmat, self._evaluation, seed)
+        """The rounding that a product accumulates: ||A v + A w - A (v + w)|| over the length of the three.
+
+        v and w are generic vectors with an exact sum; the larger of A = J and A = J^T.
+        """
+        return linearity_error(self.matmat, self.rmatmat, self._evaluation, seed)
 
     def to_scipy(self) -> LinearOperator:
         """J as a ``scipy.sparse.linalg.LinearOperator`` of shape (m, n), columns as SciPy has them."""

@@ -18,9 +18,9 @@ from isometry.errors import InputError, ModelError
 from .backends import Products
 from .chunks import ChunkedProducts, chunk_within
 from .evaluation import Evaluation
-from .numerics import torch_warnings_silenced
+from .numerics import no_collection, torch_warnings_silenced
 from .operator import DEFAULT_MEMORY_LIMIT, JacobianOperator
-from .product_checks import expected_rounding, nonlinearity
+from .product_checks import expected_rounding, linearity_error
 from .replay import (
     Graph,
     ModuleCall,
@@ -33,8 +33,8 @@ from .replay import (
     replay_of,
 )
 
-# Units of rounding, for each segment, by which the product of segments and J may differ.
-_UNITS_PER_SEGMENT = 8
+# The product of segments and J may differ by so many times the rounding of J's products, or units for each segment.
+_TIMES_ROUNDING, _UNITS_PER_SEGMENT = 32, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +67,12 @@ class SegmentOperator:
     """A product of successive segments, or the branch of one, as a map on blocks of vectors.
 
     Attributes are those of :class:`JacobianOperator`: shape, input_shape, output_shape, batch, dtype, device, chunk,
-    rounding, products.
+    rounding, unit, products.
     """
 
-    def __init__(self, evaluation: Evaluation, products: Products, memory_limit: int) -> None:
+    def __init__(
+        self, evaluation: Evaluation, products: Products, memory_limit: int, *, casts: bool = False
+    ) -> None:
         chunk = chunk_within(memory_limit, products.bytes_per_probe, evaluation.point.device)
         self._chunked = ChunkedProducts(evaluation, products, chunk)
         self.batch = evaluation.batch
@@ -79,7 +81,10 @@ class SegmentOperator:
         self.dtype, self.device = evaluation.point.dtype, evaluation.point.device
         self.point = evaluation.point
         self.products = 0
-        self.rounding = max(expected_rounding(evaluation), 2 * nonlinearity(self._chunked.matmat, evaluation))
+        found = linearity_error(self._chunked.matmat, self._chunked.rmatmat, evaluation)
+        expected = expected_rounding(evaluation)
+        self.rounding = max(expected.relative, 2 * found)
+        self.unit = expected.unit * (self.rounding / expected.relative if casts else 1)
 
     @property
     def chunk(self) -> int:
@@ -141,17 +146,14 @@ class JacobianSegments:
         whole = JacobianOperator(
             model, x, batched=batched, dtype=dtype, device=device, memory_limit=memory_limit, output=output
         )
-        if whole.backend != "replay":
-            raise ModelError(
-                f"this model cannot be split into a product of segments, for its run cannot be recorded: "
-                f"{whole.backend.removeprefix('torch.func ').strip('()')}"
-            )
         self._evaluation, self._memory_limit = whole.evaluation, memory_limit
+        self._casts = whole.unit > whole.evaluation.unit
         self.point, self.batch = whole.point, whole.batch
-        self._recorded = self._record()
-        self._parts = self._with_samples_apart(self._without_views(self._recorded.segments))
-        self._compare_with(whole)
-        self.segments = tuple(self._described(part) for part in self._parts)
+        with no_collection():
+            self._recorded = self._record()
+            self._parts = self._with_samples_apart(self._without_views(self._recorded.segments))
+            self._compare_with(whole)
+            self.segments = tuple(self._described(part) for part in self._parts)
 
     def __len__(self) -> int:
         return len(self.segments)
@@ -184,7 +186,8 @@ class JacobianSegments:
                 return recorded_segments(at.function, at.point, at.module)
         except NoRule as missing:
             raise ModelError(
-                f"this model cannot be split into segments: no linear map for {missing}"
+                "this model cannot be split into a product of segments, for its run cannot be recorded: no linear map "
+                f"for {missing}"
             ) from None
 
     def _described(self, part: Segment) -> JacobianSegment:
@@ -223,11 +226,12 @@ class JacobianSegments:
                 for program, end in ((replay.direct, ends[0]), (replay.transposed, ends[1]))
             ]
         products = Products(replay.matmat, replay.rmatmat, "segment", max(peaks))
-        return SegmentOperator(here, products, self._memory_limit)
+        return SegmentOperator(here, products, self._memory_limit, casts=self._casts)
 
     def _replay(self, part: Segment, graph: Graph | None = None) -> Replay:
         graph = part.fused() if graph is None else graph
-        return replay_of(graph, part.input_shape, part.output_shape, self._recorded.parameters)
+        parameters = self._recorded.parameters_of(part)
+        return replay_of(graph, part.input_shape, part.output_shape, parameters)
 
     def _with_samples_apart(self, parts: Sequence[Segment]) -> list[Segment]:
         """The segments, joined where they do not meet at a tensor with the samples along its first axis."""
@@ -250,6 +254,8 @@ class JacobianSegments:
             waiting.append(part)
             with torch.no_grad(), self._evaluation.numerics(), torch_warnings_silenced():
                 block = self._replay(part).matmat(block)
+            # Deep products leave the range of floats, and zero tells nothing.
+            block = block / (float(block.abs().max()) or 1.0)
             apart = block.dim() > 1 and block.shape[1] == size and not bool((block[~masks] != 0).any())
             if apart or position == len(parts) - 1:
                 found.append(joined(waiting))
@@ -257,24 +263,29 @@ class JacobianSegments:
         return found
 
     def _compare_with(self, whole: JacobianOperator) -> None:
-        """Raise ModelError where the product of the segments is not J."""
+        """Raise ModelError where the product of the segments is not J, whose products may come from torch.func."""
         at = self._evaluation
         generator = torch.Generator().manual_seed(2)
-        v = torch.randint(-64, 65, (1, *at.point.shape), generator=generator).to(at.point)
-        found = v
-        with torch.no_grad(), at.numerics(), torch_warnings_silenced():
-            for part in self._parts:
-                found = self._replay(part).matmat(found)
-        expected = whole.matmat(v)
-        difference = float((found - expected).double().norm())
-        size = float(expected.double().norm())
-        bound = max(whole.rounding, _UNITS_PER_SEGMENT * len(self._parts) * at.unit)
-        if not difference <= 32 * bound * size:
-            raise ModelError(
-                f"the product of the {len(self._parts)} segments of this model differs from its Jacobian by "
-                f"{difference / size if size else float('inf'):.1e}: two runs of the model differ, or the rounding of "
-                "its products does. Try dtype=torch.float64"
-            )
+        v, u = (
+            torch.randn((1, *end.shape), generator=generator, dtype=torch.float64).to(end)
+            for end in (at.point, at.value)
+        )
+        bound = _TIMES_ROUNDING * max(whole.rounding, _UNITS_PER_SEGMENT * len(self._parts) * at.unit)
+        replays = [self._replay(part) for part in self._parts]
+        for expected, found, products in (
+            (whole.matmat(v), v, [replay.matmat for replay in replays]),
+            (whole.rmatmat(u), u, [replay.rmatmat for replay in reversed(replays)]),
+        ):
+            with torch.no_grad(), at.numerics(), torch_warnings_silenced():
+                for product in products:
+                    found = product(found)
+            difference, size = float((found - expected).double().norm()), float(expected.double().norm())
+            if not difference <= bound * size:
+                raise ModelError(
+                    f"the product of the {len(self._parts)} segments of this model differs from its Jacobian by "
+                    f"{difference / size if size else float('inf'):.1e}, where rounding explains {bound:.1e}: the "
+                    "recorded maps are wrong, or two runs of the model differ. Try dtype=torch.float64"
+                )
 
 
 def _common(stacks: Sequence[tuple[ModuleCall, ...]]) -> tuple[ModuleCall, ...]:

@@ -1,6 +1,6 @@
-"""What ``quadrature-4.h5`` holds, number by number. Run once, when that version was new; never written again.
+"""What ``quadrature-5.h5`` holds, number by number. Run once, when that version was new; never written again.
 
-``python tests/store/archive/quadrature_4.py FILE`` shows how it was made.
+``python tests/store/archive/quadrature_5.py FILE`` shows how it was made.
 """
 
 from __future__ import annotations
