@@ -36,7 +36,7 @@ LABELS: Mapping[str, str] = {
     "mean_square_stderr_inputs": "± over inputs",
     "zero_mass": "zero mass",
     "scale": "scale (rms s)",
-    "spread": "within a factor 2 of it",
+    "spread": "near the scale",
     "isometry": f"in [{LOW:g}, {HIGH:g}]",
     "isometry_limits95": "95 % limits",
 }
