@@ -10,7 +10,6 @@ thousand blocks leave the range of floats.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
@@ -150,12 +149,9 @@ def measure_blocks(
 def _placed(
     model: nn.Module, x: Tensor, dtype: torch.dtype | None, device: torch.device | str | None
 ) -> tuple[nn.Module, Tensor]:
-    """The model and the input on the device and in the dtype of the measurement, by default the model's own."""
-    point = point_function(model, x, dtype=dtype, device=device).point
-    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    if all((t.dtype, t.device) == (point.dtype, point.device) for t in tensors):
-        return model, point
-    return copy.deepcopy(model).to(dtype=point.dtype, device=point.device), point
+    """A copy of the model and the input, on the device and in the dtype of the measurement."""
+    part = point_function(model, x, dtype=dtype, device=device)
+    return part.module or model, part.point
 
 
 def _same_as_model(model: nn.Module, point: Tensor, end: Tensor) -> None:

@@ -68,7 +68,7 @@ def choose_products(evaluation: Evaluation, *, check: bool = True) -> Products:
         reason = f"no linear map for {missing}"
     except Disagreement as wrong:
         reason = f"the recorded map is wrong: {wrong}"
-        warnings.warn(f"{reason}. Products come from torch.func instead", FallbackWarning, stacklevel=3)
+        warnings.warn(f"{reason}. Products come from torch.func instead", FallbackWarning, stacklevel=4)
     return _torch_func(evaluation, reason, check=check)
 
 
@@ -122,7 +122,7 @@ def _first_working(
                 break
             continue
         if note is not None:
-            warnings.warn(f"{note} ({first_line(first)})", FallbackWarning, stacklevel=5)
+            warnings.warn(f"{note} ({first_line(first)})", FallbackWarning, stacklevel=6)
         return product
     raise no_product(first) from first
 

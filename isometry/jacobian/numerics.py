@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,10 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# PyTorch counts the levels of forward-mode differentiation for the whole process: of two threads that differentiate at
+# once one takes the tangents of the other.
+ONE_FORWARD_MODE = threading.RLock()
 
 
 @contextmanager

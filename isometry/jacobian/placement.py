@@ -31,10 +31,8 @@ def working_dtype_and_device(
     """
     _refuse_input(x, has_source=has_source)
     tensors: Sequence[Tensor] = [] if module is None else [*module.parameters(), *module.buffers()]
-    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
-        raise ModelError(
-            "the model has lazy parameters that are not yet made; call it once on an input first"
-        )
+    if module is not None:
+        refuse_lazy_parameters(module)
     if any(t.is_complex() for t in tensors):
         raise InputError("the model has complex parameters; complex Jacobians are not measured")
     first = next((t for t in tensors if t.is_floating_point()), None)
@@ -46,6 +44,14 @@ def working_dtype_and_device(
             f"dtype is torch.float32 or torch.float64; got {dtype} (too coarse for singular values)"
         )
     return dtype, _usable_device(device, default=first.device if first is not None else x.device)
+
+
+def refuse_lazy_parameters(module: nn.Module) -> None:
+    """Raise ModelError where a parameter or buffer has no shape yet."""
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        raise ModelError(
+            "the model has lazy parameters that are not yet made; call it once on an input first"
+        )
 
 
 def _refuse_input(x: Tensor, *, has_source: bool) -> None:

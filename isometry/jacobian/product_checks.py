@@ -146,5 +146,5 @@ def _warn_of_a_batch(evaluation: Evaluation, products: ChunkedProducts) -> None:
         f"the input's first axis looks like a batch of {size} independent samples: this is the one block-diagonal "
         "Jacobian of all of them. Pass batched=True for a Jacobian each",
         FallbackWarning,
-        stacklevel=4,
+        stacklevel=5,
     )

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd import forward_ad as forward_mode
 from torch.func import vjp
 
+from isometry.jacobian.numerics import ONE_FORWARD_MODE
+
 from .tape import NoRule
 
 # Units of rounding by which two evaluations of one product may differ: some hundred over a thousand layers.
@@ -47,7 +49,7 @@ def reference_matmat(function: Callable[[Tensor], Tensor], point: Tensor, v: Ten
     """J v by forward mode, or None where an operation has no forward-mode formula."""
     try:
         # PyTorch's forward mode itself: torch.func.jvp wraps each operation once more, for the same number.
-        with torch.inference_mode(False), torch.enable_grad(), forward_mode.dual_level():
+        with ONE_FORWARD_MODE, torch.inference_mode(False), torch.enable_grad(), forward_mode.dual_level():
             value = function(forward_mode.make_dual(point.detach().clone(), v.clone()))
             tangent = forward_mode.unpack_dual(value).tangent
             return torch.zeros_like(value) if tangent is None else tangent.clone()
