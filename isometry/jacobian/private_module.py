@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from isometry.errors import FallbackWarning, InputError
 
@@ -34,6 +34,7 @@ _Place = tuple[dict[str, Any], str, Tensor]
 """A dict of a module, a name in it, and the tensor to put there."""
 _CONTAINERS = (list, deque, set, dict, OrderedDict, defaultdict)
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 
 
@@ -220,12 +221,21 @@ class _Copies:
         for name in copyreg._slotnames(type(part)):  # type: ignore[attr-defined]
             if hasattr(part, name):
                 object.__setattr__(made, name, self.of(getattr(part, name)))
-        made.__dict__.update({name: self.of(value) for name, value in list(part.__dict__.items())})
-        if "_compiled_call_impl" in made.__dict__:
-            made.__dict__["_compiled_call_impl"] = None
+        attributes = made.__dict__
+        for name, value in list(part.__dict__.items()):
+            if type(value) in _PLAIN:
+                attributes[name] = value
+            elif name in _OF_EVERY_MODULE and not value:
+                attributes[name] = value.copy()
+            else:
+                attributes[name] = self.of(value)
+        # Module.compile() keeps a function of the original here.
+        attributes.pop("_compiled_call_impl", None)
 
     def _container(self, value: Any) -> Any:
-        made = self._keep(value, copy.copy(value))
+        made = self._keep(value, value.copy())
+        if not value:
+            return made
         if isinstance(value, dict):
             for key, item in list(value.items()):
                 made[key] = self.of(item)
@@ -302,20 +312,15 @@ def _changing_state(parts: list[nn.Module]) -> Iterator[_Place]:
                 yield part._parameters, name, tensor
 
 
-class _Watch(TorchDispatchMode):
-    """Notes which tensors of the original the operations inside it use."""
+class _Watch(TorchFunctionMode):
+    """Notes which tensors of the original the functions called inside it are given."""
 
     def __init__(self, originals: dict[int, str]) -> None:
         super().__init__()
         self._originals = originals
         self.found: list[str] = []
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here; PyTorch's guard against it costs several microseconds for each operation."""
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for argument in (*args, *kwargs.values()):
             for item in argument if isinstance(argument, list | tuple) else (argument,):
