@@ -11,7 +11,6 @@ import click
 from isometry.cli import codes
 from isometry.cli.options import json_option
 from isometry.cli.streams import note, print_json, print_text
-from isometry.report.text import plain
 
 if TYPE_CHECKING:
     from isometry.spectrum import Spectrum
@@ -73,7 +72,7 @@ def compare_command(
     if as_json:
         print_json(comparison.to_dict())
     else:
-        print_text("\n".join(plain(line) for line in comparison.summary().splitlines()))
+        print_text(comparison.summary())
     if png is not None or svg is not None:
         from isometry.report.canvas import save_figure
 

@@ -154,7 +154,7 @@ def _invoke(arguments: list[str]) -> None:
 def report_failure(error: BaseException) -> int:
     """Report an exception on standard error; returns its exit code."""
     if os.environ.get("ISOMETRY_DEBUG"):
-        traceback.print_exception(error, file=sys.stderr)
+        note("".join(traceback.format_exception(error)))
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         if type(error).__name__ == "NoArgsIsHelpError":

@@ -10,9 +10,10 @@ import click
 
 from isometry.cli import codes
 from isometry.cli.options import file_argument, json_option
+from isometry.cli.results import PARTIAL
 from isometry.cli.streams import note, print_json, print_text, quiet_when_closed
 from isometry.errors import StoreError
-from isometry.report.text import plain
+from isometry.spectrum.formatting import plain
 
 if TYPE_CHECKING:
     from isometry.spectrum import Spectrum
@@ -56,6 +57,7 @@ def _record(spectrum: Spectrum, name: str) -> dict[str, Any]:
         "name": name,
         **{key: numbers[key] for key in kept},
         "created": spectrum.provenance.get("created"),
+        "partial": spectrum.partial,
     }
 
 
@@ -67,6 +69,8 @@ def _print_spectra(spectra: Sequence[tuple[str, Spectrum]]) -> None:
     rows = []
     for name, spectrum in spectra:
         cells = spectrum.reported.cells()
+        if spectrum.partial and not name.endswith(PARTIAL):
+            name += PARTIAL
         rows.append([name, *(cells[key] for key in shown), str(spectrum.provenance.get("created") or "-")])
     with quiet_when_closed():
         print_table(

@@ -137,7 +137,6 @@ def measure_command(
 ) -> None:
     """Parse, measure, store, print, exit with a code."""
     from isometry.loading import load_input, load_model, load_weights
-    from isometry.measurement.convergence import interrupted
     from isometry.measurement.distributed import process_group, started_by_torchrun
     from isometry.measurement.provenance import recorded_ensemble
 
@@ -177,7 +176,7 @@ def measure_command(
     if not group.is_main:
         return
     failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
-    if per_block and not interrupted(spectrum):
+    if per_block and not spectrum.partial:
         profile = profile_of(model.module, point, spectrum, pattern=blocks, options=options)
         if file is not None:
             failure = failure or store_profile(file, profile, overwrite=overwrite)

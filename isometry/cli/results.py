@@ -15,6 +15,10 @@ from isometry.errors import IsometryError, StoreError
 
 if TYPE_CHECKING:
     from isometry.spectrum import Spectrum
+    from isometry.store import Store
+
+# End of the name under which the part of an interrupted measurement is stored.
+PARTIAL = " (partial)"
 
 
 def refuse_taken_name(file: Path, name: str, *, overwrite: bool) -> None:
@@ -42,7 +46,8 @@ def refuse_taken_name(file: Path, name: str, *, overwrite: bool) -> None:
         )
     if not file.exists():
         return
-    if not overwrite and name in open_store(file, "r").names():
+    store = open_store(file, "r")
+    if not overwrite and name in store.names() and not _holds_part(store, name):
         raise click.ClickException(
             f"{file} already holds a spectrum named {name!r}, so nothing was measured: choose another --name, "
             "or replace it with --overwrite"
@@ -50,15 +55,36 @@ def refuse_taken_name(file: Path, name: str, *, overwrite: bool) -> None:
 
 
 def store_spectrum(file: Path, spectrum: Spectrum, *, overwrite: bool) -> Exception | None:
-    """Store it; a failure is returned, not raised, so that the result is printed before it is reported."""
+    """Store it; a failure is returned, not raised, so that the result is printed before it is reported.
+
+    The part of an interrupted measurement is stored as "NAME (partial)": a whole one of that name stays, and the next
+    whole one takes the place of the part.
+    """
     from isometry.store import open_store
 
+    part = _partial_name(spectrum.name)
+    name = part if spectrum.partial else spectrum.name
     try:
-        open_store(file, "a").add(spectrum, name=spectrum.name, overwrite=overwrite)
+        store = open_store(file, "a")
+        store.add(
+            spectrum, name=name, overwrite=_holds_part(store, name) or (overwrite and not spectrum.partial)
+        )
+        if not spectrum.partial and _holds_part(store, part):
+            store.remove(part)
     except (IsometryError, OSError) as error:
         return error
-    note(f"stored as {spectrum.name!r} in {file}")
+    note(f"stored as {name!r} in {file}")
     return None
+
+
+def _partial_name(name: str) -> str:
+    """ "NAME (partial)", shortened to the 200 bytes of a name."""
+    return name.encode()[: 200 - len(PARTIAL)].decode(errors="ignore").rstrip() + PARTIAL
+
+
+def _holds_part(store: Store, name: str) -> bool:
+    """Whether the file has the part of an interrupted measurement under that name."""
+    return name in store.partial_names()
 
 
 def show_spectrum(spectrum: Spectrum, *, as_json: bool) -> None:
@@ -84,12 +110,12 @@ def finish(
     """Exit with the code of the results, by the most severe problem: not stored, interrupted, not converged, threshold
     missed.
     """
-    from isometry.measurement.convergence import converged, interrupted, stopped_short
+    from isometry.measurement.convergence import converged, stopped_short
 
     if failure is not None:
         note(f"error: the result above could not be stored: {failure}")
         context.exit(codes.FAILED)
-    if any(interrupted(spectrum) for spectrum in spectra):
+    if any(spectrum.partial for spectrum in spectra):
         # A warning has been printed.
         context.exit(codes.INTERRUPTED)
     if any(stopped_short(spectrum) for spectrum in spectra):

@@ -11,12 +11,11 @@ from typing import Any
 
 import click
 
-from isometry.report.text import plain
-from isometry.spectrum.formatting import json_ready
+from isometry.spectrum.formatting import json_ready, plain
 
 
 def note(text: str) -> None:
-    """A line on standard error. Control characters, which a file's names may hold, are replaced."""
+    """A line on standard error, without control characters."""
     lines = [plain(line) for line in text.splitlines()] or [""]
     # Standard error may be closed.
     with contextlib.suppress(BrokenPipeError):
@@ -25,11 +24,16 @@ def note(text: str) -> None:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object on standard output; what JSON cannot hold (nan, inf) becomes null."""
-    print_text(json.dumps(json_ready(value), indent=2, allow_nan=False, ensure_ascii=False))
+    text = json.dumps(json_ready(value), indent=2, allow_nan=False, ensure_ascii=False)
+    # Control characters as escapes, so that a program reads every text as it is stored.
+    print_text(
+        "".join(letter if plain(letter, keep="\n") == letter else json.dumps(letter)[1:-1] for letter in text)
+    )
 
 
 def print_text(text: str) -> None:
-    """Text and a line end on standard output; a closed pipe (`| head`) is no error."""
+    """Text and a line end on standard output, without control characters; a closed pipe (`| head`) is no error."""
+    text = plain(text, keep="\n\t")
     try:
         click.echo(text)
         sys.stdout.flush()

@@ -11,7 +11,6 @@ import click
 from isometry.cli import codes
 from isometry.cli.options import json_option, out_option
 from isometry.cli.streams import note, print_json, print_text
-from isometry.report.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +70,7 @@ def sweep_command(
         print_json(result.to_dict())
     else:
         print_text(
-            f"{plain(str(file))}: {result.finished} points finished, {result.skipped} there before, "
+            f"{file}: {result.finished} points finished, {result.skipped} there before, "
             f"{len(result.failures)} failed, of {result.total}; {result.seconds:.3g} s"
         )
     if result.failures:
@@ -107,4 +106,4 @@ def _dry_run(grid: Path, file: Path, workers: int | None, *, as_json: bool) -> N
     if as_json:
         print_json(found.to_dict())
     else:
-        print_text("\n".join(plain(line) for line in found.lines()))
+        print_text("\n".join(found.lines()))

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from isometry.sweeps.rows import Row
 
 
+# Beginnings of formulas for spreadsheets, in both widths, and signs that some of them skip before one.
+_FORMULAS = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
+_SEPARATORS = frozenset("\t\r\n")
+
+
 class Names(click.ParamType):
     """Column names, separated by commas."""
 
@@ -101,10 +106,18 @@ def table_command(
 def _csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow([_csv_cell(column) for column in columns])
     for row in rows:
-        writer.writerow(["" if (value := row.get(column)) is None else value for column in columns])
+        writer.writerow([_csv_cell(row.get(column)) for column in columns])
     return text.getvalue().rstrip("\n")
+
+
+def _csv_cell(value: Any) -> Any:
+    """The value of a cell; an apostrophe before text that a spreadsheet would compute as a formula."""
+    if value is None or isinstance(value, bool | int | float):
+        return "" if value is None else value
+    words = str(value)
+    return f"'{words}" if words.lstrip()[:1] in _FORMULAS or words[:1] in _SEPARATORS else words
 
 
 def _is_number(value: Any) -> bool:

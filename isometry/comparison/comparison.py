@@ -35,7 +35,7 @@ from isometry.comparison.ratios import (
 )  # fmt: skip
 from isometry.errors import InputError
 from isometry.spectrum import Spectrum
-from isometry.spectrum.formatting import json_ready
+from isometry.spectrum.formatting import json_ready, plain
 from isometry.spectrum.plotting import report_package
 
 Array = NDArray[np.float64]
@@ -234,12 +234,12 @@ class Comparison:
                 f"  predicted cdf inside the 95 % band of the measured one at {100 * self.inside_band:.0f} % of s"
             )
         lines.append(f"  {self.verdict()}")
-        return "\n".join(lines)
+        return plain("\n".join(lines), keep="\n")
 
     __str__ = summary
 
     def __repr__(self) -> str:
-        return f"<Comparison: {self.verdict()}>"
+        return plain(f"<Comparison: {self.verdict()}>")
 
     def to_dict(self) -> dict[str, Any]:
         """Every number as plain JSON values; None for what is unknown or leaves the range of floats."""

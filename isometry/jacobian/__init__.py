@@ -7,8 +7,11 @@ from .matrix import MatrixOperator
 from .numerics import strict_numerics
 from .operator import DEFAULT_MEMORY_LIMIT, JacobianOperator
 from .outputs import Output
+from .replay import ModuleCall
+from .segments import JacobianSegment, JacobianSegments, SegmentOperator
 
 __all__ = [
-    "DEFAULT_MEMORY_LIMIT", "JacobianOperator", "LayerInfo", "MatrixOperator", "Output", "named_layers",
-    "point_function", "refuse_training_mode", "strict_numerics",
+    "DEFAULT_MEMORY_LIMIT", "JacobianOperator", "JacobianSegment", "JacobianSegments", "LayerInfo", "MatrixOperator",
+    "ModuleCall", "Output", "SegmentOperator", "named_layers", "point_function", "refuse_training_mode",
+    "strict_numerics",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from isometry.errors import InputError
 from .backends import choose_products
 from .checks import refuse_training_mode
 from .chunks import ChunkedProducts, chunk_within
-from .evaluation import evaluate
+from .evaluation import Evaluation, evaluate
 from .function import point_function
 from .numerics import no_collection
 from .outputs import Output
@@ -163,6 +163,11 @@ class JacobianOperator:
         self.backend, self.bytes_per_probe = products.backend, products.bytes_per_probe
         self.copied_bytes = 0 if part.private is None else part.private.nbytes
         self.products = 0
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The function with its point and value."""
+        return self._evaluation
 
     @property
     def chunk(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import numpy as np
 
 from isometry.errors import LoadError, SpecError
 from isometry.loading.models import LoadedModel
+from isometry.loading.weights import unusual
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -187,25 +187,28 @@ def _array_file(path: Path) -> Tensor:
                 found = found[found.files[0]]
     except SpecError:
         raise
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib and NumPy raise what they like where a file is damaged
         raise LoadError(f"{path} cannot be read as a NumPy file of numbers: {error}") from error
-    if found.dtype.kind not in "biufc":
-        raise LoadError(f"{path} holds {found.dtype}, not numbers")
+    # An entry of an .npz that is no array comes as its bytes.
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "biufc":
+        raise LoadError(f"{path} holds {getattr(found, 'dtype', 'other data')}, not numbers")
     # Byte order and strides as torch wants them.
     return torch.from_numpy(np.ascontiguousarray(found.astype(found.dtype.newbyteorder("="))))
 
 
 def _tensor_file(path: Path) -> Tensor:
-    import pickle
-
     import torch
 
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # torch.load raises what it likes where a file is damaged
         raise LoadError(
             f"{path} cannot be read as a tensor (weights_only): save it with torch.save(x, path)"
         ) from error
     if not isinstance(found, torch.Tensor):
         raise LoadError(f"{path} holds a {type(found).__name__}; save the tensor alone: torch.save(x, path)")
+    if problem := unusual(found):
+        raise LoadError(
+            f"{path} holds a tensor {problem}; save its dense numbers: torch.save(x.to_dense(), path)"
+        )
     return found

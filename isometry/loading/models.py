@@ -90,6 +90,10 @@ def load_model(spec: str, *, seed: int = 0, evaluation: bool = False) -> LoadedM
     else:
         import torch
 
+        if not 0 <= seed < 2**64:
+            raise SpecError(
+                f"seed {seed}: the seed of a model is a whole number of at least 0 and below 2^64"
+            )
         torch.manual_seed(seed)
         if kind in ("torchvision", "timm"):
             loaded = LoadedModel(_from_library(kind, rest), spec, rest.replace("/", "-"))

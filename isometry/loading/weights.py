@@ -43,7 +43,11 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise LoadError(
             f"the weights in {path} do not fit the model: {'; '.join(part for part in parts if part)}"
         )
-    module.load_state_dict(dict(state))
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise LoadError(f"the weights in {path} do not fit the model: {first}") from error
 
 
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
@@ -61,7 +65,7 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
                 f"{path} holds more than tensors, or is no file of torch.save; it was not loaded, because loading "
                 "it could run code. Save the state dictionary alone: torch.save(model.state_dict(), path)"
             ) from error
-        except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        except Exception as error:  # torch.load raises what it likes where a file is damaged
             first = (str(error).splitlines() or [""])[0]
             raise LoadError(
                 f"{path} cannot be read as weights (damaged, or another format): {first}"
@@ -71,12 +75,28 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
             if isinstance(found.get(key), Mapping):
                 found = found[key]
                 break
-    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in found.items()
+    ):
         raise LoadError(
             f"{path} holds no state dictionary (names -> tensors) but a {type(found).__name__}; "
             "save it with torch.save(model.state_dict(), path)"
         )
+    for key, value in found.items():
+        if problem := unusual(value):
+            raise LoadError(f"{path}: the tensor {key!r} is one {problem}; save dense numbers")
     return found
+
+
+def unusual(tensor: Tensor) -> str:
+    """What keeps a loaded tensor from being a dense array of numbers in memory; empty where nothing does."""
+    import torch
+
+    if tensor.is_meta:
+        return "without numbers, on the device 'meta'"
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return f"of layout {str(tensor.layout).removeprefix('torch.')}, not dense"
+    return "of quantized numbers" if tensor.is_quantized else ""
 
 
 def _safetensors(path: Path) -> Mapping[str, Tensor]:

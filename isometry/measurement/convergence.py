@@ -74,12 +74,7 @@ def warn_of_underflow(spectrum: Spectrum, dtype: str) -> None:
 
 def stopped_short(spectrum: Spectrum) -> bool:
     """Whether it stopped before the error that was asked for was reached."""
-    return _short(spectrum.provenance.get("stopped", {}))
-
-
-def interrupted(spectrum: Spectrum) -> bool:
-    """Whether it is a part of a measurement that was interrupted."""
-    return bool(spectrum.provenance.get("stopped", {}).get("reason") == "interrupted")
+    return _short(spectrum.stopped)
 
 
 def _short(stopped: Mapping[str, Any]) -> bool:

@@ -324,6 +324,9 @@ def seeded_generator(generator: torch.Generator | None, seed: int | None) -> tor
         return generator
     if generator is not None:
         raise InputError("give a seed or a generator, not both.")
+    # PyTorch's generators take 64 bits, and read a negative number as 2^64 less.
+    if not 0 <= seed < 2**64:
+        raise InputError(f"the seed of a network is a whole number of at least 0 and below 2^64; got {seed}.")
     return torch.Generator().manual_seed(seed)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from isometry.errors import InputError
 from isometry.report.canvas import house_style, new_figure
 from isometry.report.drawing import color_of
-from isometry.report.text import plain
+from isometry.spectrum.formatting import plain
 
 Array = NDArray[np.float64]
 

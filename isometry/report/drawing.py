@@ -14,10 +14,9 @@ from matplotlib.transforms import blended_transform_factory
 from numpy.typing import NDArray
 
 from isometry.report.log_axis import label_log_axis
-from isometry.report.text import plain
 from isometry.spectrum import Spectrum
 from isometry.spectrum.concentration import cell_masses, concentrations, shown_range
-from isometry.spectrum.formatting import number_text, percent_text
+from isometry.spectrum.formatting import number_text, percent_text, plain
 
 Array = NDArray[np.float64]
 

@@ -21,10 +21,9 @@ from isometry.report.histories import History
 from isometry.report.inline_svg import page_colors
 from isometry.report.page_pictures import Picture, distribution_pictures, input_picture, overlay_pictures
 from isometry.report.reproduction import how_known, provenance_rows, recipe
-from isometry.report.text import plain
 from isometry.spectrum import Spectrum
 from isometry.spectrum.block_profile import HEADINGS, BlockProfile
-from isometry.spectrum.formatting import error_text, number_text, percent_text
+from isometry.spectrum.formatting import error_text, number_text, percent_text, plain
 from isometry.spectrum.input_spread import input_spread
 from isometry.spectrum.summary import LABELS, Summary, table
 from isometry.theory.ensemble import Ensemble

@@ -16,7 +16,7 @@ from markupsafe import escape
 from matplotlib.figure import Figure
 
 from isometry.report.canvas import house_style
-from isometry.report.text import plain
+from isometry.spectrum.formatting import plain
 
 _NOT_DRAWN = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", re.DOTALL)
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}\b")

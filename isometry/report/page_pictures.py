@@ -32,8 +32,8 @@ from isometry.report.drawing import (
 )
 from isometry.report.inline_svg import inline_svg
 from isometry.report.quantile_bands import draw_bands
-from isometry.report.text import plain
 from isometry.spectrum import Spectrum
+from isometry.spectrum.formatting import plain
 
 SIZE = (5.4, 3.7)
 # So many inputs at most are drawn, the first ones.

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isometry.report.text import plain
 from isometry.spectrum import Spectrum
-from isometry.spectrum.formatting import number_text
+from isometry.spectrum.formatting import number_text, plain
 
 # Keys of the record that are arguments of `isometry.measure`, by the method that takes them.
 _ARGUMENTS = {"exact": (), "lanczos": ("probes", "steps"), "randomized": ("rank", "probes", "steps")}

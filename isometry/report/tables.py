@@ -6,11 +6,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from isometry.report.text import encodable, plain
+from isometry.report.text import encodable
+from isometry.spectrum.formatting import plain
+
+
+class PlainConsole(Console):
+    """A console on which no text, from wherever, steers the terminal: only styles of our own do."""
+
+    def __init__(self, file: TextIO | None = None, width: int | None = None) -> None:
+        super().__init__(file=file, width=width, highlight=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """The segments of what is printed, their texts without control characters."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else plain(text, keep="\n"), style, control)
 
 
 def print_table(
@@ -32,11 +46,14 @@ def print_table(
     file : text file, optional
         Standard output if None.
     """
-    console = Console(file=file, highlight=False)
+    console = PlainConsole(file)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="bold")
     for heading in headings:
         table.add_column(
-            Text(heading), justify="right" if heading in right else "left", overflow="fold", no_wrap=False
+            Text(plain(heading)),
+            justify="right" if heading in right else "left",
+            overflow="fold",
+            no_wrap=False,
         )
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))

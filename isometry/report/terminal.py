@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from isometry.errors import InputError
-from isometry.report.tables import encoded_output
-from isometry.report.text import plain
+from isometry.report.tables import PlainConsole, encoded_output
 from isometry.spectrum import Spectrum, Summary
+from isometry.spectrum.formatting import plain
 from isometry.spectrum.histogram import histogram
 from isometry.spectrum.summary import table
 
@@ -43,7 +43,7 @@ def print_report(
     """
     if not spectra:
         raise InputError("there is no spectrum to report: the list is empty")
-    console = Console(file=file, width=width, highlight=False)
+    console = PlainConsole(file, width)
     console.width = max(console.width, LABEL_COLUMN + NARROWEST_COLUMN)
     per_row = (console.width - LABEL_COLUMN) // NARROWEST_COLUMN
     with encoded_output(console):

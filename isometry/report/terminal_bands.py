@@ -11,15 +11,13 @@ from collections.abc import Sequence
 from typing import TextIO
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from isometry.report.tables import encoded_output
-from isometry.report.text import plain
+from isometry.report.tables import PlainConsole, encoded_output
 from isometry.spectrum import Spectrum
 from isometry.spectrum.block_profile import band_values
-from isometry.spectrum.formatting import power_text
+from isometry.spectrum.formatting import plain, power_text
 from isometry.spectrum.summary import LABELS
 
 ROWS = 24
@@ -49,7 +47,7 @@ def print_bands(
     file, width : optional
         As for `isometry.report.terminal.print_report`.
     """
-    console = Console(file=file, width=width, highlight=False)
+    console = PlainConsole(file, width)
     kept = np.unique(np.linspace(0, len(spectra) - 1, min(ROWS, len(spectra))).round().astype(int))
     quantiles, top = band_values([spectra[k] for k in kept])
     seen = np.concatenate([quantiles[np.isfinite(quantiles)], top[np.isfinite(top)], [0.0]])

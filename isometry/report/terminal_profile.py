@@ -6,13 +6,12 @@ import math
 from typing import TextIO
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from isometry.report.tables import encoded_output
-from isometry.report.text import plain
+from isometry.report.tables import PlainConsole, encoded_output
 from isometry.spectrum.block_profile import HEADINGS, BlockProfile
+from isometry.spectrum.formatting import plain
 
 ROWS = 20
 BAR = 16
@@ -28,7 +27,7 @@ def print_profile(profile: BlockProfile, *, file: TextIO | None = None, width: i
     file, width : optional
         As for `isometry.report.terminal.print_report`.
     """
-    console = Console(file=file, width=width, highlight=False)
+    console = PlainConsole(file, width)
     shown = profile.shown(ROWS)
     fault = profile.at_fault()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="bold")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from isometry.errors import InputError
 
-from .formatting import error_text, json_ready, number_text, power_text
+from .formatting import error_text, json_ready, number_text, plain, power_text
 from .spectrum import Spectrum
 from .summary import LABELS
 
@@ -103,7 +103,7 @@ class BlockProfile:
         return len(self.blocks)
 
     def __repr__(self) -> str:
-        return f"<BlockProfile of {len(self)} blocks: {self.verdict()}>"
+        return plain(f"<BlockProfile of {len(self)} blocks: {self.verdict()}>")
 
     def at_fault(self) -> int | None:
         """Number (from 0) of the block that loses or amplifies the signal most; None where no block stands out.

@@ -1,8 +1,9 @@
-"""How a number is written: as text for a person, as JSON for a program. Every report writes its numbers so."""
+"""How numbers and texts are written: for a person, as JSON for a program. Every report writes them so."""
 
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,20 @@ from typing import Any
 _SMALLEST_ERROR = 1e-4
 # 10^x is a float with all its digits for x within these.
 _LARGEST_EXPONENT = 300.0
+
+
+def plain(text: str, *, keep: str = "") -> str:
+    """The text without control characters, which could steer a terminal; replaced are those of ASCII and Latin 1,
+    line separators, marks of writing direction and other invisible ones, except ``keep``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}"
+        if letter not in keep and unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else letter
+        for letter in text
+    )
 
 
 def number_text(value: float, log10: float = math.nan) -> str:

@@ -22,10 +22,11 @@ from isometry.errors import InputError
 from .curve import Curve
 from .error_model import NO_PROBES, ErrorModel
 from .extremes import Extremes
+from .formatting import plain
 from .log_scale import exponential
 from .plotting import report_package
 from .quadrature import Quadrature
-from .summary import REPORTED_QUANTILES, Summary, quantile_text, verdict_text
+from .summary import REPORTED_QUANTILES, STOPPED, Summary, quantile_text, verdict_text
 
 Array = NDArray[np.float64]
 
@@ -602,8 +603,22 @@ class Spectrum:
                 for s, residual in zip(e.top[best, :10], e.top_residual[best, :10], strict=True)
                 if math.isfinite(s)
             ),
-            **{key: self.provenance.get(key) for key in ("seed", "dtype", "device", "stopped")},
+            stopped=self.stopped or None,
+            **{key: self.provenance.get(key) for key in ("seed", "dtype", "device")},
         )  # fmt: skip
+
+    @property
+    def stopped(self) -> Mapping[str, Any]:
+        """The record of why a measurement with a goal stopped, or that it was interrupted; empty without one."""
+        found = self.provenance.get("stopped")
+        if not isinstance(found, Mapping) or str(found.get("reason")) not in STOPPED:
+            return {}
+        return found if all(isinstance(found.get(key, 0), int | float) for key in ("error", "rtol")) else {}
+
+    @property
+    def partial(self) -> bool:
+        """Whether it is a part of a measurement that was interrupted."""
+        return self.stopped.get("reason") == "interrupted"
 
     def verdict(self, low: float = 0.5, high: float = 2.0) -> str:
         """One sentence: is this dynamical isometry?"""
@@ -647,10 +662,10 @@ class Spectrum:
         return self.reported.flat()
 
     def __str__(self) -> str:
-        return self.reported.text()
+        return plain(self.reported.text(), keep="\n")
 
     def __repr__(self) -> str:
-        return f"<Spectrum {self.name or self.method}: {self.verdict()}>"
+        return plain(f"<Spectrum {self.name or self.method}: {self.verdict()}>")
 
     def _repr_html_(self) -> str:
         return self.reported.html()

@@ -14,6 +14,11 @@ from typing import Any
 
 from .formatting import error_text, json_ready, number_text, percent_text
 
+# Why a measurement with a goal may have stopped, and how a report says so.
+STOPPED = {
+    "rtol": "", "interrupted": "interrupted", "budget": "budget of {} spent", "probes": "most probes taken",
+    "steps": "most steps taken", "memory": "memory limit", "rounding": "rounding", "exact": "exact",
+}  # fmt: skip
 REPORTED_QUANTILES = ("0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99")
 # What isometry means where nothing else is asked for: s within a factor of two of 1.
 LOW, HIGH = 0.5, 2.0
@@ -279,13 +284,9 @@ class Summary:
         if reason == "rtol":
             return f"{known}{asked}"
         if reason == "interrupted":
-            part = f"interrupted, partial: {stopped['inputs']} inputs, {self.probes} probes"
+            part = f"interrupted, partial: {stopped.get('inputs')} inputs, {self.probes} probes"
             return f"{part}; {known}{asked}" if quantity else part
-        ended = {
-            "budget": f"budget of {stopped.get('budget')} spent", "probes": "most probes taken",
-            "steps": "most steps taken", "memory": "memory limit", "rounding": "rounding", "exact": "exact",
-        }[reason]  # fmt: skip
-        return f"{ended}; {known}{asked}"
+        return f"{STOPPED[reason].format(stopped.get('budget'))}; {known}{asked}"
 
     def _s_min_text(self) -> str:
         if math.isnan(self.s_min) and math.isnan(self.log10_s_min):

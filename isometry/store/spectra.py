@@ -6,7 +6,7 @@ any; moments, quantiles and bounds that follow from it stand beside it, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +19,7 @@ from isometry.errors import InputError, StoreError
 from isometry.spectrum import Curve, Extremes, Quadrature, Spectrum
 from isometry.spectrum.cdf_bounds import cdf_bounds
 from isometry.store.admission import attribute, member
-from isometry.store.attributes import plain, read_attributes
+from isometry.store.attributes import NESTED, plain, read_attributes
 from isometry.store.consistency import implausible, impossible
 from isometry.store.digest import digest_problems
 from isometry.store.elements import Element, chosen, damaged, encoding_of, examine_array
@@ -175,6 +175,14 @@ def describe(group: h5py.Group, name: str) -> dict[str, Any]:
         "probes": sizes.get("probe", 1),
         "provenance": read_attributes(group, reserved=HEADER),
     }
+
+
+def is_partial(group: h5py.Group | h5py.Dataset) -> bool:
+    """Whether a stored spectrum is a part of an interrupted measurement; no array is read."""
+    if '"interrupted"' not in str(attribute(group, NESTED)):
+        return False
+    stopped = read_attributes(group).get("stopped")
+    return isinstance(stopped, Mapping) and stopped.get("reason") == "interrupted"
 
 
 def derived(spectrum: Spectrum) -> Arrays:

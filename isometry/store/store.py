@@ -60,6 +60,14 @@ class Store:
         """Names of the spectra, in the order they were added."""
         return self._names(SPECTRA)
 
+    def partial_names(self) -> set[str]:
+        """Names of the spectra that are parts of interrupted measurements."""
+        with self._reading() as file:
+            parent = group_of(file, SPECTRA)
+            return {
+                name for name in stored_names(parent) if spectrum_element.is_partial(member(parent, name))
+            }
+
     def __len__(self) -> int:
         return len(self.names())
 

@@ -8,6 +8,7 @@ further is another point.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -251,6 +252,8 @@ def _digests(values: Mapping[str, Any], where: str) -> dict[str, str]:
 def _digest(path: Path, what: str) -> str:
     try:
         state = path.stat()
+        if not path.is_file():  # a pipe would be waited for
+            raise OSError(errno.EINVAL, "it is no regular file")
         # A checkpoint may occur in thousands of configurations; it is hashed once.
         known = (path.absolute(), state.st_size, state.st_mtime_ns)
         if known not in _DIGESTS:

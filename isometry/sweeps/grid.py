@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise SpecError(f"the grid {str(path)!r} can not be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also a table within a table within a thousand others
         raise SpecError(f"{path} is not valid TOML: {error}") from error
 
 

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from isometry.errors import StoreError, SweepError
 from isometry.store import open_store
-from isometry.store.locking import locked
+from isometry.store.locking import locked, open_regular
 from isometry.sweeps.configuration import Point
 from isometry.sweeps.names import FAILED, LAW
 from isometry.sweeps.work import Outcome
@@ -56,12 +56,14 @@ def _own(beside: Path, path: Path) -> Iterator[BinaryIO]:
     with ExitStack() as held:
         while True:
             try:
-                beside.touch()
+                open_regular(beside, os.O_RDWR | os.O_CREAT).close()
                 file = held.enter_context(locked(beside, exclusive=True, timeout=0.0))
                 break
             except FileNotFoundError:
                 continue  # another sweep has just ended and removed the file
             except StoreError as error:
+                if not beside.is_file():
+                    raise
                 raise SweepError(
                     f"another sweep is writing to {path} ({_holder(beside)}); nothing was changed. Wait until it is "
                     "done, or choose another file. Its lock ends with its process: there is nothing to delete"
@@ -93,6 +95,8 @@ class Ledger:
 
     def __init__(self, path: Path, mode: str = "a") -> None:
         self.store = open_store(path, mode, timeout=_PATIENCE)
+        # A part of an interrupted measurement is measured again.
+        self._parts = self.store.partial_names()
         self._spectra = set(self.store.names())
         self._series = set(self.store.series_names())
 
@@ -100,7 +104,7 @@ class Ledger:
         """Whether the file has the result of the point."""
         if point.kind == "train":
             return {point.name, evaluation_name(point.name)} <= self._series
-        return point.name in self._spectra
+        return point.name in self._spectra - self._parts
 
     def failed(self, point: Point) -> bool:
         """Whether the point has failed and not succeeded since."""
@@ -117,6 +121,7 @@ class Ledger:
                 continue
             self.store.add(spectrum, overwrite=spectrum.name in self._spectra)
             self._spectra.add(spectrum.name)
+            self._parts.discard(spectrum.name)
         if outcome.record is not None:
             write_record(self.store.path, outcome.record, name=point.name)
             self._series |= {point.name, evaluation_name(point.name)}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from isometry.errors import InputError, TheoryError
 from isometry.theory.derivatives import checked_values, derivative_disagrees, numerical_derivative
-from isometry.theory.kinks import find_kinks, linear_slopes
+from isometry.theory.kinks import find_kinks, linear_slopes, vertical_tangent
 
 __all__ = ["ACTIVATION_NAMES", "ALIASES", "TORCH_MODULES", "Activation", "get_activation", "leaky_relu"]
 
@@ -329,8 +329,8 @@ def get_activation(
     TheoryError
         When no activation has this name.
     InputError
-        When the function does not map arrays elementwise to finite real numbers, or when ``derivative`` is not
-        its derivative.
+        When the function does not map arrays elementwise to finite real numbers, when ``derivative`` is not its
+        derivative, or when it is left out and unbounded next to a kink.
     """
     if isinstance(activation, str):
         if derivative is not None or kinks is not None:
@@ -351,6 +351,13 @@ def get_activation(
     points = find_kinks(function) if kinks is None else tuple(sorted({float(kink) for kink in kinks}))
     slopes = linear_slopes(function, points)
     if derivative is None:
+        steep = vertical_tangent(function, points)
+        if steep is not None:
+            raise InputError(
+                f"the derivative of the function is unbounded next to h = {steep[0]:.6g}, where the function runs like "
+                f"|h - {steep[0]:.6g}|^{steep[1]:.3g}: it cannot be taken numerically"
+                + (" and its mean square diverges." if steep[1] <= 0.5 else ". Give the exact derivative.")
+            )
         slope = _as_float(numerical_derivative(activation, kinks=points))
     else:
         slope = _as_float(derivative)

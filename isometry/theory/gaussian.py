@@ -27,6 +27,9 @@ PANEL_TOLERANCE = 1e-15
 # Relative error at the limit of panels (a function with noise in it) above which the average is refused.
 ACCEPTABLE_ERROR = 1e-9
 MAXIMUM_PANELS = 6000
+# Where the panels next to a point hold as much after that many halvings as before, the integral diverges there.
+HALVINGS = 12
+UNCHANGED = 0.9
 
 
 @lru_cache(maxsize=8)
@@ -74,7 +77,7 @@ def gaussian_average(function: ArrayFunction, q: float, *, kinks: Sequence[float
     InputError
         When q is no variance, or the function does not return one number per point.
     NonFiniteError
-        When the function is nan or inf where the Gaussian still has weight.
+        When the function is nan or inf where the Gaussian still has weight, or its average diverges.
     ConvergenceError
         When the integral does not settle to 1e-9 (noise in the function, or a pole).
     """
@@ -91,10 +94,25 @@ def gaussian_average(function: ArrayFunction, q: float, *, kinks: Sequence[float
     scale = float(coarse_size[np.isfinite(coarse_size)].sum())
     if scale == 0.0:
         return 0.0
+    if max(abs(coarse[0]), abs(coarse[-1])) > PANEL_TOLERANCE * scale:
+        raise NonFiniteError(
+            f"the average over a Gaussian of variance {variance:.6g} diverges, or nearly: the function grows as fast "
+            "as the Gaussian falls. Use a smaller q."
+        )
 
     done: list[float] = []
     panels = lower.size
+    largest: list[float] = []
     while lower.size:
+        top = int(np.argmax(np.abs(coarse)))
+        largest.append(abs(float(coarse[top])))
+        # Of panels next to the resolution of h itself nothing is learned.
+        resolved = upper[top] - lower[top] > 1e-12 * max(abs(lower[top]), abs(upper[top]))
+        if resolved and len(largest) > 2 * HALVINGS and largest[-1] > UNCHANGED * largest[-1 - HALVINGS]:
+            raise NonFiniteError(
+                f"the average over a Gaussian of variance {variance:.6g} diverges: the function grows like one over "
+                f"the distance, or faster, next to h = {sigma * lower[top]:.3g}."
+            )
         middle = (lower + upper) / 2.0
         half_lower = np.stack([lower, middle], axis=1)
         half_upper = np.stack([middle, upper], axis=1)

@@ -25,6 +25,8 @@ SPACING = 2.0**-10
 FINAL_WIDTH = {1: 2.0**-20, 2: 2.0**-16}
 SMALLEST_JUMP = 1e-3
 CANDIDATES = 64
+# Growth of secants per halving of the distance that means an unbounded derivative.
+STEEPER = 2.0**0.05
 
 
 def find_kinks(function: ArrayFunction) -> tuple[float, ...]:
@@ -74,6 +76,20 @@ def linear_slopes(function: ArrayFunction, kinks: Sequence[float]) -> tuple[floa
     return tuple(slopes)
 
 
+def vertical_tangent(function: ArrayFunction, kinks: Sequence[float]) -> tuple[float, float] | None:
+    """(kink, a) where phi' is unbounded like |h - kink|^(a - 1), a < 0.95; None where it is bounded by each kink."""
+    # A kink of this kind is located to 1e-6 only.
+    distance = np.exp2(-np.arange(6.0, 19.0))
+    for kink in kinks:
+        for sign in (-1.0, 1.0):
+            values = function(kink + sign * distance * max(1.0, abs(kink)))
+            slopes = np.abs(np.diff(values)) / -np.diff(distance)
+            if slopes[0] > SMALLEST_JUMP and np.all(slopes[1:] > STEEPER * slopes[:-1]):
+                growth = math.log2(slopes[-1] / slopes[0]) / (slopes.size - 1)
+                return float(kink), 1.0 - growth
+    return None
+
+
 def _jump(function: ArrayFunction, points: Array, width: float, order: int) -> Array:
     """The jump of the derivative of this order that would explain the difference over ``width``, (points,)."""
     offsets = np.arange(order + 2) - (order + 1) / 2.0
@@ -100,8 +116,8 @@ def _narrowed(function: ArrayFunction, centre: float, order: int) -> float | Non
         if order > 1:
             return None
         raise InputError(
-            f"the activation jumps near h = {centre:.6g}. Mean-field theory averages its derivative, which does not "
-            "exist there; use a continuous function."
+            f"the activation jumps near h = {centre:.6g}, or its derivative is unbounded there. Mean-field theory "
+            "averages the square of the derivative, which diverges; use a continuous function with a bounded one."
         )
     if change < 0.3 or jumps[-1] < SMALLEST_JUMP:
         return None

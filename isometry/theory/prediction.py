@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from isometry.errors import ConvergenceError, InputError, NonFiniteError
+from isometry.errors import ConvergenceError, InputError, NonFiniteError, TheoryError
 from isometry.spectrum import Curve, Spectrum
 from isometry.theory.activations import Activation, get_activation
 from isometry.theory.ensemble import Ensemble
@@ -90,7 +90,7 @@ def predict(
     try:
         assembly = assemble(network, phi, variances)
         law = solve(assembly.product, points=points)
-    except (ConvergenceError, NonFiniteError) as error:
+    except (ConvergenceError, NonFiniteError, TheoryError) as error:
         raise type(error)(f"{_name(network)}: {error}") from error
     return Spectrum(
         curve_of(law, assembly.rank_share),

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -74,25 +73,33 @@ def load_checkpoint(
     InputError
         When it belongs to another run: other options, data or network.
     """
+    if not Path(path).is_file():  # a pipe would be waited for
+        raise StoreError(f"{path} cannot be read as a checkpoint of isometry: there is no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        version = int(state["version"])
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, UnpicklingError) as error:
+        version, saved = int(state["version"]), json.loads(state["plan"])
+        saved["options"] = dict(saved["options"])
+    except Exception as error:  # torch.load raises what it likes where a file is damaged
         raise StoreError(f"{path} cannot be read as a checkpoint of isometry: {error}") from error
     if version > VERSION:
         raise StoreError(
             f"{path} is a checkpoint of version {version}, this isometry reads up to {VERSION}: update it."
         )
-    _require_same_plan(path, json.loads(state["plan"]), json.loads(json.dumps(plan)))
+    _require_same_plan(path, saved, json.loads(json.dumps(plan)))
     try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{path} holds another network than the one given: {error}") from error
-    torch.set_rng_state(state["random"])
-    if state["random_cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["random_cuda"])
-    return int(state["step"]), {name: values.tolist() for name, values in state["curves"].items()}
+    except Exception as error:
+        raise StoreError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    try:
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        return int(state["step"]), {name: values.tolist() for name, values in state["curves"].items()}
+    except Exception as error:
+        raise StoreError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def _require_same_plan(path: str | Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

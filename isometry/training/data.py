@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -256,6 +255,8 @@ def _read_cifar10(folder: Path) -> tuple[NDArray, NDArray, NDArray, NDArray]:
 
 
 def _read_npz(path: Path, test_fraction: float, seed: int) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    if not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{path} cannot be read: there is no such file.")
     try:
         with np.load(path, allow_pickle=False) as file:
             names = set(file.files)
@@ -265,16 +266,16 @@ def _read_npz(path: Path, test_fraction: float, seed: int) -> tuple[NDArray, NDA
                     f"{path} holds {', '.join(sorted(names)) or 'nothing'}; x and y are needed, and x_test and y_test "
                     "either both or not at all."
                 )
-            arrays = {name: file[name] for name in wanted}
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read as .npz: {error}.") from error
+            arrays = {name: np.asarray(file[name]) for name in wanted}
+    except InputError:
+        raise
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(
             f"{path} cannot be read as .npz of plain arrays ({error}). Arrays of objects are pickled, and nothing is "
             "unpickled here: save x and y as numbers."
         ) from error
+    except Exception as error:  # zipfile, zlib and NumPy raise what they like where a file is damaged
+        raise InputError(f"{path} cannot be read as .npz: {type(error).__name__}: {error}.") from error
     suffixes = ("", "_test") if "x_test" in arrays else ("",)
     pairs = [_images_and_labels(path, suffix, arrays) for suffix in suffixes]
     if len(pairs) == 1:

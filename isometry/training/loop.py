@@ -183,7 +183,9 @@ def _batches(count: int, batch: int, seed: int, start: int) -> Iterator[Tensor]:
     per_epoch = count // size
     for epoch in itertools.count(start // per_epoch):
         # One generator for each epoch, so that a resumed run need not repeat earlier draws.
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        order = torch.randperm(
+            count, generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**64)
+        )
         first = start % per_epoch if epoch == start // per_epoch else 0
         for position in range(first, per_epoch):
             yield order[position * size : (position + 1) * size]

@@ -311,3 +311,74 @@ def test_a_result_that_has_not_converged_is_stored(isometry, tmp_path) -> None:
     options = ("--method", "lanczos", "--probes", "2", "--steps", "3", "--tol", "1e-12", "--name", "rough")
     assert isometry("measure", spec, *options, "-o", path).code == 5
     assert isometry("show", path, "rough", "--json").json["method"] == "lanczos"
+
+
+# ---- parts of interrupted measurements -----------------------------------------------------------------------
+
+
+def part_of(spectrum: Spectrum) -> Spectrum:
+    stopped = {"reason": "interrupted", "inputs": "1 of 1"}
+    return replace(spectrum, provenance={**spectrum.provenance, "stopped": stopped})
+
+
+@pytest.fixture
+def interrupted_measure(monkeypatch):
+    """`measure` as it returns after Ctrl-C."""
+    from isometry import measurement
+
+    whole = measurement.measure
+    monkeypatch.setattr(measurement, "measure", lambda *a, **k: part_of(whole(*a, **k)))
+
+
+def test_a_part_is_marked_in_its_name_and_gives_way_to_the_whole(isometry, tmp_path, monkeypatch) -> None:
+    from isometry import measurement
+
+    file = tmp_path / "a.h5"
+    call = ("measure", "mlp:depth=1,width=4", "-o", file, "--name", "x")
+    with monkeypatch.context() as patch:
+        whole = measurement.measure
+        patch.setattr(measurement, "measure", lambda *a, **k: part_of(whole(*a, **k)))
+        for _ in range(2):  # a second part takes the place of the first
+            assert isometry(*call).code == 130
+            assert list(open_store(file)) == ["x (partial)"]
+    row = isometry("list", file).out.splitlines()[1]
+    assert row.startswith("x (partial)")
+    assert [one["partial"] for one in isometry("list", file, "--json").json["spectra"]] == [True]
+    assert "interrupted, partial" in isometry("show", file, "x (partial)").out
+    assert isometry(*call).code == 0
+    assert list(open_store(file)) == ["x"]
+    assert not open_store(file)["x"].partial
+
+
+def test_an_interrupt_keeps_the_whole_one_that_was_to_be_replaced(
+    isometry, tmp_path, interrupted_measure
+) -> None:
+    file = tmp_path / "a.h5"
+    open_store(file, "a").add(Spectrum.from_singular_values([7.0], name="x"))
+    isometry("measure", "mlp:depth=1,width=4", "-o", file, "--name", "x", "--overwrite")
+    assert sorted(open_store(file)) == ["x", "x (partial)"]
+    assert open_store(file)["x"].s_max == pytest.approx(7.0)
+
+
+def test_a_part_under_a_plain_name_is_listed_as_one_and_replaced(isometry, file) -> None:
+    """As earlier versions and programs store it."""
+    open_store(file, "a").add(part_of(Spectrum.from_singular_values([3.0], name="old")))
+    assert any(line.startswith("old (partial)") for line in isometry("list", file).out.splitlines())
+    call = ("measure", "mlp:depth=1,width=4", "-o", file, "--name", "old")
+    assert isometry(*call).code == 0
+    assert not open_store(file)["old"].partial
+    assert isometry(*call).code == 1
+
+
+def test_a_name_of_200_bytes_has_a_part_too_and_a_whole_one_called_so_is_kept(
+    isometry, tmp_path, interrupted_measure
+) -> None:
+    file = tmp_path / "a.h5"
+    isometry("measure", "mlp:depth=1,width=4", "-o", file, "--name", "é" * 100)
+    (name,) = open_store(file)
+    assert name == "é" * 95 + " (partial)"
+    open_store(file, "a").add(Spectrum.from_singular_values([7.0], name="y (partial)"))
+    done = isometry("measure", "mlp:depth=1,width=4", "-o", file, "--name", "y")
+    assert done.code == 1
+    assert "could not be stored" in done.err
+    assert open_store(file)["y (partial)"].s_max == pytest.approx(7.0)

@@ -155,9 +155,9 @@ def test_an_interrupt_on_the_way_stores_what_is_known(tmp_path, kill: signal.Sig
     assert found["stopped"] == {"reason": "interrupted", "inputs": "1 of 1"}
     assert 0 < found["products"] < 2 * 16 * 990
     assert "interrupted" in err
-    assert f"stored as 'part' in {file}" in err
+    assert f"stored as 'part (partial)' in {file}" in err
     assert "Traceback" not in err
-    stored = open_store(file, "r")["part"]
+    stored = open_store(file, "r")["part (partial)"]
     assert stored.provenance["stopped"]["reason"] == "interrupted"
     assert stored.n_probes == 16
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -334,3 +335,16 @@ def test_a_result_that_can_not_be_stored_ends_the_sweep_and_keeps_what_is_done(t
     assert 0 < done < 4
     assert store.validate() == []
     assert isometry.sweep(MEASURED, path, executor=AtOnce(), progress=False).skipped == done
+
+
+def test_a_part_of_a_measurement_is_no_finished_point(tmp_path):
+    path = tmp_path / "a.h5"
+    isometry.sweep(MEASURED, path, executor=AtOnce(), progress=False)
+    store = isometry.open_store(path, "a")
+    whole = store[store.names()[0]]
+    stopped = {"reason": "interrupted", "inputs": "1 of 1"}
+    store.add(replace(whole, provenance={**whole.provenance, "stopped": stopped}), overwrite=True)
+    assert store.partial_names() == {whole.name}
+    assert isometry.sweep(MEASURED, path, executor=AtOnce(), progress=False).finished == 1
+    assert store.partial_names() == set()
+    assert isometry.sweep(MEASURED, path, executor=AtOnce(), progress=False).finished == 0

@@ -11,11 +11,12 @@ import pytest
 
 from isometry.errors import InputError, TheoryError
 from isometry.spectrum import Spectrum
-from isometry.theory import laws
+from isometry.theory import Activation, Factor, free_product, laws
 from isometry.theory.activations import get_activation
 from isometry.theory.ensemble import Ensemble
+from isometry.theory.freeprobability.slope_law import slope_law
 from isometry.theory.meanfield import chi_1, critical_point, q_map
-from isometry.theory.meanfield.layer_variances import representative_variances
+from isometry.theory.meanfield.layer_variances import layer_variances, representative_variances
 from isometry.theory.prediction import predict
 
 EVERY = [
@@ -341,3 +342,44 @@ def test_a_residual_network_of_small_branches_is_a_semicircle(strength: float, d
     else:
         # Rounding hides the shape: a point mass.
         assert spectrum.atoms == [(pytest.approx(1.0, abs=2.0 * width), 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("slopes", "depth", "fields"),
+    [
+        ((0.2, 1.0, 0.2), 4, {"sigma_w": 1.1, "sigma_b": 0.1, "q0": 0.05}),
+        ((0.2, 1.0, 0.2), 4, {"sigma_w": 1.1, "sigma_b": 0.1, "q0": 0.1}),
+        ((0.1, 0.5, 2.0), 2, {"sigma_w": 1.3, "q0": 0.8}),
+        ((0.1, 0.5, 2.0), 3, {"sigma_w": 1.3, "q0": 0.8}),
+    ],
+)
+def test_point_masses_inside_the_spectrum_of_layers_that_differ(
+    slopes: tuple[float, float, float], depth: int, fields: dict
+) -> None:
+    def function(h: np.ndarray) -> np.ndarray:
+        beyond = np.minimum(h + 1.0, 0.0) * slopes[0] + np.maximum(h - 1.0, 0.0) * slopes[2]
+        return beyond + slopes[1] * np.clip(h, -1.0, 1.0)
+
+    def derivative(h: np.ndarray) -> np.ndarray:
+        return np.array(slopes)[np.searchsorted([-1.0, 1.0], h)]
+
+    own = Activation("own", function, derivative, kinks=(-1.0, 1.0), slopes=slopes)
+    ensemble = Ensemble(own, depth, weights="orthogonal", **fields)
+    spectrum = predict(ensemble)
+    # The same law from the slopes of each layer as a list of numbers, solved by another parametrisation.
+    factors = []
+    for q in layer_variances(ensemble, own).q:
+        law = slope_law(own, q)
+        values = fields["sigma_w"] * np.sqrt(law.values)
+        factors.append(Factor.from_values(values, rows=1000, columns=1000, weights=law.masses))
+    reference = free_product(factors)
+    for s in np.geomspace(*spectrum.support, 40)[1:-1]:
+        # Beside a step either law may have the mass on the other side.
+        near = [float(reference.cdf(s * (1.0 + e))) for e in (-2e-3, 0.0, 2e-3)]
+        assert min(near) - 2e-3 <= float(spectrum.cdf(s)) <= max(near) + 2e-3
+    for place, mass in spectrum.atoms:
+        if mass > 1e-2:
+            assert any(
+                abs(place / other - 1.0) < 1e-9 and abs(mass - m) < 1e-9 for other, m in reference.atoms
+            )
+    assert spectrum.moment(2) == pytest.approx(reference.moment(2), rel=1e-10)

@@ -4,11 +4,19 @@
 :mod:`.maps` of each operation, :mod:`.graph` connects them, :mod:`.fusion` and :mod:`.cheaper_convolutions` make them
 fewer and cheaper, :mod:`.program` runs them on blocks, :mod:`.cuda_graph` launches them at once on a GPU, :mod:`.check`
 compares the products with torch.func, :mod:`.diagnosis` finds the operation that makes a product infinite.
+:mod:`.cuts` splits the graph into a product, and :mod:`.module_calls` tells which modules a segment ran in.
 """
 
 from .check import Disagreement
+from .cuts import Segment, joined
 from .diagnosis import first_nonfinite
-from .replayed import Replay, checked_replay, linearise
+from .graph import Graph
+from .module_calls import ModuleCall
+from .recorded_segments import RecordedSegments, recorded_segments
+from .replayed import Replay, checked_replay, linearise, replay_of
 from .tape import NoRule
 
-__all__ = ["Disagreement", "NoRule", "Replay", "checked_replay", "first_nonfinite", "linearise"]
+__all__ = [
+    "Disagreement", "Graph", "ModuleCall", "NoRule", "RecordedSegments", "Replay", "Segment", "checked_replay",
+    "first_nonfinite", "joined", "linearise", "recorded_segments", "replay_of",
+]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -15,7 +15,7 @@ from .cheaper_convolutions import use_fourier_blocks, use_single_taps
 from .check import compare, compare_adjoint, reference_matmat, reference_rmatmat, rounding_of
 from .cuda_graph import Graphed, capture_on_one_pool
 from .fusion import fuse
-from .graph import graph_of
+from .graph import Graph, graph_of
 from .program import Program
 from .recording import record
 from .tape import NoRule, Tape, flat_tensors
@@ -98,16 +98,29 @@ def linearise(
     tape = record(function, point)
     if on_output is not None:
         on_output(tape.output.detach())
-    shape, parameters = tape.output.shape, _parameters(tape)
+    shape, parameters = tape.output.shape, parameters_of(tape)
     graph = graph_of(tape)
     fuse(graph)
+    return replay_of(graph, point.shape, shape, parameters, single_taps=single_taps, fourier=fourier)
+
+
+def replay_of(
+    graph: Graph,
+    input_shape: Sequence[int],
+    output_shape: Sequence[int],
+    parameters: list[tuple[Tensor, int]],
+    *,
+    single_taps: bool = True,
+    fourier: bool = True,
+) -> Replay:
+    """The replay of a fused graph between values of these shapes; its convolutions are made cheaper in place."""
     if single_taps:
         use_single_taps(graph)
     if fourier:
         use_fourier_blocks(graph)
     return Replay(
-        Program(graph, shape, transposed=False),
-        Program(graph, point.shape, transposed=True),
+        Program(graph, output_shape, transposed=False),
+        Program(graph, input_shape, transposed=True),
         parameters,
     )
 
@@ -169,7 +182,7 @@ def checked_replay(
     return replace(replay, bytes_per_probe=max(transposed_bytes, direct_bytes), checked=(v, jv, u, jtu))
 
 
-def _parameters(tape: Tape) -> list[tuple[Tensor, int]]:
+def parameters_of(tape: Tape) -> list[tuple[Tensor, int]]:
     """The tensors on the tape that do not depend on the input (parameters, views of them, masks), with versions."""
     found: dict[int, Tensor] = {}
     for operation in tape.operations:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -50,6 +50,8 @@ class SpectralCurve(Protocol):
 class ResolvedBand:
     """One band resolved: its curve, s growing with log lambda, and its exact ends where they are edges.
 
+    The mass of the curve is the continuous one, without the point masses.
+
     ``blurred`` is the mass next to infinite densities, inside panels a relative 1e-9 of lambda wide: there the cdf is
     interpolated.
     """
@@ -60,11 +62,9 @@ class ResolvedBand:
     blurred: float = 0.0
 
     @property
-    def bottom(self) -> tuple[float, float]:
-        """(log lambda, mass above) at the lower end."""
-        ends = self.curve.at(np.array([0.0, 1.0]))
-        log_lambda, _, mass = ends[:, 0, 0]
-        return float(log_lambda), float(mass)
+    def mass_above_bottom(self) -> float:
+        """Continuous mass above the lower end."""
+        return float(self.curve.at(np.array([0.0, 1.0]))[2, 0, 0])
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Chart:
 def resolve_band(
     curve: SpectralCurve,
     band: Band,
-    above: tuple[float, float],
+    above: float,
     *,
     lowest: bool,
     noise: float,
@@ -106,8 +106,8 @@ def resolve_band(
     ----------
     curve : SpectralCurve
     band : Band
-    above : (float, float)
-        log lambda where the next band above ends, and the mass above that; (inf, 0) for the topmost.
+    above : float
+        Continuous mass in the bands above.
     lowest : bool
         Whether there is no band below.
     noise : float
@@ -150,17 +150,15 @@ def resolve_band(
         return np.stack(columns, axis=1)
 
     resolved = resolve(
-        lambda s, near: curve.points(chart.coordinate(s), near),
+        lambda s, near: _without_point_masses(curve.product, curve.points(chart.coordinate(s), near)),
         start,
         guess,
         tolerance=TOLERANCE + 3e-13 * curve.product.terms + noise,
         log_top=log_top,
         narrowest=NARROWEST * width,
     )
-    between = sum(mass for place, mass in curve.product.atoms if log_top < place < above[0])
-    at_top = above[1] + between
-    at_bottom = None if cut or not lowest else 1.0
-    flat, blurred = resolved.flattened(at_bottom, at_top, narrowest=NARROWEST * width)
+    at_bottom = None if cut or not lowest else curve.product.continuous_mass
+    flat, blurred = resolved.flattened(at_bottom, above, narrowest=NARROWEST * width)
     return ResolvedBand(
         flat,
         curve.log_lambda_at(low) if band.low_edge and not cut else None,
@@ -177,7 +175,7 @@ def _where_mass_ends(curve: SpectralCurve, band: Band, near: float, far: float) 
     for _ in range(2):
         between = np.linspace(near, far, 10)[1:-1]
         found = curve.points(band.high - between)
-        below = continuous_mass_below(curve.product, found.log_lambda, found.mass_above)
+        below = _continuous_below(curve.product, found)
         enough = np.append(np.flatnonzero(below <= REMAINING_MASS), between.size)
         index = int(enough[0])
         grid = np.concatenate([[near], between, [far]])
@@ -206,22 +204,27 @@ def _sample_downwards(curve: SpectralCurve, band: Band) -> tuple[Array, Array, N
         stages.append(reach * (1 - (1e-4 if band.low_edge else 1e-9)))
     offsets = np.geomspace(1e-5 * min(reach, stages[0] / 16.0), stages[0], 36)
     found = curve.points(band.high - offsets)
-    below, unknown = continuous_mass_below(curve.product, found.log_lambda, found.mass_above), found.unknown
+    below, unknown = _continuous_below(curve.product, found), found.unknown
     log_top = float(found.log_lambda[0])
     for nearer, further in itertools.pairwise(stages):
         if below[-1] <= REMAINING_MASS:
             break
         steps = np.geomspace(nearer, further, 9)[1:]
         found = curve.points(band.high - steps)
-        more = continuous_mass_below(curve.product, found.log_lambda, found.mass_above)
+        more = _continuous_below(curve.product, found)
         offsets, below = np.concatenate([offsets, steps]), np.concatenate([below, more])
         unknown = np.concatenate([unknown, found.unknown])
     return offsets, below, unknown, log_top
 
 
-def continuous_mass_below(product: FreeProduct, log_lambda: Array, mass_above: Array) -> Array:
-    """Continuous mass at or below each lambda: one minus the mass above and the point masses below."""
-    result = 1.0 - mass_above
-    for place, mass in product.atoms:
-        result = result - mass * (place <= log_lambda)
-    return result
+def _without_point_masses(product: FreeProduct, points: CurvePoints) -> CurvePoints:
+    """The points with the continuous part of the mass above."""
+    mass = points.mass_above
+    for place, share in product.atoms:
+        mass = mass - share * (place > points.log_lambda)
+    return replace(points, mass_above=mass)
+
+
+def _continuous_below(product: FreeProduct, points: CurvePoints) -> Array:
+    """Continuous mass at or below each point."""
+    return product.continuous_mass - _without_point_masses(product, points).mass_above

@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from isometry.errors import ConvergenceError
+from isometry.errors import ConvergenceError, TheoryError
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
@@ -37,6 +37,10 @@ _HIGHER = np.polynomial.legendre.legvander(NODES, 9)[:, 4:] * WEIGHTS[:, None] *
 DEEPEST = 48
 # Named activations take some hundred panels; a wave of a hundred periods takes some thousand.
 MOST_PANELS = 20_000
+UNBOUNDED = (
+    "phi' is unbounded, so high moments of J J^T are infinite. Spectra are predicted for a phi' that is bounded on "
+    "bounded intervals."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +137,8 @@ class PanelRule:
         ------
         ConvergenceError
             When they do not within 20,000 panels.
+        TheoryError
+            When d is unbounded at some x.
         """
         starts, ends, stretches, ranges = [], [], [], []
         for piece in cuts:
@@ -170,6 +176,8 @@ class PanelRule:
         else:
             # The rest has a width of 1e-13: a jump of d that was not declared as a kink.
             kept.append((left, width, *sample(function, left, width, fold)))
+            if np.max(kept[-1][2]) > 1.5 * scale:
+                raise TheoryError(UNBOUNDED)
         left, width, d, weight = (np.concatenate(parts) for parts in zip(*kept, strict=True))
         for low, high in stretches:
             corners = function(np.array([low, high]))

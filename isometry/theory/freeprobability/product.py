@@ -89,6 +89,11 @@ class FreeProduct:
         return LawAverages([group.law for group in self.groups])
 
     @property
+    def continuous_mass(self) -> float:
+        """Mass of the nonzero eigenvalues outside the point masses."""
+        return 1.0 - sum(mass for _, mass in self.atoms)
+
+    @property
     def terms(self) -> float:
         """Number of terms log z is summed from."""
         return 1.0 + sum(group.count for group in self.groups) + float(np.abs(self.exponents).sum())

@@ -28,6 +28,8 @@ ComplexArray = NDArray[np.complex128]
 TABLE = np.concatenate([[-60.0, -50.0, -40.0, -30.0, -24.0, -20.0, -16.0], np.arange(-13.0, 26.5, 1.5)])
 # At u = 22.5 less than 4e-10 of the mass lies below lambda = |z|.
 BOTTOM = 22.5
+# Im t relative to t (1 + t) below which t is real.
+REAL = 1e-11
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,4 +142,6 @@ class ProductCurve:
         mass = mass + group_mass(averages) @ (counts * sizes)
         # The rest of arg z belongs to z, not to the mass.
         above = (mass.imag - t.real * log_z.imag) / np.pi
-        return CurvePoints(log_lambda, np.maximum(-t.imag, 0.0) / np.pi, above, unknown)
+        # In a gap t is real; next to a point mass it is large, and so is the rounding of its imaginary part.
+        inside = -t.imag > REAL * np.abs(t * one_plus_t)
+        return CurvePoints(log_lambda, np.where(inside, -t.imag, 0.0) / np.pi, above, unknown)

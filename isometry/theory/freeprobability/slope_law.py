@@ -26,13 +26,16 @@ from isometry.errors import TheoryError
 from isometry.theory.activations import Activation
 from isometry.theory.freeprobability.law_averages import Averages, LawAverages
 from isometry.theory.freeprobability.multiple_zeros import without_noise
-from isometry.theory.freeprobability.panels import PanelRule
+from isometry.theory.freeprobability.panels import UNBOUNDED, PanelRule
+from isometry.theory.gaussian import gaussian_average
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
 # d this far below its largest value counts as zero, its units as dead: E 1/(w - d) must stay in the range of floats.
 DEAD = 1e-260
+# Magnifications by 16 in the search for a bound of phi'.
+ZOOMS = 9
 # Where the Gaussian weight may be cut: the shortest of these that loses nothing is taken.
 REACHES = (9.0, 13.0, 17.0, 21.0, 25.0, 29.0, 33.0, 37.0)
 
@@ -136,7 +139,9 @@ def slope_law(activation: Activation, q: float) -> SlopeLaw:
     Raises
     ------
     TheoryError
-        When phi' vanishes almost everywhere, so that no signal passes at all.
+        When phi' vanishes almost everywhere, so that no signal passes at all; or when it is unbounded next to a kink.
+    NonFiniteError
+        When E phi'^2 diverges.
     """
     scale = math.sqrt(q)
     if scale == 0.0:
@@ -146,6 +151,7 @@ def slope_law(activation: Activation, q: float) -> SlopeLaw:
     bounds = np.concatenate([[-np.inf], kinks, [np.inf]])
     if activation.slopes is not None:
         return _checked(point_masses(np.square(activation.slopes), _interval_masses(bounds)), activation, q)
+    _refuse_unbounded(activation, q)
     reach = _reach(activation, scale)
     values, masses, pieces, dead = [], [], [], 0.0
     for low, high in itertools.pairwise(bounds):
@@ -182,6 +188,25 @@ def slope_law(activation: Activation, q: float) -> SlopeLaw:
     return _checked(law, activation, q)
 
 
+def _refuse_unbounded(activation: Activation, q: float) -> None:
+    """Raise where E phi'^2 diverges, or where phi' grows without bound towards a kink or its largest value."""
+    gaussian_average(lambda h: np.square(activation.derivative(h)), q, kinks=activation.kinks)
+    grid = math.sqrt(q) * np.linspace(-REACHES[0], REACHES[0], 1001)
+    with np.errstate(all="ignore"):
+        highest = float(grid[np.nanargmax(np.abs(activation.derivative(grid)))])
+        for place in (*activation.kinks, highest):
+            sizes, width = [0.0], grid[1] - grid[0]
+            for _ in range(ZOOMS):
+                # An even number of points, so that none is the place itself.
+                points = place + width * np.linspace(-1.0, 1.0, 42)
+                values = np.abs(activation.derivative(points))
+                sizes.append(float(np.max(values)))
+                place, width = float(points[np.argmax(values)]), width / 16.0
+            grows = np.diff(sizes[-4:]) > 0.01 * np.array(sizes[-4:-1])
+            if np.all(grows) or not np.all(np.isfinite(sizes)):
+                raise TheoryError(UNBOUNDED)
+
+
 def _slope_squared(activation: Activation, scale: float, cuts: list[Array]) -> Callable[[Array], Array]:
     """d(x) = phi'(sqrt(q) x)^2 as a function of arrays, with its multiple zeros free of noise."""
 
@@ -192,9 +217,8 @@ def _slope_squared(activation: Activation, scale: float, cuts: list[Array]) -> C
     inner = {0.0, *(kink / scale for kink in activation.kinks)}
     zeros = sorted({float(place) for cut in cuts for place in (*cut[1:-1], *(inner & set(cut.tolist())))})
     points = np.concatenate([np.linspace(cut[0], cut[-1], 2001) for cut in cuts])
-    smooth = without_noise(
-        slope, zeros, (float(cuts[0][0]), float(cuts[-1][-1])), float(np.max(np.abs(slope(points))))
-    )
+    largest = float(np.max(np.abs(slope(points))))
+    smooth = without_noise(slope, zeros, (float(cuts[0][0]), float(cuts[-1][-1])), largest)
     return lambda x: np.square(smooth(x))
 
 

@@ -19,7 +19,6 @@ from isometry.spectrum.monotone_cubic import monotone_cubic
 from isometry.theory.freeprobability.bands import (
     ResolvedBand,
     SpectralCurve,
-    continuous_mass_below,
     resolve_band,
 )
 from isometry.theory.freeprobability.edges import find_bands
@@ -125,7 +124,7 @@ def _solve_relative(product: FreeProduct, moments: Array, points: int) -> Law:
     resolved: list[ResolvedBand] = []
     for band in reversed(bands):
         # From the top down, so that each band knows how much mass lies above it.
-        above = resolved[0].bottom if resolved else (np.inf, 0.0)
+        above = resolved[0].mass_above_bottom if resolved else 0.0
         found = resolve_band(curve, band, above, lowest=band is bands[0], noise=noise, width=width)
         resolved = resolved if found is None else [found, *resolved]
     if not resolved and 1.0 - atom_mass < 1e-6:
@@ -166,7 +165,7 @@ def _noise(product: FreeProduct, width: float) -> float:
 def _assemble(
     product: FreeProduct, bands: list[ResolvedBand], moments: Array, points: int, rounding: float
 ) -> Law:
-    continuous_mass = 1.0 - sum(mass for _, mass in product.atoms)
+    continuous_mass = product.continuous_mass
     _check_integrals(product, bands, continuous_mass, rounding)
     panels = sum(band.curve.left.size for band in bands)
     per_panel = max(4, -(-points // panels))
@@ -208,7 +207,7 @@ def _grid(product: FreeProduct, bands: list[ResolvedBand], u: Array) -> tuple[Ar
         if u[0] == 0.0:
             # Neighbouring panels share a point.
             rows = np.concatenate([values[:, :, :-1].reshape(3, -1), values[:, -1, -1:]], axis=1)
-        rows[2] = continuous_mass_below(product, rows[0], rows[2])
+        rows[2] = product.continuous_mass - rows[2]
         if u[0] == 0.0:
             for index, edge in ((0, band.low_edge), (-1, band.high_edge)):
                 if edge is not None:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
+from isometry.errors import TheoryError
 from isometry.theory.activations import Activation
 
 Array = NDArray[np.float64]
@@ -99,7 +100,13 @@ class Remainder:
 
 @lru_cache(maxsize=64)
 def remainder(activation: Activation) -> Remainder:
-    """The activation's `Remainder` (kept, since it is asked for at every q)."""
+    """The activation's `Remainder` (kept, since it is asked for at every q).
+
+    Raises
+    ------
+    TheoryError
+        When phi' is unbounded at zero.
+    """
     value, scale = (float(part) for part in np.abs(activation.function(np.array([0.0, 1.0]))))
     # h + 0.3 - 0.3 and its like: a value at zero that is rounding would switch the exact formulas off.
     value = 0.0 if value < 1e-15 * scale else float(activation.function(np.zeros(1))[0])
@@ -118,8 +125,14 @@ def remainder(activation: Activation) -> Remainder:
         if left is not None and right is not None:
             return Remainder(activation, value, (float(left[0]), float(right[0])), radius, (left, right))
         radius /= 2.0
-    tiny = np.array([-1e-300, 1e-300])
-    below, above = activation.derivative(tiny)
+    with np.errstate(all="ignore"):
+        below, above = activation.derivative(np.array([-1e-300, 1e-300]))
+        near = np.abs(activation.derivative(np.array([-1e-9, 1e-9])))
+    if not max(abs(below), abs(above)) <= 1e3 * float(near.max()) + 1e-300:
+        raise TheoryError(
+            f"phi' of {activation.name} is unbounded at h = 0, so a signal of small variance grows without bound. "
+            "Mean-field theory needs a bounded derivative there."
+        )
     return Remainder(activation, value, (float(below), float(above)), 0.0, (np.zeros(1), np.zeros(1)))
 
 

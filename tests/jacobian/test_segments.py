@@ -1,0 +1,263 @@
+"""J as a product of segments between the cuts of the recording, against dense Jacobians in float64."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isometry.errors import InputError, ModelError
+from isometry.jacobian import JacobianSegments
+from isometry.jacobian.replay.cuts import cuts_of
+from isometry.jacobian.replay.graph import Edge, Graph, _edges_between
+
+
+def dense(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    out = torch.autograd.functional.jacobian(function, x)
+    return out.reshape(-1, x.numel())
+
+
+def matrix_of(operator) -> Tensor:
+    """The dense matrix of an operator, from J v; J^T u has to be of the same matrix."""
+    eye = torch.eye(operator.shape[1], dtype=operator.dtype).reshape(-1, *operator.input_shape)
+    columns = operator.matmat(eye).reshape(operator.shape[1], -1).T
+    eye = torch.eye(operator.shape[0], dtype=operator.dtype).reshape(-1, *operator.output_shape)
+    rows = operator.rmatmat(eye).reshape(operator.shape[0], -1)
+    torch.testing.assert_close(columns, rows, rtol=1e-12, atol=1e-14)
+    return columns
+
+
+class BasicBlock(nn.Module):
+    """As in torchvision, writes in place included."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            if stride != 1 or inputs != outputs
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += identity
+        return self.relu(out)
+
+
+class ResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 3, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(3)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.layer1 = nn.Sequential(BasicBlock(3, 3), BasicBlock(3, 3))
+        self.layer2 = nn.Sequential(BasicBlock(3, 4, 2), BasicBlock(4, 4))
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.avgpool(self.layer2(self.layer1(x)))
+        return self.fc(torch.flatten(x, 1))
+
+
+class Lists(nn.Module):
+    """A ModuleList, functional activations, residual sums, and one layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(3))
+        self.shared = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return self.shared(torch.tanh(self.shared(x)))
+
+
+class Dense(nn.Module):
+    """As in torchvision's DenseNet: each layer joins all features before it, so there is no cut among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 3)
+        self.layers = nn.ModuleList(nn.Linear(3 + 2 * k, 2) for k in range(3))
+        self.head = nn.Linear(9, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [self.stem(x)]
+        for layer in self.layers:
+            features.append(torch.tanh(layer(torch.cat(features, -1))))
+        return self.head(torch.cat(features, -1))
+
+
+class UNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(1, 2, 3, padding=1)
+        self.down = nn.Conv1d(2, 3, 2, stride=2)
+        self.bottleneck = nn.Conv1d(3, 3, 3, padding=1)
+        self.up = nn.ConvTranspose1d(3, 2, 2, stride=2)
+        self.head = nn.Conv1d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.tanh(self.stem(x))
+        low = torch.tanh(self.bottleneck(torch.tanh(self.down(first))))
+        return self.head(torch.cat([self.up(low), first], -2))
+
+
+def weights_shared(x: Tensor) -> Tensor:
+    """Functional code without modules that uses one weight three times."""
+    weight = torch.linspace(-1, 1, 16, dtype=x.dtype).reshape(4, 4)
+    for _ in range(3):
+        x = x + functional.gelu(x @ weight)
+    return x.softmax(-1)
+
+
+def encoder(*, norm_first: bool = False) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(6, 2, 8, norm_first=norm_first, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+def chain() -> nn.Module:
+    return nn.Sequential(*(part for _ in range(40) for part in (nn.Linear(5, 5), nn.Tanh())))
+
+
+MODELS = {
+    # the model, the shape of its input, and the number of segments
+    "deep chain": (chain, (5,), 80),
+    "resnet": (ResNet, (1, 2, 8, 8), 14),
+    "encoder": (encoder, (1, 3, 6), 8),
+    "encoder, norm first": (lambda: encoder(norm_first=True), (1, 3, 6), 4),
+    "lists": (Lists, (5,), 6),
+    "functional": (lambda: weights_shared, (3, 4), 4),
+    "dense": (Dense, (4,), 3),
+    "unet": (UNet, (1, 1, 6), 4),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_product_of_the_segments_is_the_jacobian(name: str) -> None:
+    make, shape, count = MODELS[name]
+    torch.manual_seed(0)
+    model = make()
+    if isinstance(model, nn.Module):
+        model = model.double().eval()
+    x = torch.randn(shape, dtype=torch.float64)
+    expected = dense(model, x)
+    segments = JacobianSegments(model, x)
+    assert len(segments) == count
+    product = torch.eye(x.numel(), dtype=torch.float64)
+    for number in range(len(segments)):
+        product = matrix_of(segments.operator(number, number + 1)) @ product
+    # A product of 80 matrices rounds by some hundred units.
+    tolerance = {"rtol": 0, "atol": 200 * 2.2e-16 * float(expected.abs().max())}
+    torch.testing.assert_close(product, expected, **tolerance)
+    torch.testing.assert_close(matrix_of(segments.operator(0, len(segments))), expected, **tolerance)
+
+
+def test_segments_are_named_by_the_calls_that_they_ran_in() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, dtype=torch.float64)
+    found = JacobianSegments(Lists().double(), x)
+    assert [[stack[-1].name for stack in segment.stacks] for segment in found.segments] == [
+        ["layers.0", ""], ["layers.1", ""], ["layers.2", ""], ["shared"], [""], ["shared"],
+    ]  # fmt: skip
+    # The calls of one module are told apart.
+    assert [found.segments[k].calls[-1][:2] for k in (3, 5)] == [("shared", 1), ("shared", 2)]
+    assert found.times_called("shared") == 2
+    assert found.segments[4].operations == ("tanh",)
+    # What a block of torchvision's ResNet has in common is the block itself.
+    found = JacobianSegments(ResNet().double().eval(), torch.randn(1, 2, 8, 8, dtype=torch.float64))
+    names = [segment.calls[-1].name for segment in found.segments]
+    assert names[4:8] == ["layer1.0", "layer1.0.relu", "layer1.1", "layer1.1.relu"]
+    assert names[-2:] == ["avgpool", "fc"]
+
+
+def test_the_branch_of_a_residual_segment_is_that_of_f() -> None:
+    torch.manual_seed(0)
+    model = Lists().double()
+    x = torch.randn(5, dtype=torch.float64)
+    found = JacobianSegments(model, x)
+    assert [segment.is_residual for segment in found.segments] == [True] * 3 + [False] * 3
+    for number, layer in enumerate(model.layers):
+        branch = found.branch(number)
+        assert branch is not None
+        expected = dense(lambda z, layer=layer: torch.tanh(layer(z)), x)
+        torch.testing.assert_close(matrix_of(branch), expected, rtol=1e-12, atol=1e-14)
+        stream = matrix_of(found.operator(number, number + 1))
+        torch.testing.assert_close(stream, expected + torch.eye(5).double(), rtol=1e-12, atol=1e-14)
+        x = (x + torch.tanh(layer(x))).detach()
+    assert found.branch(3) is None
+    # A skip with a projection is no identity.
+    resnet = JacobianSegments(ResNet().double().eval(), torch.randn(1, 2, 8, 8, dtype=torch.float64))
+    assert [segment.calls[-1].name for segment in resnet.segments if segment.is_residual] == [
+        "layer1.0", "layer1.1", "layer2.1",
+    ]  # fmt: skip
+
+
+def test_a_batch_is_split_where_its_samples_lie_apart() -> None:
+    class Turned(nn.Module):
+        """Between its layers the samples lie along the second axis."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.tanh(self.first(x).transpose(0, 1)).transpose(0, 1))
+
+    torch.manual_seed(0)
+    model = Turned().double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    found = JacobianSegments(model, x, batched=True)
+    # Three samples and three features: the shapes do not tell what the axes are.
+    assert len(found) == 3
+    assert found.operator(0, 1).shape == (3, 4)
+    for sample in range(3):
+        eye = torch.zeros(4, 3, 4, dtype=torch.float64)
+        eye[:, sample] = torch.eye(4)
+        out = eye
+        for number in range(len(found)):
+            out = found.operator(number, number + 1).matmat(out)
+        torch.testing.assert_close(out[:, sample].T, dense(lambda z: model(z[None])[0], x[sample]))
+
+
+def test_what_cannot_be_recorded_is_refused_with_the_operation() -> None:
+    def cumulative(x: Tensor) -> Tensor:
+        return torch.cumprod(x, 0)
+
+    with pytest.raises(ModelError, match=r"cannot be recorded: .*cumprod"):
+        JacobianSegments(cumulative, torch.ones(4))
+    with pytest.raises(InputError, match="numbered 0 to 0"):
+        JacobianSegments(torch.tanh, torch.ones(4)).operator(0, 2)
+
+
+def test_cuts_are_found_in_linear_time_by_counting() -> None:
+    """On random graphs the cuts are the values without which the output cannot be reached."""
+    generator = random.Random(0)
+    for _ in range(200):
+        count = generator.randint(2, 9)
+        ends = [(generator.randrange(b), b) for b in range(1, count) for _ in range(generator.randint(1, 2))]
+        graph = Graph(_edges_between([Edge(a, b, None, "", "") for a, b in ends], 0, count - 1), 0, count - 1)
+        without = [
+            value
+            for value in range(1, count - 1)
+            if any(value in (e.source, e.result) for e in graph.edges)
+            and not _edges_between(
+                [e for e in graph.edges if value not in (e.source, e.result)], 0, count - 1
+            )
+        ]
+        assert cuts_of(graph) == [0, *without, count - 1]
