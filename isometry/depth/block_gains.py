@@ -156,7 +156,7 @@ def _placed(
 
 def _same_as_model(model: nn.Module, point: Tensor, end: Tensor) -> None:
     """Raise ModelError where the chain of blocks does not reproduce the output of the model."""
-    with strict_numerics(point.device), torch.no_grad():
+    with strict_numerics(point.device):
         value = model(point.clone())
     same = isinstance(value, Tensor) and value.shape == end.shape
     # The same operations in the same order; a model of its own order, or with hooks, is off by its whole size.
@@ -200,7 +200,7 @@ def _walk(
         tangents, log_length = _unit(operator.matmat(tangents), batched)
         logs[number] = total = total + 2 * log_length
         spectra.append(_own_spectrum(operator, probes, steps, [seed, number], memory_limit))
-        with strict_numerics(point.device), torch.no_grad():
+        with strict_numerics(point.device):
             point = applied(Step(block.name, block.function, None), point)
         tell(number + 1, len(chain), f"block {block.name}")
     return spectra, logs, point

@@ -12,9 +12,10 @@ from isometry.errors import ConvergenceError
 from isometry.progress import StepProgress
 from isometry.spectrum import Extremes, Quadrature, Spectrum
 
-from .blocks import Operator, ShortSide
+from .blocks import Operator, ShortSide, strictly
 
 
+@strictly
 def exact(operator: Operator, *, block: int = 256, progress: StepProgress | None = None) -> Spectrum:
     """The spectrum from the dense matrix, built in blocks from its shorter side, by its float64 SVD.
 

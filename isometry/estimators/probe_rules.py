@@ -21,7 +21,7 @@ from isometry.errors import InputError
 from isometry.spectrum import Extremes, Quadrature, Spectrum
 
 from . import defaults
-from .blocks import Operator, Precision, ShortSide, random_block
+from .blocks import Operator, Precision, ShortSide, random_block, strictly
 from .golub_kahan import Recurrence, breakdown_floor
 from .quadrature import GaussRules, gauss_rules
 
@@ -85,6 +85,7 @@ class ProbeRecurrence:
         length they are kept in pinned host memory.
     """
 
+    @strictly
     def __init__(
         self,
         operator: Operator,
@@ -119,6 +120,7 @@ class ProbeRecurrence:
         """Products spent so far."""
         return self._products + self._side.products
 
+    @strictly
     def advance(
         self, operator: Operator, steps: int, *, on_step: Callable[[int], None] | None = None
     ) -> None:
@@ -137,6 +139,7 @@ class ProbeRecurrence:
         )  # fmt: skip
 
 
+@strictly
 def measure_probes(
     operator: Operator,
     inputs: range,

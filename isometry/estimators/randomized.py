@@ -24,7 +24,7 @@ from isometry.spectrum import Extremes, Quadrature, Spectrum
 
 from . import defaults
 from .block_krylov import BlockKrylov, RitzTriplets
-from .blocks import Operator, ShortSide, random_block
+from .blocks import Operator, ShortSide, random_block, strictly
 from .golub_kahan import Bidiagonals, golub_kahan
 from .probe_rules import basis_bytes, is_resolved, join_probes, probe_groups, quadrature_floor
 from .quadrature import GaussRules, gauss_rules
@@ -39,6 +39,7 @@ _PRODUCTS_EACH, _BEYOND = 6, 10
 _END_PRODUCTS = 4
 
 
+@strictly
 def randomized(
     operator: Operator,
     *,

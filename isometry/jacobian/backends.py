@@ -76,7 +76,7 @@ def _replay(evaluation: Evaluation, *, check: bool) -> Products:
     # The recorded run is the second evaluation.
     on_output = partial(refuse_random, evaluation.value) if check else None
     try:
-        with torch.no_grad(), evaluation.numerics(), torch_warnings_silenced():
+        with evaluation.numerics(), torch_warnings_silenced():
             replay = checked_replay(
                 evaluation.function,
                 evaluation.point,
@@ -108,7 +108,7 @@ def _first_working(
     first: Exception | None = None
     for note, make in candidates:
         try:
-            with torch.no_grad(), evaluation.numerics(), torch_warnings_silenced():
+            with evaluation.numerics(), torch_warnings_silenced():
                 product = make()
                 product(torch.ones_like(like)[None])
         except IsometryError:
@@ -129,7 +129,7 @@ def _first_working(
 
 def _largest_tensor(evaluation: Evaluation) -> int:
     """Bytes of the largest tensor on the way to f(x), of all samples of the batch together."""
-    with torch.no_grad(), evaluation.numerics(), _LargestTensor() as watch:
+    with evaluation.numerics(), _LargestTensor() as watch:
         evaluation.function(evaluation.point)
     return max(watch.largest, evaluation.point.nbytes, evaluation.value.nbytes)
 

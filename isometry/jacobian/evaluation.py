@@ -123,7 +123,7 @@ def _value(
     function: Callable[[Tensor], Tensor], point: Tensor, numerics: AbstractContextManager[None]
 ) -> Tensor:
     try:
-        with torch.no_grad(), numerics:
+        with numerics:
             return function(point)
     except Exception as error:
         raise failed_call(error, point) from error

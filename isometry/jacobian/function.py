@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from isometry.errors import InputError
 
+from .numerics import default_device
 from .outputs import Output, select_output
 from .placement import working_dtype_and_device
 from .private_module import PrivateModule
@@ -62,6 +63,7 @@ def point_function(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     private: PrivateModule | None = None,
+    factories_are_placed: bool = False,
 ) -> PointFunction:
     """The function whose Jacobian is wanted, with its point.
 
@@ -81,6 +83,8 @@ def point_function(
         Where and in what precision to evaluate; those of the model if not given.
     private : PrivateModule, optional
         The copy of the model made for another input.
+    factories_are_placed : bool
+        Whether the caller has set a device on which new tensors are made: those of the model are then made on its own.
     """
     module = _module_behind(model)
     if (source or target) and module is None:
@@ -105,19 +109,20 @@ def point_function(
             None if named is None else private.counterpart(named) for named in (source_module, target_module)
         )
 
+    factories = device if factories_are_placed else torch.device("cpu")
     if source_module is None:
         point = x
 
         def function(z: Tensor) -> Tensor:
             # A clone, so that a model which works in place on its input does not change the point.
-            with lock:
+            with lock, default_device(factories):
                 return select_output(run_between(call, z.clone(), None, None, target_module, target), output)
     else:
-        with lock:
+        with lock, default_device(factories):
             point = tensor_entering(call, x, source_module, str(source))
 
         def function(z: Tensor) -> Tensor:
-            with lock:
+            with lock, default_device(factories):
                 return select_output(run_between(call, x, source_module, z, target_module, target), output)
 
     part = "" if source is None and target is None else f" [{source or 'input'} -> {target or 'output'}]"

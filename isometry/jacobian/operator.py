@@ -16,7 +16,7 @@ from .checks import refuse_training_mode
 from .chunks import ChunkedProducts, chunk_within
 from .evaluation import Evaluation, evaluate
 from .function import point_function
-from .numerics import no_collection
+from .numerics import no_collection, strict_numerics
 from .outputs import Output
 from .private_module import PrivateModule
 from .product_checks import adjoint_error, checked_rounding, expected_rounding, nonlinearity
@@ -138,12 +138,14 @@ class JacobianOperator:
         batched, source, tf32, check, chunk = (
             options[name] for name in ("batched", "source", "tf32", "check", "chunk")
         )
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        devices = list(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else [])
+        factories_are_placed = torch.get_default_device() != torch.device("cpu")
         # Whatever the model draws here, the caller's random state stays as it is.
-        with torch.random.fork_rng(devices=list(devices)), no_collection():
+        with strict_numerics(torch.device("cpu")), torch.random.fork_rng(devices=devices), no_collection():
             part = point_function(
                 model, x, source=source, target=options["target"], output=options["output"],
                 dtype=options["dtype"], device=options["device"], private=private,
+                factories_are_placed=factories_are_placed,
             )  # fmt: skip
             evaluation = evaluate(part, x, batched=batched, source=source, tf32=tf32)
             products = choose_products(evaluation, check=check)

@@ -180,7 +180,7 @@ class JacobianSegments:
     def _record(self) -> RecordedSegments:
         at = self._evaluation
         try:
-            with torch.no_grad(), at.numerics(), torch_warnings_silenced():
+            with at.numerics(), torch_warnings_silenced():
                 return recorded_segments(at.function, at.point, at.module)
         except NoRule as missing:
             raise ModelError(
@@ -217,7 +217,7 @@ class JacobianSegments:
         ends = [at.point.new_zeros(()).expand(shape) for shape in (part.input_shape, part.output_shape)]
         here = Evaluation(at.function, ends[0], ends[1], at.batch, None, at.recurrent, at.tf32)
         replay = self._replay(part, graph)
-        with torch.no_grad(), at.numerics(), torch_warnings_silenced():
+        with at.numerics(), torch_warnings_silenced():
             peaks = [
                 program.with_peak_bytes(torch.zeros_like(end)[None])[1]
                 for program, end in ((replay.direct, ends[0]), (replay.transposed, ends[1]))
@@ -248,7 +248,7 @@ class JacobianSegments:
         waiting: list[Segment] = []
         for position, part in enumerate(parts):
             waiting.append(part)
-            with torch.no_grad(), self._evaluation.numerics(), torch_warnings_silenced():
+            with self._evaluation.numerics(), torch_warnings_silenced():
                 block = self._replay(part).matmat(block)
             apart = block.dim() > 1 and block.shape[1] == size and not bool((block[~masks] != 0).any())
             if apart or position == len(parts) - 1:
@@ -262,7 +262,7 @@ class JacobianSegments:
         generator = torch.Generator().manual_seed(2)
         v = torch.randint(-64, 65, (1, *at.point.shape), generator=generator).to(at.point)
         found = v
-        with torch.no_grad(), at.numerics(), torch_warnings_silenced():
+        with at.numerics(), torch_warnings_silenced():
             for part in self._parts:
                 found = self._replay(part).matmat(found)
         expected = whole.matmat(v)
