@@ -123,7 +123,7 @@ def expected_fluctuation(
     area = spread_integral(law, log_floor=-math.inf, log_unit=unit) if math.isfinite(unit) else math.nan
     log_area = spread_integral(law, log_floor=log_floor)
     noise = np.sum([_band_area(s, log_floor, unit) for s in (measured, predicted)], axis=0)
-    top = law.log_range[1]
+    top = law.log_ends[1]
     expected_top = float(law.quantile(max(1.0 - SIGMAS / draws, 0.0))) if draws < math.inf else top
     known = not math.isnan(draws) and math.isfinite(top)
     residual = measured.s_max_residual / measured.s_max if measured.s_max > 0 else 0.0

@@ -15,7 +15,8 @@ LN10 = math.log(10)
 class Edge:
     """One edge of the two spectra: the values of s, the residual bound, and ln(measured / predicted).
 
-    ``measured`` and ``log_ratio`` are nan where the measurement did not resolve the edge.
+    ``measured`` and ``log_ratio`` are nan where the measurement did not resolve the edge, ``log_ratio`` also where a
+    law has no upper end.
     """
 
     measured: float
@@ -38,7 +39,9 @@ def _log_edge(spectrum: Spectrum, *, top: bool) -> float:
     """ln of s_max or s_min; from the distribution, which does not overflow, where that is what they are."""
     if spectrum.extremes is not None:
         return _log(spectrum.s_max if top else spectrum.s_min)
-    low, high = spectrum.distribution.log_range
+    low, high = spectrum.distribution.log_ends
+    # No measured value compares with a law that has no upper end.
+    high = math.nan if high == math.inf else high
     return high if top else (-math.inf if spectrum.zero_mass > 0 else low)
 
 

@@ -28,7 +28,7 @@ class Operator(Protocol):
 
     Optional attributes: ``input_shape``, ``output_shape`` (flat if missing), ``batch`` (None if missing),
     ``dtype`` and ``device`` (float32 on the CPU if missing), ``rounding`` (relative error of a product by rounding; 8
-    units if missing), ``products``.
+    units if missing), ``unit`` (of rounding; that of ``dtype`` if missing), ``products``.
     """
 
     @property
@@ -123,7 +123,7 @@ class ShortSide:
     @property
     def eps(self) -> float:
         """Unit of rounding of the operator's precision."""
-        return float(torch.finfo(self.dtype).eps)
+        return float(getattr(self._operator, "unit", torch.finfo(self.dtype).eps))
 
     def _forward(self, block: Tensor) -> Tensor:
         k = block.shape[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from isometry.errors import FallbackWarning, IsometryError
 
-from .checks import refuse_random
 from .evaluation import Evaluation
 from .failures import first_line, is_out_of_memory, no_memory_for_one_probe, no_product
 from .numerics import torch_warnings_silenced
 from .replay import Disagreement, NoRule, checked_replay
+from .rounding import generic_vectors
 from .torch_func import Candidates, matmat_candidates, rmatmat_candidates
 
 # Tensors of the size of the largest intermediate that are alive at once for each probe, measured on deep conv nets.
@@ -38,7 +37,13 @@ class Products:
     bytes_per_probe : int
         About the memory that the intermediates of a product take for each probe.
     checked : tuple of Tensor
-        (v, J v, u, J^T u) where the products of v and u were compared with torch.func; else empty.
+        (v, J v, u, J^T u) of random vectors: those that a replay was compared with torch.func at, or first products.
+    recorded : bool
+        Whether products are a replay.
+    error : float
+        How far products of a replay are off by rounding, relative.
+    casts : bool
+        Whether the recorded run makes tensors of a coarser type than the input.
     """
 
     matmat: Callable[[Tensor], Tensor]
@@ -46,6 +51,9 @@ class Products:
     backend: str
     bytes_per_probe: int
     checked: tuple[Tensor, ...] = ()
+    recorded: bool = False
+    error: float = 0.0
+    casts: bool = False
 
 
 def choose_products(evaluation: Evaluation, *, check: bool = True) -> Products:
@@ -73,8 +81,7 @@ def choose_products(evaluation: Evaluation, *, check: bool = True) -> Products:
 
 
 def _replay(evaluation: Evaluation, *, check: bool) -> Products:
-    # The recorded run is the second evaluation.
-    on_output = partial(refuse_random, evaluation.value) if check else None
+    on_output = evaluation.refuse_random if check else None
     try:
         with evaluation.numerics(), torch_warnings_silenced():
             replay = checked_replay(
@@ -88,29 +95,41 @@ def _replay(evaluation: Evaluation, *, check: bool) -> Products:
         if is_out_of_memory(error):
             raise no_memory_for_one_probe() from error
         raise
-    return Products(replay.matmat, replay.rmatmat, "replay", replay.bytes_per_probe, replay.checked)
+    return Products(
+        replay.matmat,
+        replay.rmatmat,
+        "replay",
+        replay.bytes_per_probe,
+        replay.checked,
+        True,
+        replay.error,
+        replay.casts,
+    )
 
 
 def _torch_func(evaluation: Evaluation, reason: str, *, check: bool) -> Products:
     if check:
-        refuse_random(evaluation.value, evaluation.repeated())
+        evaluation.refuse_random(evaluation.repeated())
+        if not torch.equal(evaluation.outputs[-1], evaluation.value):
+            evaluation.refuse_random(evaluation.repeated())
     function, point, value = evaluation.function, evaluation.point, evaluation.value
-    rmatmat = _first_working(rmatmat_candidates(function, point), evaluation, like=value)
-    matmat = _first_working(matmat_candidates(function, point, value), evaluation, like=point)
+    (u,), (v,) = generic_vectors(value, 1, seed=1), generic_vectors(point, 1, seed=2)
+    rmatmat, jtu = _first_working(rmatmat_candidates(function, point), evaluation, u)
+    matmat, jv = _first_working(matmat_candidates(function, point, value), evaluation, v)
     size = _LIVE_TENSORS * _largest_tensor(evaluation)
-    return Products(matmat, rmatmat, f"torch.func ({reason})", size)
+    return Products(matmat, rmatmat, f"torch.func ({reason})", size, (v, jv, u, jtu))
 
 
 def _first_working(
-    candidates: Candidates, evaluation: Evaluation, *, like: Tensor
-) -> Callable[[Tensor], Tensor]:
-    """The first product that works on one vector; a FallbackWarning where it is not the fastest."""
+    candidates: Candidates, evaluation: Evaluation, vector: Tensor
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The first product that works on one vector, and what it gives; a FallbackWarning where it is not the fastest."""
     first: Exception | None = None
     for note, make in candidates:
         try:
             with evaluation.numerics(), torch_warnings_silenced():
                 product = make()
-                product(torch.ones_like(like)[None])
+                (found,) = product(vector[None])
         except IsometryError:
             raise
         except (NotImplementedError, RuntimeError) as error:
@@ -123,7 +142,7 @@ def _first_working(
             continue
         if note is not None:
             warnings.warn(f"{note} ({first_line(first)})", FallbackWarning, stacklevel=6)
-        return product
+        return product, found
     raise no_product(first) from first
 
 
@@ -149,6 +168,6 @@ class _LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for made in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(made, Tensor):
+            if isinstance(made, Tensor) and made.layout == torch.strided:
                 self.largest = max(self.largest, made.nbytes)
         return out

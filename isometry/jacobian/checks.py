@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,13 +12,16 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from isometry.errors import ModelError, NonFiniteError
 
+from .perturbation import TIMES_SENSITIVITY, length_of_difference
+from .rounding import length
+
 
 def refuse_training_mode(module: nn.Module | None) -> None:
     """Raise ModelError where a module in training mode is random or couples samples: it has no one Jacobian."""
     if module is None:
         return
     for name, part in module.named_modules():
-        if not part.training:
+        if not getattr(part, "training", False):
             continue
         where = f"module {name!r} ({type(part).__name__})"
         if isinstance(part, _NormBase) and (part.track_running_stats or "Batch" in type(part).__name__):
@@ -71,10 +75,37 @@ def refuse_nonfinite_output(value: Tensor, module: nn.Module | None, run: Callab
     )
 
 
-def refuse_random(first: Tensor, second: Tensor) -> None:
-    """Raise ModelError where two evaluations at one point differ in any bit."""
-    if not torch.equal(first, second):
-        raise ModelError(
-            "two evaluations of the model at the same input differ: it draws random numbers (dropout by function, "
-            "sampling, noise) or keeps a state. Call model.eval(), or fix what it draws, before measuring"
-        )
+def refuse_random(first: Tensor, second: Tensor, sensitivity: Callable[[], float], *, draws: bool) -> None:
+    """Raise ModelError where two evaluations at one point differ by more than rounding.
+
+    Another order of summation, which a kernel may choose as it runs, moves the output by some multiples of its
+    sensitivity to rounding; more than that is not rounding.
+
+    Parameters
+    ----------
+    first, second : Tensor
+    sensitivity : callable
+        By how much rounding moves the output, in the norm; called only where the two differ.
+    draws : bool
+        Whether the model draws random numbers. A deep network may amplify rounding to the size of the output; where
+        it draws, that is no excuse.
+    """
+    if torch.equal(first, second):
+        return
+    difference, size, allowed = math.inf, length(first), 0.0
+    if first.shape == second.shape and torch.equal(torch.isfinite(first), torch.isfinite(second)):
+        difference = length_of_difference(first, second)
+        moved = torch.finfo(first.dtype).eps * size if draws else sensitivity()
+        allowed = TIMES_SENSITIVITY * moved
+    if difference <= allowed:
+        return
+    size = size or 1.0
+    cause = (
+        "it draws random numbers (dropout by function, sampling, noise)"
+        if draws
+        else "it keeps a state from one call to the next, or draws random numbers (sampling, noise)"
+    )
+    raise ModelError(
+        f"two evaluations of the model at the same input differ by {difference / size:.1e} of the output, and rounding "
+        f"explains {allowed / size:.1e} at most: {cause}. Call model.eval(), or fix what it draws, before measuring"
+    )

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from isometry.errors import InputError
 
-from .checks import refuse_nonfinite_output
+from .checks import refuse_nonfinite_output, refuse_random
 from .failures import failed_call
 from .function import PointFunction
-from .numerics import strict_numerics
+from .numerics import strict_numerics, torch_warnings_silenced
+from .perturbation import sensitivity
+from .rounding import relative_difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,10 @@ class Evaluation:
         Whether it holds fused recurrent layers.
     tf32 : bool
         Whether products may round their factors to TF32.
+    draws : bool
+        Whether the evaluation drew from PyTorch's random numbers.
+    outputs : list of Tensor
+        f(x) of later evaluations.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -44,6 +52,8 @@ class Evaluation:
     module: nn.Module | None
     recurrent: bool
     tf32: bool
+    draws: bool = False
+    outputs: list[Tensor] = field(default_factory=list)
 
     @property
     def input_shape(self) -> torch.Size:
@@ -68,6 +78,25 @@ class Evaluation:
     def repeated(self) -> Tensor:
         """f(x) evaluated once more."""
         return _value(self.function, self.point, self.numerics())
+
+    def refuse_random(self, other: Tensor) -> None:
+        """Raise ModelError where the output of another evaluation differs by more than rounding."""
+        refuse_random(self.value, other, lambda: self.sensitivity, draws=self.draws)
+        self.outputs.append(other)
+
+    @property
+    def noise(self) -> float:
+        """The largest relative difference of successive later outputs.
+
+        The first evaluation is left out: in a new process it may differ from all others by the order of its sums.
+        """
+        return max((relative_difference(b, a) for a, b in pairwise(self.outputs)), default=0.0)
+
+    @cached_property
+    def sensitivity(self) -> float:
+        """By how much rounding moves f(x), in the norm."""
+        with self.numerics(), torch_warnings_silenced():
+            return sensitivity(self.function, self.point)
 
 
 def evaluate(
@@ -104,19 +133,25 @@ def evaluate(
         )
     batch = point.shape[0] if batched else None
     tf32 = tf32 and point.device.type == "cuda"
+    before = _random_state(point.device)
     value = _value(part.function, point, strict_numerics(point.device, recurrent=part.recurrent, tf32=tf32))
+    draws = not torch.equal(before, _random_state(point.device))
     if batched and (value.dim() < 1 or value.shape[0] != batch):
         raise InputError(
             f"batched=True: {batch} inputs gave an output of shape {tuple(value.shape)}, whose first axis "
             "is not the batch. Pass one input, or a model that keeps the batch first"
         )
-    made = Evaluation(part.function, point, value.detach(), batch, part.module, part.recurrent, tf32)
+    made = Evaluation(part.function, point, value.detach(), batch, part.module, part.recurrent, tf32, draws)
     m, n = made.output_shape.numel(), made.input_shape.numel()
     if m == 0 or n == 0:
         raise InputError(f"J is empty: {m} x {n}")
     with made.numerics():
         refuse_nonfinite_output(value, part.module, lambda: part.function(point))
     return made
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def _value(

@@ -19,7 +19,7 @@ from .function import point_function
 from .numerics import no_collection, strict_numerics
 from .outputs import Output
 from .private_module import PrivateModule
-from .product_checks import adjoint_error, checked_rounding, expected_rounding, nonlinearity
+from .product_checks import adjoint_error, checked_rounding, expected_rounding, linearity_error
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -51,7 +51,7 @@ class JacobianOperator:
         Where to evaluate; the model's own if not given.
     chunk : int, optional
         Probes evaluated at once. By default from ``memory_limit``, a number and not the memory that is free, so that
-        results repeat bit for bit.
+        results repeat.
     memory_limit : int
         Bytes the intermediates of one chunk may take.
     check : bool
@@ -80,9 +80,13 @@ class JacobianOperator:
     copied_bytes : int
         Memory that the copy of the model takes; operators of its groups of inputs share it. 0 for a function.
     rounding : float
-        Relative error of a product by rounding: 8 units, or twice the nonlinearity (:meth:`linearity_test`) of the
-        vectors that the products were checked with. It grows with depth, to some 100 units over 1000 layers. The effect
-        on J of the rounding of the activations is not in it.
+        Relative error of a product by rounding: 8 units, or twice what the checks find, whichever is larger. They
+        compare products with those of torch.func, from another evaluation of the model, and test both for linearity
+        (:meth:`linearity_test`). It grows with depth, to some 100 units over 1000 layers, and holds what casts inside
+        the model round. The effect on J of the rounding of the activations is in it as far as evaluations differ by it.
+    unit : float
+        Unit of rounding of the products: that of ``dtype``; larger with ``tf32``, or where the model casts to a coarser
+        type. A singular value below 8 units of s_max is not told from zero.
 
     Raises
     ------
@@ -152,11 +156,12 @@ class JacobianOperator:
             if chunk is None:
                 chunk = chunk_within(self.memory_limit, products.bytes_per_probe, part.point.device)
             chunked = ChunkedProducts(evaluation, products, chunk)
-            self.rounding = (
+            found = (
                 checked_rounding(evaluation, chunked, is_module=isinstance(model, nn.Module))
                 if check
                 else expected_rounding(evaluation)
             )
+        self.rounding, self.unit = found.relative, found.unit
         self._evaluation, self._chunked, self._private = evaluation, chunked, part.private
         self.point, self.description, self.batch = part.point, part.description, evaluation.batch
         self.input_shape, self.output_shape = evaluation.input_shape, evaluation.output_shape
@@ -201,13 +206,17 @@ class JacobianOperator:
         Raises
         ------
         AdjointError
-            Where it is over 200 units of rounding. A wrong derivative formula or a mask drawn twice is over it by far.
+            Where it is over 200 units of rounding and 16 times ``rounding``. A wrong derivative formula or a mask drawn
+            twice is over it by far.
         """
-        return adjoint_error(self.matmat, self.rmatmat, self._evaluation, seed)
+        return adjoint_error(self.matmat, self.rmatmat, self._evaluation, self.rounding, seed)
 
     def linearity_test(self, seed: int = 0) -> float:
-        """||J v + J w - J (v + w)|| over the length of the three: the rounding that a product accumulates."""
-        return nonlinearity(self.matmat, self._evaluation, seed)
+        """The rounding that a product accumulates: ||A v + A w - A (v + w)|| over the length of the three.
+
+        v and w are generic vectors with an exact sum; the larger of A = J and A = J^T.
+        """
+        return linearity_error(self.matmat, self.rmatmat, self._evaluation, seed)
 
     def to_scipy(self) -> LinearOperator:
         """J as a ``scipy.sparse.linalg.LinearOperator`` of shape (m, n), columns as SciPy has them."""

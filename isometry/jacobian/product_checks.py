@@ -2,34 +2,71 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from isometry.errors import AdjointError, FallbackWarning, ModelError
+from isometry.errors import AdjointError, ConvergenceWarning, FallbackWarning, ModelError
 
 from .chunks import ChunkedProducts
 from .evaluation import Evaluation
+from .numerics import torch_warnings_silenced
+from .reference import reference_rmatmat, sensitivity_of_matmat, sensitivity_of_rmatmat
+from .replay import module_names
+from .rounding import (
+    UNITS_OF_ROUNDING,
+    adjoint_difference,
+    explained,
+    generic_vectors,
+    nonlinearity,
+    relative_difference,
+    with_sum,
+)
 
 Product = Callable[[Tensor], Tensor]
 
-# Units of rounding of s_max that a product of a shallow network may be off by.
-_UNITS_OF_ROUNDING = 8
+# Units of rounding from which on a cast inside the model is looked for.
+_UNITS_OF_A_CAST = 64
+# Units of rounding that depth alone explains: some hundred over a thousand layers.
+_UNITS_BY_DEPTH = 2**14
 # Units of rounding by which <J v, u> and <v, J^T u> may differ.
 _ADJOINT_UNITS = 200
 
 
-def expected_rounding(evaluation: Evaluation) -> float:
-    """The relative error of a product of a shallow network by rounding."""
-    return _UNITS_OF_ROUNDING * evaluation.unit
+@dataclass(frozen=True)
+class Rounding:
+    """How far products are off by rounding.
+
+    Parameters
+    ----------
+    relative : float
+        Of the length of a product.
+    unit : float
+        8 of it are the least size, relative to s_max, of a singular value that is not rounding.
+    """
+
+    relative: float
+    unit: float
 
 
-def checked_rounding(evaluation: Evaluation, products: ChunkedProducts, *, is_module: bool) -> float:
-    """The relative error of a product by rounding, after all checks of the products have passed.
+def expected_rounding(evaluation: Evaluation) -> Rounding:
+    """That of a shallow network."""
+    return Rounding(UNITS_OF_ROUNDING * evaluation.unit, evaluation.unit)
 
-    It is twice the nonlinearity of the vectors that were tried, at least :func:`expected_rounding`.
+
+def checked_rounding(evaluation: Evaluation, products: ChunkedProducts, *, is_module: bool) -> Rounding:
+    """How far products are off by rounding, after all checks of the products have passed.
+
+    It is twice the largest of: the nonlinearity of J v and of J^T u; the differences of these products from others that
+    are computed in another way or at another time; the difference of repeated outputs of the model; and at least
+    :func:`expected_rounding`. A ConvergenceWarning names the cast where the model computes in a coarser type than the
+    input's.
 
     Parameters
     ----------
@@ -38,70 +75,157 @@ def checked_rounding(evaluation: Evaluation, products: ChunkedProducts, *, is_mo
     is_module : bool
         Whether the model is a module, which may take a batch: a warning says so where the input looks like one.
     """
-    if products.products.checked:
-        # Each product of a replay was compared with that of torch.func: they are of one matrix.
-        v, jv, u, jtu = products.products.checked
-        products.refuse_nonfinite(jv, v[None], transposed=False)
-        products.refuse_nonfinite(jtu, u[None], transposed=True)
-        (w,) = _whole_numbers(evaluation.point, 1, seed=0)
-        found = _nonlinearity(torch.cat([jv[None], products.matmat(torch.stack([w, v + w]))]))
-    else:
-        adjoint_error(products.matmat, products.rmatmat, evaluation)
-        found = nonlinearity(products.matmat, evaluation)
+    made = products.products
+    v, jv, u, jtu = made.checked
+    products.refuse_nonfinite(jv, v[None], transposed=False)
+    products.refuse_nonfinite(jtu, u[None], transposed=True)
+    error = made.error if made.recorded else _error_of_torch_func(evaluation, products)
     if evaluation.batch is not None:
         refuse_coupled_samples(products.matmat, evaluation.point)
     elif is_module:
         _warn_of_a_batch(evaluation, products)
-    return max(expected_rounding(evaluation), 2 * found)
+    expected = expected_rounding(evaluation)
+    found = max(expected.relative, 2 * error, 2 * evaluation.noise)
+    units = found / evaluation.unit
+    may_cast = units > _UNITS_OF_A_CAST and (made.casts or not made.recorded)
+    cast = _first_cast(evaluation, u) if may_cast else ""
+    if not cast and units <= _UNITS_BY_DEPTH:
+        # The rounding of a deep network falls on the directions that grow, and leaves small singular values alone.
+        return Rounding(found, expected.unit)
+    kind = str(evaluation.point.dtype).removeprefix("torch.")
+    warnings.warn(
+        f"products in {kind} are known to {found:.1e} of their length: "
+        f"{cast or 'large terms cancel, or rounding grows from layer to layer'}. "
+        "Residuals, floors and bands include it",
+        ConvergenceWarning,
+        stacklevel=5,
+    )
+    return Rounding(found, found / UNITS_OF_ROUNDING)
 
 
-def adjoint_error(matmat: Product, rmatmat: Product, evaluation: Evaluation, seed: int = 0) -> float:
+def _error_of_torch_func(evaluation: Evaluation, products: ChunkedProducts) -> float:
+    """The relative error of products by rounding: they repeat, are linear, and are of one matrix as far as it allows.
+
+    Raises
+    ------
+    ModelError
+        Where a product differs from one made before by more than rounding.
+    AdjointError
+        Where the forward and the reverse product are not of one matrix.
+    """
+    at, unit = evaluation, evaluation.unit
+    v, jv, u, jtu = products.products.checked
+    forward = products.matmat(with_sum(v, generic_vectors(at.point, 1, seed=3)[0]))
+    reverse = products.rmatmat(with_sum(u, generic_vectors(at.value, 1, seed=4)[0]))
+
+    def of_rmatmat() -> float:
+        with at.numerics(), torch_warnings_silenced():
+            return sensitivity_of_rmatmat(at.function, at.point, u, jtu)
+
+    def of_matmat() -> float:
+        with at.numerics(), torch_warnings_silenced():
+            return max(sensitivity_of_matmat(at.function, at.point, v, jv), of_rmatmat())
+
+    found = [nonlinearity(forward), nonlinearity(reverse)]
+    # A product that draws random numbers is not linear: how linear it is explains nothing here.
+    for name, now, before, moved in (("J v", forward, jv, of_matmat), ("J^T u", reverse, jtu, of_rmatmat)):
+        difference = relative_difference(now[0], before)
+        if difference and not explained(difference, unit, 0.0, moved):
+            raise ModelError(
+                f"two computations of one product {name} differ by {difference:.1e} of its length, which rounding does "
+                "not explain: the derivative of the model draws random numbers, or it keeps a state. Call "
+                "model.eval(), or fix what it draws, before measuring"
+            )
+        found.append(difference)
+    return max(*found, _adjoint_error(at, (v, forward[0], u, reverse[0]), sum(found), of_matmat))
+
+
+def adjoint_error(
+    matmat: Product, rmatmat: Product, evaluation: Evaluation, rounding: float, seed: int = 0
+) -> float:
     """|<J v, u> - <v, J^T u>| / (|J v| |u| + |v| |J^T u|) for one random pair.
 
     Raises
     ------
     AdjointError
-        Where it is over 200 units of rounding: a wrong derivative formula, or a mask drawn twice, is over it by far.
+        Where it is over 200 units of rounding and 16 times ``rounding``.
     """
-    point, value = evaluation.point, evaluation.value
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(point.shape, generator=generator, dtype=torch.float64).to(point)
-    u = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(point)
-    jv, jtu = matmat(v[None])[0].double(), rmatmat(u[None])[0].double()
-    v, u = v.double(), u.double()
-    # Each factor is scaled first: a deep network's products may be 1e-30 or 1e30.
-    scale = max(float(jv.abs().max()) or 1.0, float(jtu.abs().max()) or 1.0)
-    left, right = float((jv / scale * u).sum()), float((jtu / scale * v).sum())
-    size = float((jv / scale).norm() * u.norm() + (jtu / scale).norm() * v.norm())
-    error = abs(left - right) / size if size > 0 else 0.0
-    bound = _ADJOINT_UNITS * evaluation.unit
-    if not error <= bound:
-        raise AdjointError(
-            f"<J v, u> and <v, J^T u> differ by {error:.1e} of their size (allowed {bound:.1e} in {point.dtype}): "
-            "the forward and the reverse product are not of one matrix. Likely causes: the model draws random "
-            "numbers (call model.eval()), it runs partly under torch.no_grad, a custom derivative is wrong, or the "
-            "network amplifies rounding (try dtype=torch.float64)"
-        )
+    (v,), (u,) = (generic_vectors(like, 1, seed) for like in (evaluation.point, evaluation.value))
+    pairs = v, matmat(v[None])[0], u, rmatmat(u[None])[0]
+    error = adjoint_difference(*pairs)
+    _refuse_unlike_products(error, evaluation, rounding, lambda: 0.0)
     return error
 
 
-def nonlinearity(matmat: Product, evaluation: Evaluation, seed: int = 0) -> float:
-    """||J v + J w - J (v + w)|| over the length of the three: the rounding that a product accumulates."""
-    v, w = _whole_numbers(evaluation.point, 2, seed)
-    return _nonlinearity(matmat(torch.stack([v, w, v + w])))
+def _adjoint_error(
+    evaluation: Evaluation, pairs: tuple[Tensor, ...], nonlinear: float, sensitivity: Callable[[], float]
+) -> float:
+    """The relative error of a product that <J v, u> and <v, J^T u> show."""
+    error = adjoint_difference(*pairs)
+    _refuse_unlike_products(error, evaluation, nonlinear, sensitivity)
+    # Of an error in a generic direction the inner product shows one part in sqrt(m).
+    return 2 * error * math.sqrt(evaluation.value.numel())
 
 
-def _nonlinearity(out: Tensor) -> float:
-    """||J v + J w - J (v + w)|| over the length of the three, which ``out`` holds."""
-    out = out.double()
-    out = out / (float(out.abs().max()) or 1.0)
-    return float((out[0] + out[1] - out[2]).norm() / max(float(out.norm()), 1e-300))
+def _refuse_unlike_products(
+    error: float, evaluation: Evaluation, nonlinear: float, sensitivity: Callable[[], float]
+) -> None:
+    """Raise AdjointError where rounding does not explain that <J v, u> and <v, J^T u> differ."""
+    bound = _ADJOINT_UNITS * evaluation.unit
+    if error <= bound or explained(error, evaluation.unit, nonlinear, sensitivity):
+        return
+    raise AdjointError(
+        f"<J v, u> and <v, J^T u> differ by {error:.1e} of their size (allowed {bound:.1e} in "
+        f"{evaluation.point.dtype}): the forward and the reverse product are not of one matrix. Likely causes: the "
+        "model draws random numbers (call model.eval()), it runs partly under torch.no_grad, or a custom derivative is "
+        "wrong"
+    )
 
 
-def _whole_numbers(like: Tensor, count: int, seed: int) -> Tensor:
-    """Vectors of small whole numbers, whose sums are not rounded."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-64, 65, (count, *like.shape), generator=generator).to(like)
+def linearity_error(matmat: Product, rmatmat: Product, evaluation: Evaluation, seed: int = 0) -> float:
+    """||A v + A w - A (v + w)|| over the length of the three, the larger of A = J and A = J^T."""
+    pairs = ((matmat, evaluation.point), (rmatmat, evaluation.value))
+    return max(nonlinearity(product(with_sum(*generic_vectors(like, 2, seed)))) for product, like in pairs)
+
+
+def _first_cast(evaluation: Evaluation, u: Tensor) -> str:
+    """The first operation of f or J^T u in a coarser type, with its module; "" where there is none."""
+    at = evaluation
+    with (
+        torch.no_grad(),
+        at.numerics(),
+        torch_warnings_silenced(),
+        module_names(at.module) as current,
+        _Casts(at.point.dtype, current) as casts,
+    ):
+        reference_rmatmat(at.function, at.point, u)
+    return casts.first
+
+
+class _Casts(TorchDispatchMode):
+    """Watches the operations inside it for the first result in a coarser type."""
+
+    def __init__(self, dtype: torch.dtype, current_module: Callable[[], str]) -> None:
+        super().__init__()
+        self.first = ""
+        self._dtype, self._current_module = dtype, current_module
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; PyTorch's guard against it costs several microseconds for each operation."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for made in out if isinstance(out, tuple | list) else (out,):
+            if self.first or not isinstance(made, Tensor) or not made.is_floating_point():
+                continue
+            if torch.finfo(made.dtype).eps > torch.finfo(self._dtype).eps:
+                name = self._current_module()
+                where = f"module {name!r}" if name else "the model"
+                kind = str(made.dtype).removeprefix("torch.")
+                self.first = f"{where} computes in {kind} (first by {func})"
+        return out
 
 
 def refuse_coupled_samples(matmat: Product, point: Tensor, seed: int = 0) -> None:

@@ -20,7 +20,7 @@ from .chunks import ChunkedProducts, chunk_within
 from .evaluation import Evaluation
 from .numerics import torch_warnings_silenced
 from .operator import DEFAULT_MEMORY_LIMIT, JacobianOperator
-from .product_checks import expected_rounding, nonlinearity
+from .product_checks import expected_rounding, linearity_error
 from .replay import (
     Graph,
     ModuleCall,
@@ -67,10 +67,12 @@ class SegmentOperator:
     """A product of successive segments, or the branch of one, as a map on blocks of vectors.
 
     Attributes are those of :class:`JacobianOperator`: shape, input_shape, output_shape, batch, dtype, device, chunk,
-    rounding, products.
+    rounding, unit, products.
     """
 
-    def __init__(self, evaluation: Evaluation, products: Products, memory_limit: int) -> None:
+    def __init__(
+        self, evaluation: Evaluation, products: Products, memory_limit: int, *, casts: bool = False
+    ) -> None:
         chunk = chunk_within(memory_limit, products.bytes_per_probe, evaluation.point.device)
         self._chunked = ChunkedProducts(evaluation, products, chunk)
         self.batch = evaluation.batch
@@ -79,7 +81,10 @@ class SegmentOperator:
         self.dtype, self.device = evaluation.point.dtype, evaluation.point.device
         self.point = evaluation.point
         self.products = 0
-        self.rounding = max(expected_rounding(evaluation), 2 * nonlinearity(self._chunked.matmat, evaluation))
+        found = linearity_error(self._chunked.matmat, self._chunked.rmatmat, evaluation)
+        expected = expected_rounding(evaluation)
+        self.rounding = max(expected.relative, 2 * found)
+        self.unit = expected.unit * (self.rounding / expected.relative if casts else 1)
 
     @property
     def chunk(self) -> int:
@@ -147,6 +152,7 @@ class JacobianSegments:
                 f"{whole.backend.removeprefix('torch.func ').strip('()')}"
             )
         self._evaluation, self._memory_limit = whole.evaluation, memory_limit
+        self._casts = whole.unit > whole.evaluation.unit
         self.point, self.batch = whole.point, whole.batch
         self._recorded = self._record()
         self._parts = self._with_samples_apart(self._without_views(self._recorded.segments))
@@ -223,7 +229,7 @@ class JacobianSegments:
                 for program, end in ((replay.direct, ends[0]), (replay.transposed, ends[1]))
             ]
         products = Products(replay.matmat, replay.rmatmat, "segment", max(peaks))
-        return SegmentOperator(here, products, self._memory_limit)
+        return SegmentOperator(here, products, self._memory_limit, casts=self._casts)
 
     def _replay(self, part: Segment, graph: Graph | None = None) -> Replay:
         graph = part.fused() if graph is None else graph

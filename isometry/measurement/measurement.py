@@ -88,7 +88,7 @@ def measure(
         As for :class:`isometry.JacobianOperator`.
     seed : int
         Every probe has its own stream, from (seed, input, probe): the answer depends neither on chunking nor
-        on how inputs are split, and repeats bit for bit on one device with the same number of threads.
+        on how inputs are split, and repeats bit for bit in one process (docs/measuring.md has more).
     memory_limit : int, optional
         Bytes for the intermediates of the products, for the dense matrix of "exact" and for the Krylov bases of
         "lanczos" and "randomized", whose probes go in groups where they do not fit together, and whose search for the
@@ -182,7 +182,7 @@ def measure(
         )  # fmt: skip
         spectrum, reason, peak = run.by(chosen)
     # Groups of inputs have operators of their own; the rounding is that of all inputs together.
-    errors = replace(spectrum.quadrature.errors, rounding=operator.rounding)
+    errors = replace(spectrum.quadrature.errors, eps=operator.unit, rounding=operator.rounding)
     record_options = recorded_options(operator, given, method, goal)
     top = record_options.get("top")
     spectrum = replace(

@@ -37,6 +37,8 @@ class Curve:
         Point masses; ln s = -inf for those at zero.
     log_even_moments : tuple of float
         ln E[s^2], ln E[s^4], ... where they are known exactly; they take precedence over integration.
+    unbounded : bool
+        Whether the support has no upper end. The grid then ends where no visible mass is left.
     """
 
     log_s: Array
@@ -45,6 +47,7 @@ class Curve:
     atom_log_s: Array
     atom_mass: Array
     log_even_moments: tuple[float, ...] = ()
+    unbounded: bool = False
 
     def __post_init__(self) -> None:
         if not (np.shape(self.log_s) == np.shape(self.cdf_continuous) == np.shape(self.log_density)):
@@ -87,6 +90,11 @@ class Curve:
     def log_range(self) -> tuple[float, float]:
         places = np.concatenate([self.log_s, self.atom_log_s[np.isfinite(self.atom_log_s)]])
         return (float(places.min()), float(places.max())) if places.size else (np.nan, np.nan)
+
+    @property
+    def log_ends(self) -> tuple[float, float]:
+        low, high = self.log_range
+        return (low, np.inf) if self.unbounded else (low, high)
 
     @property
     def all_resolved(self) -> bool:
@@ -199,5 +207,5 @@ class Curve:
         moments = tuple(m + 2 * (k + 1) * shift for k, m in enumerate(self.log_even_moments))
         return Curve(
             self.log_s + shift, self.cdf_continuous, self.log_density,
-            self.atom_log_s + shift, self.atom_mass, moments,
+            self.atom_log_s + shift, self.atom_mass, moments, self.unbounded,
         )  # fmt: skip

@@ -66,7 +66,12 @@ class Distribution(Protocol):
 
     @property
     def log_range(self) -> tuple[float, float]:
-        """(min, max) of ln s over the support without zero; (nan, nan) when all mass sits at zero."""
+        """(min, max) of ln s where there is visible mass apart from zero; (nan, nan) when all mass sits at zero."""
+        ...
+
+    @property
+    def log_ends(self) -> tuple[float, float]:
+        """Ends of the support in ln s, apart from zero: `log_range`, or inf above where there is no upper end."""
         ...
 
     @property

@@ -128,6 +128,10 @@ class Quadrature:
         return (float(finite[0]), float(finite[-1])) if finite.size else (np.nan, np.nan)
 
     @property
+    def log_ends(self) -> tuple[float, float]:
+        return self.log_range
+
+    @property
     def all_resolved(self) -> bool:
         return bool(np.all(self.resolved))
 

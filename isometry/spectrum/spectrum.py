@@ -356,9 +356,10 @@ class Spectrum:
     def support(self) -> tuple[float, float]:
         """Smallest and largest s apart from zero, (0, 0) when everything is zero.
 
-        Either may be 0 or inf where it leaves the range of floats; see :meth:`log10_quantile`.
+        Either may be 0 or inf where it leaves the range of floats; see :meth:`log10_quantile`. The law of an activation
+        with unbounded slope has no upper end: inf.
         """
-        low, high = self.distribution.log_range
+        low, high = self.distribution.log_ends
         return (0.0, 0.0) if math.isnan(low) else (exponential(low), exponential(high))
 
     @property
@@ -462,7 +463,7 @@ class Spectrum:
 
     @property
     def s_max(self) -> float:
-        """Largest singular value (over the inputs)."""
+        """Largest singular value (over the inputs); inf for a law without an upper end."""
         return float(self.extremes.top[:, 0].max()) if self.extremes is not None else self.support[1]
 
     @property
@@ -511,7 +512,7 @@ class Spectrum:
         if self.below_floor > 0:
             return math.inf if d.singular else math.nan
         if self.extremes is None:
-            low, high = d.log_range
+            low, high = d.log_ends
             return exponential(high - low) if not math.isnan(low) else math.nan
         e = self.extremes
         if not np.all(e.bottom_resolved):
@@ -543,7 +544,7 @@ class Spectrum:
             p: math.nan if log10 == hidden else _representable(float(self.quantile(float(p))), log10)
             for p, log10 in logs.items()
         }
-        ends = self.distribution.log_range
+        ends = self.distribution.log_ends
         # Nothing is below zero: where the smallest value found is zero, s_min is known.
         known_zero = max(self.s_min_bound, self.floor) == 0
         s_min, s_min_residual = (0.0, 0.0) if known_zero else (self.s_min, self.s_min_residual)

@@ -22,7 +22,9 @@ SPECTRA, SERIES = "spectra", "series"
 # Version 2 added the band of the cdf; version 3 the error model, and its `resolved` was `certain` before.
 OLD_QUADRATURE_ENCODINGS = (("spectrum-quadrature", 1), ("spectrum-quadrature", 2))
 QUADRATURE_ENCODING = ("spectrum-quadrature", 3)
-CURVE_ENCODING = ("spectrum-curve", 1)
+# Version 2 added whether the support has no upper end.
+OLD_CURVE_ENCODING = ("spectrum-curve", 1)
+CURVE_ENCODING = ("spectrum-curve", 2)
 SERIES_ENCODING = ("series", 1)
 
 MOMENT_ORDERS = (1, 2, 3, 4)
@@ -146,6 +148,7 @@ SPECTRUM_FIELDS = {
     OLD_QUADRATURE_ENCODINGS[0]: OLD_QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
     OLD_QUADRATURE_ENCODINGS[1]: OLD_QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
     QUADRATURE_ENCODING: QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
+    OLD_CURVE_ENCODING: CURVE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
     CURVE_ENCODING: CURVE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
 }
 OPTIONAL_FIELDS = frozenset(EXTREME_FIELDS)

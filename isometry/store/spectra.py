@@ -38,6 +38,7 @@ from isometry.store.layout import (
     EXTREME_FIELDS,
     LEVELS,
     MOMENT_ORDERS,
+    OLD_CURVE_ENCODING,
     OLD_QUADRATURE_ENCODINGS,
     OLD_QUADRATURE_FIELDS,
     OPTIONAL_FIELDS,
@@ -54,7 +55,7 @@ _FOLLOWING = DERIVED_FIELDS.keys() | BAND_FIELDS.keys()
 # Attributes of the layout itself; everything else on the group is provenance.
 HEADER = frozenset(
     {"encoding_type", "encoding_version", "written_by", "kind", "method", "shape", "null_dimension", "products",
-     "seconds"} | ATTRIBUTES
+     "seconds", "unbounded_above"} | ATTRIBUTES
 )  # fmt: skip
 
 
@@ -68,12 +69,12 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
     """
     distribution, extremes = spectrum.distribution, spectrum.extremes
     arrays: Arrays = {}
-    errors: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     if isinstance(distribution, Quadrature):
         encoding = QUADRATURE_ENCODING
         arrays |= {key: np.asarray(getattr(distribution, key)) for key in QUADRATURE_FIELDS}
         arrays |= band(spectrum)
-        errors = encode_error_model(distribution.errors)
+        details = encode_error_model(distribution.errors)
     else:
         encoding = CURVE_ENCODING
         arrays |= {
@@ -85,6 +86,7 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
             "even_moment": np.arange(1, len(distribution.log_even_moments) + 1),
             "log_even_moments": np.array(distribution.log_even_moments, float),
         }
+        details = {"unbounded_above": np.int8(distribution.unbounded)}
     if extremes is not None:
         arrays |= {key: np.asarray(getattr(extremes, key)) for key in EXTREME_FIELDS}
     arrays |= derived(spectrum)
@@ -95,7 +97,7 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
         "products": np.int64(spectrum.products),
         "seconds": float(spectrum.seconds),
         "written_by": written_by,
-        **errors,
+        **details,
     }
     if spectrum.shape is not None:
         header["shape"] = np.array(spectrum.shape, np.int64)
@@ -344,7 +346,7 @@ def _header(group: h5py.Group) -> tuple[dict[str, Any], list[str]]:
     zeros = abs(header["shape"][0] - header["shape"][1]) if header["shape"] else 0
     if header["null_dimension"] != zeros:
         problems.append(f"null_dimension: is {header['null_dimension']}, and the shape forces {zeros} zeros")
-    wanted = "predicted" if encoding_of(group) == CURVE_ENCODING else "measured"
+    wanted = "predicted" if encoding_of(group) in (OLD_CURVE_ENCODING, CURVE_ENCODING) else "measured"
     if header["kind"] != wanted:
         problems.append(f"kind: is {header['kind']!r}, and what is stored is {wanted}")
     return header, problems
@@ -381,16 +383,24 @@ def _old_quadrature(group: h5py.Group, arrays: Arrays) -> Quadrature:
     return Quadrature(nodes, weights, floor, resolved)
 
 
-def _curve(group: h5py.Group, arrays: Arrays) -> Curve:
+def _old_curve(group: h5py.Group, arrays: Arrays) -> Curve:
     return Curve(
         arrays["log_s"], arrays["cdf"], arrays["density"], arrays["atom_log_s"], arrays["atom_mass"],
         tuple(arrays["log_even_moments"].tolist()),
     )  # fmt: skip
 
 
+def _curve(group: h5py.Group, arrays: Arrays) -> Curve:
+    unbounded = attribute(group, "unbounded_above")
+    if unbounded not in (0, 1):
+        raise InputError(f"unbounded_above: is {unbounded!r}, not 0 or 1")
+    return replace(_old_curve(group, arrays), unbounded=bool(unbounded))
+
+
 _DISTRIBUTIONS: dict[tuple[str, int], Callable[[h5py.Group, Arrays], Quadrature | Curve]] = {
     **dict.fromkeys(OLD_QUADRATURE_ENCODINGS, _old_quadrature),
     QUADRATURE_ENCODING: _quadrature,
+    OLD_CURVE_ENCODING: _old_curve,
     CURVE_ENCODING: _curve,
 }
 

@@ -373,6 +373,21 @@ def get_activation(
     return Activation(name, function, slope, kinks=points, slopes=slopes)
 
 
+@lru_cache(maxsize=128)
+def has_unbounded_slope(activation: Activation) -> bool:
+    """Whether |phi'| keeps growing far out (squared ReLU, powers, exp), as seen up to |h| = 1e8."""
+    if activation.slopes is not None:
+        return False
+    near = np.concatenate([np.linspace(0.0, 64.0, 10_001), np.geomspace(64.0, 1e4, 4001)])
+    far = np.geomspace(1e5, 1e8, 4001)
+    with np.errstate(all="ignore"):
+        largest, beyond = (
+            float(np.nanmax(np.abs(activation.derivative(np.concatenate([-h, h]))), initial=0.0))
+            for h in (near, far)
+        )
+    return not beyond <= 1.01 * largest < math.inf
+
+
 def _as_float(function: Callable[..., object]) -> ArrayFunction:
     """The function with its values converted to float64 arrays."""
 

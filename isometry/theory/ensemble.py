@@ -193,7 +193,10 @@ def _is_integer(value: object) -> bool:
 def _checked_number(name: str, value: float | None, *, allow_zero: bool) -> float | None:
     if value is None:
         return None
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be one number for all layers, got {value!r}.") from None
     if not math.isfinite(number) or number < 0 or (number == 0 and not allow_zero):
         raise InputError(
             f"{name} must be a finite number {'of zero or more' if allow_zero else 'above zero'}, got {value!r}."

@@ -15,6 +15,22 @@ from scipy import special
 
 from isometry.errors import InputError
 
+__all__ = [
+    "bernoulli_limit_atom",
+    "bernoulli_limit_density",
+    "fuss_catalan_curve",
+    "fuss_catalan_log_edge",
+    "fuss_catalan_log_moment",
+    "marchenko_pastur_cdf",
+    "marchenko_pastur_edges",
+    "relu_gaussian_log_edge",
+    "relu_moment",
+    "relu_orthogonal_edge",
+    "residual_edges",
+    "smooth_limit_curve",
+    "smooth_limit_edges",
+]
+
 Array = NDArray[np.float64]
 
 

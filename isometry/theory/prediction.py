@@ -11,7 +11,7 @@ import numpy as np
 
 from isometry.errors import ConvergenceError, InputError, NonFiniteError, TheoryError
 from isometry.spectrum import Curve, Spectrum
-from isometry.theory.activations import Activation, get_activation
+from isometry.theory.activations import Activation, get_activation, has_unbounded_slope
 from isometry.theory.ensemble import Ensemble
 from isometry.theory.freeprobability.assembly import Assembly, assemble
 from isometry.theory.freeprobability.solver import Law, solve
@@ -50,7 +50,7 @@ def predict(
         Singular values s of J, min(N_0, N_L) of them; mass at zero and point masses are exact, moments m_1 .. m_6 of
         s^2 come from series inversion. ``provenance`` holds the ensemble and ``sigma_w, sigma_b, q_star, chi`` (mean
         growth of squared gradients per layer), ``log_lambda_min`` (None where the support reaches down to zero) and
-        ``log_lambda_max``, natural logarithms of the edges.
+        ``log_lambda_max`` (None where phi' is unbounded, and the support), natural logarithms of the edges.
 
     Raises
     ------
@@ -92,13 +92,16 @@ def predict(
         law = solve(assembly.product, points=points)
     except (ConvergenceError, NonFiniteError, TheoryError) as error:
         raise type(error)(f"{_name(network)}: {error}") from error
+    # At vanishing variance phi' is a constant; small residual branches count by their second moment alone.
+    unbounded = network.residual is None and has_unbounded_slope(phi) and bool(np.any(variances.q > 0.0))
+    curve = curve_of(law, assembly.rank_share, unbounded=unbounded)
     return Spectrum(
-        curve_of(law, assembly.rank_share),
+        curve,
         method="predicted",
         shape=None if network.widths is None else (network.widths[-1], network.widths[0]),
         name=_name(network),
         seconds=time.perf_counter() - began,
-        provenance=_provenance(network, variances, assembly, law),
+        provenance=_provenance(network, variances, assembly, law, unbounded),
     )
 
 
@@ -126,8 +129,11 @@ def _as_ensemble(
     return Ensemble(activation, depth, **fields)
 
 
-def curve_of(law: Law, rank_share: float = 1.0) -> Curve:
-    """A law of nonzero lambda as a curve in ln s = (log lambda)/2, with the mass at zero beside it."""
+def curve_of(law: Law, rank_share: float = 1.0, *, unbounded: bool = False) -> Curve:
+    """A law of nonzero lambda as a curve in ln s = (log lambda)/2, with the mass at zero beside it.
+
+    ``unbounded`` says that the support has no upper end, though the law's grid has one.
+    """
     places = [0.5 * place for place, _ in law.atoms]
     masses = [mass * rank_share for _, mass in law.atoms]
     if rank_share < 1.0:
@@ -139,6 +145,7 @@ def curve_of(law: Law, rank_share: float = 1.0) -> Curve:
         np.array(places, float),
         np.array(masses, float),
         tuple(float(moment) for moment in law.log_moments + math.log(rank_share)),
+        unbounded=unbounded,
     )
 
 
@@ -149,7 +156,7 @@ def _name(ensemble: Ensemble) -> str:
 
 
 def _provenance(
-    ensemble: Ensemble, variances: LayerVariances, assembly: Assembly, law: Law
+    ensemble: Ensemble, variances: LayerVariances, assembly: Assembly, law: Law, unbounded: bool
 ) -> dict[str, Any]:
     low, high = law.log_edges
     known = not np.isnan(variances.q[0])
@@ -162,5 +169,5 @@ def _provenance(
         "q_last": float(variances.q[-1]) if known else None,
         "chi": math.exp(assembly.log_chi),
         "log_lambda_min": float(low) if math.isfinite(low) and assembly.rank_share == 1.0 else None,
-        "log_lambda_max": float(high),
+        "log_lambda_max": None if unbounded else float(high),
     }

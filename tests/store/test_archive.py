@@ -81,6 +81,18 @@ def test_version_2_of_a_quadrature_is_read_as_it_was_written():
     assert (ARCHIVE / "quadrature-2.h5").stat().st_size < 200_000
 
 
+def test_version_2_of_a_curve_is_read_as_it_was_written():
+    store = open_store(ARCHIVE / "curve-2.h5")
+    expected = contents("curve_2").spectra()
+    assert store.names() == [spectrum.name for spectrum in expected]
+    for spectrum in expected:
+        assert_same(spectrum, store[spectrum.name])
+        assert store[spectrum.name].distribution.unbounded == spectrum.distribution.unbounded
+    assert store["unbounded"].s_max == np.inf
+    assert store["bounded"].s_max == pytest.approx(np.e)
+    assert store.validate() == []
+
+
 def test_version_2_of_a_quadrature_holds_its_band_for_any_reader():
     """With h5py alone; to 1e-9 what this version gives, until one knows a narrower band."""
     for spectrum in contents("quadrature_2").spectra():

@@ -78,3 +78,9 @@ def test_the_module_needs_neither_torch_nor_scipy() -> None:
         "assert not {'torch', 'scipy'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("value", [[1.0, 1.2, 1.0], "wide"])
+def test_what_is_no_number_is_refused(value: object) -> None:
+    with pytest.raises(InputError, match="sigma_w must be one number"):
+        Ensemble("tanh", 3, sigma_w=value)  # type: ignore[arg-type]

@@ -9,9 +9,10 @@ import warnings
 import numpy as np
 import pytest
 
+from isometry.comparison import compare
 from isometry.errors import InputError, TheoryError
 from isometry.spectrum import Spectrum
-from isometry.theory import Activation, Factor, free_product, laws
+from isometry.theory import ACTIVATION_NAMES, Activation, Factor, free_product, laws
 from isometry.theory.activations import get_activation
 from isometry.theory.ensemble import Ensemble
 from isometry.theory.freeprobability.slope_law import slope_law
@@ -383,3 +384,24 @@ def test_point_masses_inside_the_spectrum_of_layers_that_differ(
                 abs(place / other - 1.0) < 1e-9 and abs(mass - m) < 1e-9 for other, m in reference.atoms
             )
     assert spectrum.moment(2) == pytest.approx(reference.moment(2), rel=1e-10)
+
+
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("name", ["squared_relu", "square", "cube", "exp"])
+def test_an_unbounded_slope_means_an_infinite_edge(name: str, depth: int, weights: str) -> None:
+    functions = {"square": lambda h: h * h, "cube": lambda h: h**3, "exp": lambda h: np.exp(h)}
+    phi = name if name == "squared_relu" else functions[name]
+    spectrum = predict(phi, depth, weights=weights, sigma_w=0.3, sigma_b=0.3, q0=0.5)
+    assert spectrum.s_max == spectrum.support[1] == spectrum.condition_number == math.inf
+    assert spectrum.provenance["log_lambda_max"] is None
+    assert math.isfinite(float(spectrum.quantile(0.999)))
+    assert "inf" in str(spectrum)
+    assert math.isnan(
+        compare(Spectrum.from_singular_values([0.1, 0.2, 0.4]), spectrum, width=3).s_max.log_ratio
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in ACTIVATION_NAMES if name != "squared_relu"])
+def test_a_bounded_slope_means_a_finite_edge(name: str) -> None:
+    assert math.isfinite(predict(name, 2, sigma_w=0.5, sigma_b=0.1, q0=0.5).s_max)

@@ -9,7 +9,7 @@ compares the products with torch.func, :mod:`.diagnosis` finds the operation tha
 
 from .check import Disagreement
 from .cuts import Segment, joined
-from .diagnosis import first_nonfinite
+from .diagnosis import first_nonfinite, module_names
 from .graph import Graph
 from .module_calls import ModuleCall
 from .recorded_segments import RecordedSegments, recorded_segments
@@ -18,5 +18,5 @@ from .tape import NoRule
 
 __all__ = [
     "Disagreement", "Graph", "ModuleCall", "NoRule", "RecordedSegments", "Replay", "Segment", "checked_replay",
-    "first_nonfinite", "joined", "linearise", "recorded_segments", "replay_of",
+    "first_nonfinite", "joined", "linearise", "module_names", "recorded_segments", "replay_of",
 ]  # fmt: skip

@@ -49,7 +49,7 @@ def first_nonfinite(
             first.append(f"{where}operation {edge.operation}")
 
     try:
-        with _module_names(module) as current_module:
+        with module_names(module) as current_module:
             tape = record(function, point, current_module=current_module)
         shape = point.shape if transposed else tape.output.shape
         program = Program(graph_of(tape), shape, transposed=transposed)
@@ -63,7 +63,7 @@ def first_nonfinite(
 
 
 @contextmanager
-def _module_names(module: nn.Module | None) -> Iterator[Callable[[], str]]:
+def module_names(module: nn.Module | None) -> Iterator[Callable[[], str]]:
     """A function that returns the name of the innermost module that is running."""
     running: list[str] = []
     handles = []

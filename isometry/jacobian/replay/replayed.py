@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from isometry.errors import ModelError
+from isometry.errors import IsometryError, ModelError
+from isometry.jacobian.failures import first_line, is_out_of_memory
+from isometry.jacobian.reference import (
+    NoReference,
+    reference_matmat,
+    reference_rmatmat,
+    sensitivity_of_matmat,
+    sensitivity_of_rmatmat,
+)
+from isometry.jacobian.rounding import generic_vectors, nonlinearity, relative_difference, with_sum
 
 from .cheaper_convolutions import use_fourier_blocks, use_single_taps
-from .check import compare, compare_adjoint, reference_matmat, reference_rmatmat, rounding_of
+from .check import compare, compare_adjoint
 from .cuda_graph import Graphed, capture_on_one_pool
 from .fusion import fuse
 from .graph import Graph, graph_of
@@ -33,17 +44,23 @@ class Replay:
         J v, (k, \\*input) -> (k, \\*output), and J^T u.
     parameters : list
         Tensors of the model that the maps hold, with the version that they hold.
+    casts : bool
+        Whether a value on the way is of a coarser type than the point.
     bytes_per_probe : int
         Peak of memory that values take for each probe, in either product, with room to work; 0 if not measured.
     checked : tuple of Tensor
-        (v, J v, u, J^T u) of the random vectors, of whole numbers, it was checked with; empty if it was not.
+        (v, J v, u, J^T u) of the random vectors it was checked with; empty if it was not.
+    error : float
+        How far these products are off, relative: their nonlinearity, and their difference from those of torch.func.
     """
 
     direct: Program
     transposed: Program
     parameters: list[tuple[Tensor, int]]
+    casts: bool = False
     bytes_per_probe: int = 0
     checked: tuple[Tensor, ...] = ()
+    error: float = 0.0
 
     def matmat(self, v: Tensor) -> Tensor:
         """J v for a block."""
@@ -75,7 +92,6 @@ def linearise(
     *,
     single_taps: bool = True,
     fourier: bool = True,
-    on_output: Callable[[Tensor], None] | None = None,
 ) -> Replay:
     """The replay of the Jacobian of ``function`` at ``point``, unchecked.
 
@@ -87,21 +103,21 @@ def linearise(
         Whether convolutions whose kernel has a single tap that is not zero leave the others out.
     fourier : bool
         Whether circular convolutions of small maps are multiplied frequency by frequency.
-    on_output : callable, optional
-        Called with the output of the run that is recorded; its exceptions pass.
 
     Raises
     ------
     NoRule
         Naming the first operation that has no linear map.
     """
-    tape = record(function, point)
-    if on_output is not None:
-        on_output(tape.output.detach())
-    shape, parameters = tape.output.shape, parameters_of(tape)
+    return _from_tape(record(function, point), point, single_taps=single_taps, fourier=fourier)
+
+
+def _from_tape(tape: Tape, point: Tensor, *, single_taps: bool = True, fourier: bool = True) -> Replay:
+    shape, parameters, casts = tape.output.shape, parameters_of(tape), _casts(tape, point.dtype)
     graph = graph_of(tape)
     fuse(graph)
-    return replay_of(graph, point.shape, shape, parameters, single_taps=single_taps, fourier=fourier)
+    made = replay_of(graph, point.shape, shape, parameters, single_taps=single_taps, fourier=fourier)
+    return replace(made, casts=casts)
 
 
 def replay_of(
@@ -134,10 +150,10 @@ def checked_replay(
     seed: int = 5381,
     on_output: Callable[[Tensor], None] | None = None,
 ) -> Replay:
-    """A replay whose products of random vectors are those of torch.func, within 1000 units of rounding.
+    """A replay whose products of random vectors are those of torch.func, as far as rounding allows.
 
     J^T u is compared with ``vjp`` (plain autograd where that fails), J v with ``jvp``, or, where an operation has no
-    forward-mode formula, with J^T u by <J v, u> = <v, J^T u>.
+    forward-mode formula, with J^T u by <J v, u> = <v, J^T u>. What a comparison leaves open is in ``error``.
 
     Parameters
     ----------
@@ -148,7 +164,7 @@ def checked_replay(
     unit : float, optional
         Of rounding; that of the type if not given.
     on_output : callable, optional
-        Called with the output of the run that is recorded, a second evaluation; its exceptions pass.
+        Called with the output of each evaluation: that of ``vjp``, the one recorded, that of ``jvp``.
 
     Raises
     ------
@@ -158,28 +174,65 @@ def checked_replay(
         Where the recorded map is not the Jacobian.
     """
     unit = torch.finfo(value.dtype).eps if unit is None else unit
-    generator = torch.Generator().manual_seed(seed)
-    # Odd whole numbers: none is zero, and sums with other whole numbers are not rounded.
-    v, u = (
-        (2 * torch.randint(-64, 64, like.shape, generator=generator) + 1).to(like) for like in (point, value)
-    )
-    expected = reference_rmatmat(function, point, u)
+    observe = on_output or (lambda _: None)
+    (v, w), (u, t) = generic_vectors(point, 2, seed), generic_vectors(value, 2, seed + 1)
     try:
-        replay = linearise(function, point, on_output=on_output)
-        (jtu,), transposed_bytes = replay.transposed.with_peak_bytes(u[None])
-        (jv,), direct_bytes = replay.direct.with_peak_bytes(v[None])
-    except NoRule:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
-        text = str(error).split("\n", 1)[0][:120]
-        raise NoRule(f"a rule that fails ({type(error).__name__}: {text})") from error
-    compare("J^T u", jtu, expected, unit, partial(rounding_of, replay.transposed, u, jtu, seed))
+        expected, output = reference_rmatmat(function, point, u)
+    except NoReference as missing:
+        raise NoRule(str(missing)) from missing
+    observe(output)
+    with _failures_are_no_rules():
+        tape = record(function, point)
+    observe(tape.output.detach())
+    with _failures_are_no_rules():
+        replay = _from_tape(tape, point)
+        forward, direct_bytes = replay.direct.with_peak_bytes(with_sum(v, w))
+        # Without a cast J^T rounds as J does: one vector is enough for its comparison.
+        reverse, transposed_bytes = replay.transposed.with_peak_bytes(
+            with_sum(u, t) if replay.casts else u[None]
+        )
+    jv, jtu = forward[0], reverse[0]
+    nonlinear = max(nonlinearity(forward), nonlinearity(reverse) if replay.casts else 0.0)
+    of_jtu = partial(sensitivity_of_rmatmat, function, point, u, expected)
+    of_jv = partial(sensitivity_of_matmat, function, point, v, jv)
+    # Evaluations that differ by rounding have Jacobians that do.
+    allowed = max(nonlinear, relative_difference(tape.output, output))
+    error = max(nonlinear, compare("J^T u", jtu, expected, unit, allowed, of_jtu))
     tangent = reference_matmat(function, point, v)
     if tangent is None:
-        compare_adjoint(v, jv, u, jtu, unit)
+        difference = compare_adjoint(v, jv, u, jtu, unit, 2 * allowed, of_jtu)
+        # Of an error in a generic direction, <J v, u> shows one part in sqrt(m).
+        error = max(error, 2 * difference * math.sqrt(value.numel()))
     else:
-        compare("J v", jv, tangent, unit, partial(rounding_of, replay.direct, v, jv, seed))
-    return replace(replay, bytes_per_probe=max(transposed_bytes, direct_bytes), checked=(v, jv, u, jtu))
+        observe(tangent[1])
+        allowed = max(nonlinear, relative_difference(tape.output, tangent[1]))
+        error = max(error, compare("J v", jv, tangent[0], unit, allowed, of_jv))
+    return replace(
+        replay, bytes_per_probe=max(transposed_bytes, direct_bytes), checked=(v, jv, u, jtu), error=error
+    )
+
+
+@contextmanager
+def _failures_are_no_rules() -> Iterator[None]:
+    """Errors that PyTorch raises in a rule become NoRule; ours, and lack of memory, pass."""
+    try:
+        yield
+    except (NoRule, IsometryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise NoRule(f"a rule that fails ({type(error).__name__}: {first_line(error)[:120]})") from error
+
+
+def _casts(tape: Tape, dtype: torch.dtype) -> bool:
+    """Whether an operation on the tape makes a tensor of a coarser type than ``dtype``."""
+    coarse = torch.finfo(dtype).eps
+    return any(
+        made.is_floating_point() and torch.finfo(made.dtype).eps > coarse
+        for operation in tape.operations
+        for made in flat_tensors((operation.output,), {})
+    )
 
 
 def parameters_of(tape: Tape) -> list[tuple[Tensor, int]]:

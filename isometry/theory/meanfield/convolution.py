@@ -29,6 +29,20 @@ from isometry.theory.activations import get_activation
 from isometry.theory.meanfield.hermite import covariance_matrix
 from isometry.theory.meanfield.variance import ActivationLike, checked_deviation, depth_scale
 
+__all__ = [
+    "average_covariance",
+    "checked_profile",
+    "covariance_recursion",
+    "covariance_step",
+    "delta_profile",
+    "fourier_modes",
+    "mode_amplitudes",
+    "mode_depth_scales",
+    "mode_factors",
+    "uniform_covariance",
+    "uniform_profile",
+]
+
 Array = NDArray[np.float64]
 
 # |vhat| comes from a Fourier transform: closer to one than this is one, and such a mode decays as chi alone says.

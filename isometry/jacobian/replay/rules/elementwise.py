@@ -85,8 +85,9 @@ def derivatives(operation: Operation, made: Tensor, *, expand: bool) -> dict[int
     }
 
 
-@rule("detach", "fill", "zero", "floor", "ceil", "round", "trunc", "sign")
+@rule("detach", "zero", "floor", "ceil", "round", "trunc", "sign")
 def _constant(operation: Operation) -> list[Link]:
+    only_argument(operation)
     return []
 
 

@@ -32,7 +32,7 @@ def _reshaped(operation: Operation) -> list[Link]:
     "channel_shuffle", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "where", "constant_pad_nd",
     "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
     "replication_pad3d", "masked_fill", "masked_select", "scatter", "index_put", "copy", "diag_embed", "rot90",
-    "repeat_interleave", "narrow_copy", "index_fill", "index_copy", "_index_put_impl", "embedding",
+    "repeat_interleave", "narrow_copy", "index_fill", "index_copy", "_index_put_impl", "embedding", "fill",
     shared=True,
 )  # fmt: skip
 def _movement(operation: Operation) -> list[Link]:
@@ -40,7 +40,7 @@ def _movement(operation: Operation) -> list[Link]:
 
     Every entry of an output is then an entry of an argument, or constant.
     """
-    if argument(operation, "accumulate", False):
+    if argument(operation, "accumulate", False) or argument(operation, "reduce") is not None:
         raise NoRule(f"{operation.function} (that adds up)")
     arguments = tensors(operation)
     first: dict[int, int] = {}

@@ -86,12 +86,46 @@ def links(operation: Operation, known: dict[Any, tuple[list[Link], Operation]]) 
     if found is None:
         raise NoRule(str(operation.function))
     if found not in _SHARED:
-        return found(operation)
+        made = found(operation)
+        _refuse_dropped_arguments(operation, made)
+        return made
     key = _key(operation)
     if key not in known:
         # With the operation, so that the identities in the key stay those of its tensors.
         known[key] = (found(operation), operation)
     return known[key][0]
+
+
+def _refuse_dropped_arguments(operation: Operation, made: list[Link]) -> None:
+    """Raise NoRule where a rule made no map for an argument that autograd differentiates.
+
+    A rule may leave out an argument only where the derivative is zero. Rules with shared links are not asked: they find
+    by numbers which entries of which argument an output holds.
+    """
+    dropped = set(operation.sources) - {link.source for link in made}
+    if not dropped:
+        return
+    leaves: dict[int, Tensor] = {}
+
+    def leaf(position: int, tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        if position not in dropped:
+            return tensor
+        leaves[position] = (tensor.clone() if tensor.is_inference() else tensor).requires_grad_()
+        return leaves[position]
+
+    args, kwargs = map_tensors(operation.args, operation.kwargs, leaf)
+    with torch.enable_grad():
+        out = operation.functional()(*args, **kwargs)
+        used = [out[p] for p in operation.used] if isinstance(out, list | tuple) else [out]
+        ends = [end for end in used if end.requires_grad]
+        # Generic weights: the sum of a softmax has no derivative.
+        weights = [torch.linspace(1, 2, end.numel()).to(end).view(end.shape) for end in ends]
+        gradients = (
+            torch.autograd.grad(ends, list(leaves.values()), weights, allow_unused=True) if ends else ()
+        )
+    if any(gradient is not None and bool((gradient != 0).any()) for gradient in gradients):
+        raise NoRule(f"{operation.function} (a rule that drops an argument)")
 
 
 def _key(operation: Operation) -> tuple[Any, ...]:
