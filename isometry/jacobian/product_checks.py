@@ -192,7 +192,6 @@ def _first_cast(evaluation: Evaluation, u: Tensor) -> str:
     """The first operation of f or J^T u in a coarser type, with its module; "" where there is none."""
     at = evaluation
     with (
-        torch.no_grad(),
         at.numerics(),
         torch_warnings_silenced(),
         module_names(at.module) as current,

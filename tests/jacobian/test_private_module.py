@@ -463,7 +463,6 @@ def test_an_interrupt_at_any_moment_leaves_the_model_as_it_was() -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
-        torch.set_grad_enabled(True)
     assert interrupts > 20
     sound(model, x)
     assert torch.is_grad_enabled()
