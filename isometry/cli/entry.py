@@ -29,6 +29,7 @@ COMMANDS = {
     "list": "isometry.cli.files:list_command",
     "show": "isometry.cli.files:show_command",
     "validate": "isometry.cli.files:validate_command",
+    "compact": "isometry.cli.files:compact_command",
     "layers": "isometry.cli.layers:layers_command",
     "predict": "isometry.cli.predict:predict_command",
     "compare": "isometry.cli.compare:compare_command",

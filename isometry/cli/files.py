@@ -16,8 +16,8 @@ from isometry.errors import StoreError
 from isometry.spectrum.formatting import plain
 
 if TYPE_CHECKING:
-    from isometry.spectrum import Spectrum
     from isometry.store import Series
+    from isometry.store.summaries import Listed
 
 
 @click.command("list")
@@ -29,14 +29,15 @@ def list_command(context: click.Context, file: Path, as_json: bool) -> None:
     from isometry.store import open_store
 
     store = open_store(file, "r")
-    spectra, damaged = [], False
-    for name in store.names():
-        try:
-            spectra.append((name, store[name]))
-        except StoreError as error:
+    spectra: list[tuple[str, Listed]] = []
+    damaged = False
+    for name, found in store.listing().items():
+        if isinstance(found, StoreError):
             # A damaged spectrum does not hide the others.
-            note(f"error: {error}")
+            note(f"error: {found}")
             damaged = True
+        else:
+            spectra.append((name, found))
     curves = store.series_names()
     if as_json:
         print_json(
@@ -50,28 +51,28 @@ def list_command(context: click.Context, file: Path, as_json: bool) -> None:
         context.exit(codes.UNREADABLE)
 
 
-def _record(spectrum: Spectrum, name: str) -> dict[str, Any]:
-    numbers = spectrum.to_dict()
+def _record(listed: Listed, name: str) -> dict[str, Any]:
+    numbers = listed.summary.json()
     kept = ("kind", "method", "shape", "inputs", "s_max", "mean_square", "isometry")
     return {
         "name": name,
         **{key: numbers[key] for key in kept},
-        "created": spectrum.provenance.get("created"),
-        "partial": spectrum.partial,
+        "created": listed.created,
+        "partial": listed.partial,
     }
 
 
-def _print_spectra(spectra: Sequence[tuple[str, Spectrum]]) -> None:
+def _print_spectra(spectra: Sequence[tuple[str, Listed]]) -> None:
     from isometry.report.tables import print_table
     from isometry.spectrum.summary import LABELS
 
     shown = ("method", "shape", "s_max", "mean_square", "isometry")
     rows = []
-    for name, spectrum in spectra:
-        cells = spectrum.reported.cells()
-        if spectrum.partial and not name.endswith(PARTIAL):
+    for name, listed in spectra:
+        cells = listed.summary.cells()
+        if listed.partial and not name.endswith(PARTIAL):
             name += PARTIAL
-        rows.append([name, *(cells[key] for key in shown), str(spectrum.provenance.get("created") or "-")])
+        rows.append([name, *(cells[key] for key in shown), str(listed.created or "-")])
     with quiet_when_closed():
         print_table(
             ["name", *(LABELS[key] for key in shown), "created"],
@@ -151,3 +152,22 @@ def validate_command(context: click.Context, file: Path, as_json: bool) -> None:
         print_text(f"{plain(str(file))}: {count} spectra, no problem found")
     if problems:
         context.exit(codes.UNREADABLE)
+
+
+@click.command("compact")
+@file_argument
+@json_option
+def compact_command(file: Path, as_json: bool) -> None:
+    """Write a file anew without unused space.
+
+    Replacing and removing leave some, and short spectra of earlier versions take four times the space. Spectra and
+    series stay as they are. Killed at any moment, the file is the old or the new one.
+    """
+    from isometry.store import open_store
+
+    open_store(file, "r")  # one that is not there is not made
+    before, after = open_store(file, "a").compact()
+    if as_json:
+        print_json({"file": str(file), "bytes_before": before, "bytes_after": after})
+    else:
+        print_text(f"{plain(str(file))}: {before:,} bytes before, {after:,} after")

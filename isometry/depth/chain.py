@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from isometry.errors import ModelError
+from isometry.errors import IsometryError, ModelError
 from isometry.nn.layers import ConvolutionLayer, DenseLayer, Trunk
 from isometry.nn.network import Network
 
@@ -105,6 +105,8 @@ def applied(step: Step, point: Tensor) -> Tensor:
     """Output of the layer; its input is copied first, for a layer may act in place."""
     try:
         output = step.function(point.clone())
+    except IsometryError:
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise ModelError(
             f"layer {step.name!r} failed on an input of shape {tuple(point.shape)}: {str(error).splitlines()[0]}. Give "

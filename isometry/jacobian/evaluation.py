@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import InputError
+from isometry.errors import InputError, IsometryError
 
 from .checks import refuse_nonfinite_output, refuse_random
 from .failures import failed_call
@@ -160,5 +160,7 @@ def _value(
     try:
         with numerics:
             return function(point)
+    except IsometryError:
+        raise
     except Exception as error:
         raise failed_call(error, point) from error

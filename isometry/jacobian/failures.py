@@ -22,12 +22,16 @@ def first_line(error: Exception | None) -> str:
 
 
 def failed_call(error: Exception, x: Tensor) -> Exception:
-    """The error to raise where the model fails on the input: an IsometryError as it is, else one that says why."""
-    if isinstance(error, IsometryError):
-        return error
+    """The error to raise where PyTorch or the model's code fails on the input."""
     if is_out_of_memory(error):
         return IsometryError(
             "out of memory in one evaluation of the model. Take fewer inputs, or a device with more memory"
+        )
+    if "does not require grad" in str(error):
+        return ModelError(
+            "the model calls torch.autograd.grad or backward inside its forward pass, which works neither under "
+            "torch.no_grad nor inside torch.func. Take the derivative by torch.func.grad (or vjp, jacrev) there. "
+            f"PyTorch says: {first_line(error)}"
         )
     return InputError(
         f"the model fails on an input of shape {tuple(x.shape)} and type {x.dtype} on {x.device}: "

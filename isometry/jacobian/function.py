@@ -86,6 +86,7 @@ def point_function(
     factories_are_placed : bool
         Whether the caller has set a device on which new tensors are made: those of the model are then made on its own.
     """
+    model = uncompiled(model)
     module = _module_behind(model)
     if (source or target) and module is None:
         raise InputError(
@@ -128,6 +129,12 @@ def point_function(
     part = "" if source is None and target is None else f" [{source or 'input'} -> {target or 'output'}]"
     recurrent = module is not None and any(isinstance(part_, nn.RNNBase) for part_ in module.modules())
     return PointFunction(function, point, private, recurrent, _describe(model, module) + part)
+
+
+def uncompiled(model: Any) -> Any:
+    """The module that torch.compile was given, with its own names of modules; anything else as it is."""
+    inner = getattr(model, "_orig_mod", None) if type(model).__name__ == "OptimizedModule" else None
+    return model if inner is None else inner
 
 
 def _module_behind(model: Any) -> nn.Module | None:

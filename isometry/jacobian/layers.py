@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from isometry.errors import InputError
 
+from .function import uncompiled
 from .placement import refuse_lazy_parameters
 from .private_module import PrivateModule
 
@@ -35,6 +36,7 @@ def named_layers(model: nn.Module, x: Tensor) -> list[LayerInfo]:
     x : Tensor
         An input as the model takes it.
     """
+    model = uncompiled(model)
     if not isinstance(model, nn.Module):
         raise InputError(f"layers are listed for an nn.Module; got {type(model).__name__}")
     refuse_lazy_parameters(model)

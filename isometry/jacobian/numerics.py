@@ -99,6 +99,7 @@ def _make_strict(stack: ExitStack, demands: frozenset[_Demand]) -> None:
     stack.callback(backends.mha.set_fastpath_enabled, backends.mha.get_fastpath_enabled())
     backends.mha.set_fastpath_enabled(False)
     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    stack.enter_context(torch.compiler.set_stance("force_eager"))
     if any(demand.cuda for demand in demands):
         _set(stack, backends.cudnn, "benchmark", False)
         _set(stack, backends.cudnn, "deterministic", True)
@@ -125,6 +126,7 @@ def strict_numerics(device: torch.device, *, recurrent: bool = False, tf32: bool
       second derivative either.
     - Autocast, inference mode and gradients are off, new tensors are on the processor unless said otherwise, and NumPy
       does not raise.
+    - Compiled modules and functions run as they were written: a compiled graph keeps intermediates from the recording.
 
     Parameters
     ----------

@@ -20,6 +20,7 @@ from .numerics import no_collection, strict_numerics
 from .outputs import Output
 from .private_module import PrivateModule
 from .product_checks import adjoint_error, checked_rounding, expected_rounding, linearity_error
+from .zero import cause_of_zero
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -84,6 +85,8 @@ class JacobianOperator:
         compare products with those of torch.func, from another evaluation of the model, and test both for linearity
         (:meth:`linearity_test`). It grows with depth, to some 100 units over 1000 layers, and holds what casts inside
         the model round. The effect on J of the rounding of the activations is in it as far as evaluations differ by it.
+    zero_cause : str
+        Why J is zero, where it is: "layer head.weight is zero". Empty where it is not zero, or nothing was found.
     unit : float
         Unit of rounding of the products: that of ``dtype``; larger with ``tf32``, or where the model casts to a coarser
         type. A singular value below 8 units of s_max is not told from zero.
@@ -162,6 +165,9 @@ class JacobianOperator:
                 else expected_rounding(evaluation)
             )
         self.rounding, self.unit = found.relative, found.unit
+        v, jv, _, jtu = products.checked
+        is_zero = not bool((jv != 0).any()) and not bool((jtu != 0).any())
+        self.zero_cause = cause_of_zero(evaluation, v) if is_zero else ""
         self._evaluation, self._chunked, self._private = evaluation, chunked, part.private
         self.point, self.description, self.batch = part.point, part.description, evaluation.batch
         self.input_shape, self.output_shape = evaluation.input_shape, evaluation.output_shape

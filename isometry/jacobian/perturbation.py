@@ -99,7 +99,7 @@ class _Shadow(TorchDispatchMode):
             generator.set_state(state)
         try:
             other = func(*shadows[0], **shadows[1])
-        except (RuntimeError, IndexError, ValueError):
+        except (RuntimeError, IndexError):
             # Its positions or sizes depend on values: the copy goes on as the original.
             other = out
         self._note(out, other)

@@ -11,6 +11,7 @@ from isometry.errors import InputError, ModelError
 
 from .failures import first_line
 
+_META = "on the meta device tensors hold no numbers; move the model and the input to a real device first"
 _PRECISIONS = (torch.float32, torch.float64)
 
 
@@ -29,15 +30,15 @@ def working_dtype_and_device(
     InputError, ModelError
         Where the input, the model, the dtype or the device cannot be used.
     """
-    _refuse_input(x, has_source=has_source)
     tensors: Sequence[Tensor] = [] if module is None else [*module.parameters(), *module.buffers()]
+    _refuse_meta([x, *tensors])
+    _refuse_input(x, has_source=has_source)
     if module is not None:
         refuse_lazy_parameters(module)
-    if any(t.is_complex() for t in tensors):
-        raise InputError("the model has complex parameters; complex Jacobians are not measured")
-    first = next((t for t in tensors if t.is_floating_point()), None)
+    first = next((t for t in tensors if t.is_floating_point() or t.is_complex()), None)
     if dtype is None:
         dtype = first.dtype if first is not None else x.dtype
+        dtype = dtype.to_real() if dtype.is_complex else dtype
         dtype = dtype if dtype in _PRECISIONS else torch.float32
     if dtype not in _PRECISIONS:
         raise InputError(
@@ -72,6 +73,12 @@ def _refuse_input(x: Tensor, *, has_source: bool) -> None:
         raise InputError("the input holds NaN or inf; J is taken at a finite point")
 
 
+def _refuse_meta(tensors: Sequence[Tensor]) -> None:
+    """Raise InputError where a tensor holds no numbers."""
+    if any(tensor.is_meta for tensor in tensors):
+        raise InputError(_META)
+
+
 def _usable_device(device: torch.device | str | None, *, default: torch.device) -> torch.device:
     try:
         place = default if device is None else torch.device(device)
@@ -83,7 +90,7 @@ def _usable_device(device: torch.device | str | None, *, default: torch.device) 
             "a CUDA build of torch on a machine with a GPU"
         )
     if place.type == "meta":
-        raise InputError("on the meta device tensors hold no numbers; move the model to a real device first")
+        raise InputError(_META)
     try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -184,7 +184,12 @@ class _Copies:
         """The copy of a parameter or buffer, in the precision and on the device wanted."""
         if id(tensor) in self._known:
             return self.of(tensor)
-        return self._tensor(tensor, self.dtype if tensor.is_floating_point() else None, self._device)
+        dtype = self.dtype
+        if dtype is not None and tensor.is_complex():
+            dtype = dtype.to_complex()
+        elif not tensor.is_floating_point():
+            dtype = None
+        return self._tensor(tensor, dtype, self._device)
 
     def _tensor(self, tensor: Tensor, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
         made: Tensor = tensor.detach().to(device=device, dtype=dtype, copy=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import InputError
+from isometry.errors import InputError, IsometryError
 
 from .failures import failed_call
 
@@ -50,6 +50,8 @@ def tensor_entering(call: Call, x: Tensor, module: nn.Module, name: str) -> Tens
             call(x)
     except _Reached as reached:
         return reached.value.detach().clone()
+    except IsometryError:
+        raise
     except Exception as error:
         raise failed_call(error, x) from error
     finally:

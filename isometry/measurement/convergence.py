@@ -56,8 +56,11 @@ def warn_unconverged(spectrum: Spectrum, tol: float, *, top: int | None = None) 
     )
 
 
-def warn_of_underflow(spectrum: Spectrum, dtype: str) -> None:
-    """Say so where J is so small that its entries may have been lost below the smallest float."""
+def warn_of_underflow(spectrum: Spectrum, dtype: str, cause: str = "") -> None:
+    """Say so where J is so small that its entries may have been lost below the smallest float.
+
+    ``cause`` is the reason why J is zero, where it is known.
+    """
     e = spectrum.extremes
     smallest = float(np.finfo(dtype).tiny / np.finfo(dtype).eps)
     if e is None or bool(np.all(e.top[:, 0] >= smallest)):
@@ -65,8 +68,11 @@ def warn_of_underflow(spectrum: Spectrum, dtype: str) -> None:
     s_max = float(e.top[:, 0].min())
     cure = "" if dtype == "float64" else "; if the network is merely deep, measure with dtype=torch.float64"
     warnings.warn(
-        f"s_max is {s_max:.2g}: either nothing of the output depends on the input (units that are cut off), or the "
-        f"products underflow in torch.{dtype}{cure}",
+        f"s_max is {s_max:.2g}: "
+        + (
+            cause
+            or f"either nothing of the output depends on the input, or the products underflow in torch.{dtype}{cure}"
+        ),
         ConvergenceWarning,
         stacklevel=3,
     )

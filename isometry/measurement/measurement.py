@@ -204,7 +204,7 @@ def measure(
             stopped["inputs"] = f"{spectrum.n_inputs} of {operator.batch or 1}"
         spectrum = replace(spectrum, provenance={**spectrum.provenance, "stopped": stopped})
         warn_stopped(stopped)
-    warn_of_underflow(spectrum, str(operator.dtype).removeprefix("torch."))
+    warn_of_underflow(spectrum, str(operator.dtype).removeprefix("torch."), operator.zero_cause)
     if chosen.tol is not None:
         warn_unconverged(spectrum, chosen.tol, top=top)
     return spectrum

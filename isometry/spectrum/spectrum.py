@@ -407,7 +407,7 @@ class Spectrum:
         if not math.isfinite(second):
             return 0.0 if second < 0 else math.inf
         # Relative to m_2, so that neither square over- nor underflows on the way.
-        share = max(-math.expm1(2 * first - second), 0.0) + 0.0
+        share = -math.expm1(min(2 * first - second, 0.0)) + 0.0
         return share * math.exp(second) if second < 709.7 else (math.inf if share > 0 else 0.0)
 
     # ---- errors ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import math
 from typing import Any
 
 import h5py
+import numpy as np
 from h5py import h5a, h5d, h5l, h5t, h5z
 
 from isometry.errors import StoreError
@@ -45,6 +46,11 @@ def holds(parent: h5py.Group, name: str) -> bool:
         return False
 
 
+def link_kind(parent: h5py.Group, name: str) -> int:
+    """Kind of a link that is there, as one of ``h5py.h5l.TYPE_HARD`` and its fellows."""
+    return int(parent.id.links.get_info(_bytes(name)).type)
+
+
 def member(parent: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
     """The group or dataset of that name, or None where there is no such link.
 
@@ -55,7 +61,7 @@ def member(parent: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
     """
     if not holds(parent, name):
         return None
-    kind = parent.id.links.get_info(_bytes(name)).type
+    kind = link_kind(parent, name)
     where = _place(parent, name)
     if kind != h5l.TYPE_HARD:
         raise StoreError(
@@ -84,20 +90,16 @@ def attributes_of(node: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     StoreError
         When one is not a text, a number or a short array of numbers.
     """
-    found = {}
-    for name in node.attrs:
-        if name not in FOREIGN and not name.startswith("_"):
-            _check_attribute(node, name)
-            found[name] = node.attrs[name]
-    return found
+    return {
+        name: _read_attribute(node, name)
+        for name in node.attrs
+        if name not in FOREIGN and not name.startswith("_")
+    }
 
 
 def attribute(node: h5py.Group | h5py.Dataset, name: str) -> Any:
     """One attribute, checked as by `attributes_of`; None where there is none of that name."""
-    if name not in node.attrs:
-        return None
-    _check_attribute(node, name)
-    return node.attrs[name]
+    return _read_attribute(node, name) if h5a.exists(node.id, _bytes(name)) else None
 
 
 def _check_dataset(dataset: h5py.Dataset, where: str) -> None:
@@ -139,16 +141,24 @@ def _check_size(dataset: h5py.Dataset, shape: tuple[int, ...], filtered: bool, w
         )
 
 
-def _check_attribute(node: h5py.Group | h5py.Dataset, name: str) -> None:
+def _read_attribute(node: h5py.Group | h5py.Dataset, name: str) -> Any:
+    """As h5py reads it, in a third of its time: text as str, a single number as NumPy's."""
     found = h5a.open(node.id, _bytes(name))
     kind, shape = found.get_type(), found.shape
     # An array of texts of any length may name one long text many times.
-    single = isinstance(kind, h5t.TypeStringID) and kind.is_variable_str()
-    most = 1 if single else _MOST_ENTRIES
+    text = isinstance(kind, h5t.TypeStringID) and kind.is_variable_str()
+    most = 1 if text else _MOST_ENTRIES
     if kind.get_class() not in _ATTRIBUTES or shape is None or math.prod(shape) > most:
         raise StoreError(
             f"{_place(node)}: the attribute {name!r} is neither a text nor a few numbers, so isometry did not write it"
         )
+    values = np.empty(shape, dtype=found.dtype)
+    if values.size:
+        found.read(values)
+    if text and values.size:
+        raw = values.item()
+        return raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else str(raw)
+    return values[()]
 
 
 def _bytes(name: str) -> bytes:

@@ -63,21 +63,20 @@ def _plain(value: Any, where: str) -> Any:
     )
 
 
-def write_attributes(target: h5py.Group, values: Mapping[str, Any], *, reserved: Iterable[str] = ()) -> None:
-    """Write plain values (see `plain`); those whose names are reserved for the layout go into ``nested``."""
+def sorted_attributes(values: Mapping[str, Any], *, reserved: Iterable[str] = ()) -> dict[str, Any]:
+    """Plain values (see `plain`) as attributes; those whose names are reserved for the layout go into ``nested``."""
     taken = _TAKEN | {NESTED} | set(reserved)
-    nested = {}
+    native, nested = {}, {}
     for key, value in values.items():
         if key in taken or key.startswith("_") or not _native_text(key) or not _native(value):
             nested[key] = value
         else:
-            target.attrs[key] = np.int64(value) if type(value) is int else value
-    if nested:
-        target.attrs[NESTED] = json.dumps(nested)
+            native[key] = np.int64(value) if type(value) is int else value
+    return {**native, NESTED: json.dumps(nested)} if nested else native
 
 
 def read_attributes(source: h5py.Group, *, reserved: Iterable[str] = ()) -> dict[str, Any]:
-    """What `write_attributes` wrote.
+    """What `sorted_attributes` sorted.
 
     Raises
     ------

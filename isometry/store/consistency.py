@@ -118,6 +118,8 @@ def _implausible_moments(curve: Curve) -> list[str]:
     highest, before = curve.log_range[1], -math.inf
     if math.isnan(highest):  # all mass at zero
         highest = -math.inf
+    if curve.unbounded:
+        highest = math.inf
     for k, moment in enumerate(curve.log_even_moments, 1):
         if moment > k * (2 * highest + _BEYOND_GRID):
             return [

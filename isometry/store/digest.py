@@ -7,6 +7,7 @@ seed or time, and nobody is told.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import h5py
@@ -23,11 +24,21 @@ _NOT_COUNTED = {DIGEST, "crc32"}
 
 def digest_of(group: h5py.Group) -> str:
     """SHA-256, as hexadecimal digits, of the attributes of a group and of its datasets, their names and types."""
+    return digest_of_parts(
+        attributes_of(group),
+        {name: (dataset.dtype.str, attributes_of(dataset)) for name, dataset in datasets_of(group).items()},
+    )
+
+
+def digest_of_parts(
+    attributes: Mapping[str, Any], datasets: Mapping[str, tuple[str, Mapping[str, Any]]]
+) -> str:
+    """The same from the attributes of the group, and from the types and attributes of its datasets by name."""
     digest = hashlib.sha256()
-    _add_attributes(digest, group)
-    for name, dataset in sorted(datasets_of(group).items()):
-        _add(digest, name, dataset.dtype.str)
-        _add_attributes(digest, dataset)
+    _add_attributes(digest, attributes)
+    for name, (dtype, described) in sorted(datasets.items()):
+        _add(digest, name, dtype)
+        _add_attributes(digest, described)
     return digest.hexdigest()
 
 
@@ -44,13 +55,13 @@ def digest_problems(group: h5py.Group) -> list[str]:
     )
 
 
-def _add_attributes(digest: Any, item: h5py.Group | h5py.Dataset) -> None:
-    for key, value in sorted(attributes_of(item).items()):
-        if key not in _NOT_COUNTED:
-            _add(digest, key, value)
+def _add_attributes(digest: Any, attributes: Mapping[str, Any]) -> None:
+    for key in sorted(attributes.keys() - _NOT_COUNTED):
+        _add(digest, key, attributes[key])
 
 
 def _add(digest: Any, key: str, value: Any) -> None:
-    if isinstance(value, np.ndarray | np.generic):
+    if not isinstance(value, str):
+        value = np.asarray(value)
         value = (value.dtype.str, value.shape, value.tobytes())
     digest.update(repr((key, value)).encode("utf-8", "surrogatepass"))

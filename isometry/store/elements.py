@@ -1,11 +1,13 @@
 """An element of the file: arrays with named dimensions and plain attributes, written to and read from one group.
 
 Knows nothing of spectra. Every dataset carries ``units``, ``description`` and a ``crc32`` of its bytes, and its axes
-are attached to dimension scales of the same group, so that xarray names them.
+are attached to dimension scales of the same group, so that xarray names them. A short array is an attribute of the
+group instead, where it takes a tenth of the space and time; only the main arrays of a spectrum are always datasets.
 """
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,9 +19,17 @@ from numpy.typing import NDArray
 
 from isometry.errors import NewerSchemaError, StoreError
 from isometry.store.admission import attribute, holds, member
-from isometry.store.attributes import write_attributes
-from isometry.store.digest import DIGEST, digest_of
-from isometry.store.layout import DIMENSIONS, Field
+from isometry.store.attributes import sorted_attributes
+from isometry.store.digest import DIGEST, digest_of_parts
+from isometry.store.layout import DATASETS, DIMENSIONS, Field
+from isometry.store.writing import (
+    forget,
+    new_dataset,
+    new_group,
+    rewrite_text,
+    write_attribute,
+    write_dimensions,
+)
 
 Reader = TypeVar("Reader")
 
@@ -28,6 +38,12 @@ _KINDS = {"float": "f", "bool": "ib", "int": "i", "number": "fiu"}
 _WORDS = {"float": "floats", "bool": "truth values", "int": "whole numbers", "number": "numbers"}
 # Below this a compressed dataset is larger than a plain one: its chunk index outweighs what is saved.
 _COMPRESSED_FROM = 64 * 1024
+# The attribute of the group of all elements that says which came last.
+LAST_WRITTEN = "last_written"
+# The hidden group of elements that were removed and whose space was not reused yet.
+REMOVED = ".removed"
+# Bytes of a short array. HDF5's records for a dataset take some 500 bytes, those for an attribute some 60.
+_SHORT = 1024
 
 
 @dataclass(frozen=True)
@@ -120,52 +136,112 @@ def chosen(group: h5py.Group, known: Mapping[tuple[str, int], Reader]) -> Reader
 
 
 def write_element(parent: h5py.Group, name: str, element: Element, *, reserved: frozenset[str]) -> None:
-    """Write the element as ``parent[name]``, in place of one that is there.
-
-    It is complete under a hidden name before it takes the name, and most of the space of what it replaces is reused.
-    """
+    """Write the element as ``parent[name]``, in place of one that is there, whose space is reused."""
+    # Texts lie in heaps of 4 kB. HDF5 goes on filling one that it has read since the file was opened, and begins
+    # another otherwise: this reads the one of the last element.
+    attribute(parent, LAST_WRITTEN)
     if holds(parent, name):
-        del parent[name]
-    hidden = f".new {name}"
-    group = parent.create_group(hidden, track_order=True)
-    group.attrs["encoding_type"], group.attrs["encoding_version"] = element.encoding
-    for key, value in element.header.items():
-        group.attrs[key] = value
-    write_attributes(group, element.attributes, reserved=reserved)
-    sizes = element.dimension_sizes()
+        forget(parent, name)
+    else:
+        _forget_removed(parent.file)
     growing = element.encoding[0] == "series"
-    for dimension, size in sizes.items():
-        if dimension not in element.arrays:
-            _write_dataset(group, dimension, np.arange(size), DIMENSIONS[dimension], growing)
-    for key, array in element.arrays.items():
-        _write_dataset(group, key, array, element.fields[key], growing)
-    for dimension in sizes:
-        group[dimension].make_scale(dimension)
-    for key in element.arrays:
-        for axis, dimension in enumerate(element.fields[key].dimensions):
-            if key != dimension:
-                group[key].dims[axis].attach_scale(group[dimension])
-    group.attrs[DIGEST] = digest_of(group)
-    parent.move(hidden, name)
+    fields = dict(element.fields)
+    arrays = {
+        key: np.ascontiguousarray(array, dtype=_stored_type(array, fields[key]))
+        for key, array in element.arrays.items()
+    }
+    long = {
+        key: array for key, array in arrays.items() if growing or key in DATASETS or array.nbytes > _SHORT
+    }
+    short = {key: array for key, array in arrays.items() if key not in long}
+    # Dimensions of the datasets are datasets, too: those without values of their own are numbered from 0.
+    dimensions = {
+        dimension: size
+        for key, array in long.items()
+        for dimension, size in zip(fields[key].dimensions, array.shape, strict=True)
+    }
+    long |= {key: short.pop(key) for key in dimensions if key in short}
+    numbered = {key: np.arange(size, dtype="<i4") for key, size in dimensions.items() if key not in long}
+
+    kind, version = element.encoding
+    attributes = {
+        "encoding_type": kind,
+        "encoding_version": np.int64(version),
+        **element.header,
+        **sorted_attributes(element.attributes, reserved=reserved | fields.keys()),
+        **short,
+    }
+    described = {key: _described(array, fields[key]) for key, array in long.items()}
+    if growing:
+        described |= {key: _described(array, DIMENSIONS[key]) for key, array in numbered.items()}
+    long = numbered | long
+    attributes[DIGEST] = digest_of_parts(
+        attributes, {key: (array.dtype.str, described.get(key, {})) for key, array in long.items()}
+    )
+    group = new_group(parent, name)
+    for key, value in attributes.items():
+        write_attribute(group, key, value)
+    datasets = {
+        key: new_dataset(group, key, array, growing=growing, compressed=array.nbytes >= _COMPRESSED_FROM)
+        for key, array in long.items()
+    }
+    for key, dataset in datasets.items():
+        for entry, value in described.get(key, {}).items():
+            write_attribute(dataset, entry, value)
+    write_dimensions(
+        {key: datasets[key] for key in dimensions},
+        {key: (datasets[key], fields[key].dimensions) for key in long if key not in dimensions},
+    )
+    rewrite_text(parent, LAST_WRITTEN, name)
 
 
-def examine_array(group: h5py.Group, name: str, what: Field) -> tuple[NDArray[Any] | None, list[str]]:
+def remove_element(parent: h5py.Group, name: str) -> None:
+    """Take the element out of its group. Its space is freed by the next element that is added, which HDF5 then reuses.
+
+    What HDF5 frees it remembers only until the file is closed.
+    """
+    file = parent.file
+    if not holds(file, REMOVED):
+        file.create_group(REMOVED)
+    removed = member(file, REMOVED)
+    if isinstance(removed, h5py.Group):
+        free = next(str(number) for number in itertools.count() if not holds(removed, str(number)))
+        file.move(f"{parent.name}/{name}", f"{removed.name}/{free}")
+    else:
+        forget(parent, name)
+
+
+def _forget_removed(file: h5py.File) -> None:
+    """Free the space of one element that was removed."""
+    removed = member(file, REMOVED)
+    if isinstance(removed, h5py.Group):
+        for name in list(removed)[:1]:
+            forget(removed, name)
+        if len(removed) == 0:
+            del file[REMOVED]
+
+
+def examine_array(
+    group: h5py.Group, name: str, what: Field, sizes: dict[str, int]
+) -> tuple[NDArray[Any] | None, list[str]]:
     """One array and everything wrong with it: missing, of the wrong shape or type, changed since it was written.
 
-    The array is None where it cannot be read or does not have its dimensions.
+    The array is None where it cannot be read or does not have its dimensions. ``sizes`` holds the lengths of the
+    dimensions met so far, to which those of the array are added.
     """
     dataset = member(group, name)
     if not isinstance(dataset, h5py.Dataset):
-        return None, [f"{name}: the dataset is missing"]
-    if len(dataset.shape) != len(what.dimensions):
-        return None, [f"{name}: has shape {dataset.shape}, not ({', '.join(what.dimensions)})"]
+        values = attribute(group, name)
+        if not isinstance(values, np.ndarray):
+            return None, [f"{name}: the array is missing"]
+        problems = _shape_problems(name, values.shape, values.dtype, what, sizes)
+        return (None, problems) if problems else (_native(values, what), [])
     problems = _dimension_problems(group, name, dataset.shape, what)
-    if dataset.dtype.kind not in _KINDS[what.kind]:
-        problems.append(f"{name}: holds {dataset.dtype}, not {_WORDS[what.kind]}")
+    problems = problems or _shape_problems(name, dataset.shape, dataset.dtype, what, sizes)
     if problems:  # no number is read of what does not have the shape it should have
         return None, problems
     try:
-        values: NDArray[Any] = dataset[...]
+        values = dataset[...]
     except OSError as error:
         return None, [f"{name}: cannot be read ({error})"]
     stored = attribute(dataset, "crc32")
@@ -173,9 +249,29 @@ def examine_array(group: h5py.Group, name: str, what: Field) -> tuple[NDArray[An
         problems.append(f"{name}: has no crc32, so isometry did not write it")
     elif int(stored) != checksum(values):
         problems.append(f"{name}: changed since it was written (crc32 differs)")
-    if what.kind == "bool":
-        return values.astype(bool), problems
-    return values.astype(values.dtype.newbyteorder("="), copy=False), problems
+    return _native(values, what), problems
+
+
+def _native(values: NDArray[Any], what: Field) -> NDArray[Any]:
+    return (
+        values.astype(bool)
+        if what.kind == "bool"
+        else values.astype(values.dtype.newbyteorder("="), copy=False)
+    )
+
+
+def _shape_problems(
+    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], what: Field, sizes: dict[str, int]
+) -> list[str]:
+    if len(shape) != len(what.dimensions):
+        return [f"{name}: has shape {shape}, not ({', '.join(what.dimensions)})"]
+    if dtype.kind not in _KINDS[what.kind]:
+        return [f"{name}: holds {dtype}, not {_WORDS[what.kind]}"]
+    return [
+        f"{name}: has {size} along {dimension!r}, where another array has {sizes[dimension]}"
+        for dimension, size in zip(what.dimensions, shape, strict=True)
+        if sizes.setdefault(dimension, size) != size
+    ]
 
 
 def damaged(group: h5py.Group, problems: list[str]) -> str:
@@ -187,6 +283,8 @@ def damaged(group: h5py.Group, problems: list[str]) -> str:
 
 
 def _dimension_problems(group: h5py.Group, name: str, shape: tuple[int, ...], what: Field) -> list[str]:
+    if len(shape) != len(what.dimensions):
+        return []  # said elsewhere
     problems = []
     for size, dimension in zip(shape, what.dimensions, strict=True):
         scale = member(group, dimension)
@@ -207,18 +305,13 @@ def _stored_type(values: NDArray[Any], what: Field) -> np.dtype[Any]:
     return _DTYPES.get(what.kind) or values.dtype
 
 
-def _write_dataset(group: h5py.Group, name: str, values: NDArray[Any], what: Field, growing: bool) -> None:
-    data: NDArray[Any] = np.ascontiguousarray(values, dtype=_stored_type(values, what))
-    options: dict[str, Any] = {}
-    if growing:
-        options = {"maxshape": (None,) * data.ndim, "chunks": (512,) * data.ndim}
-    elif data.nbytes >= _COMPRESSED_FROM:
-        options = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
-    dataset = group.create_dataset(name, data=data, **options)
-    dataset.attrs["units"] = what.units
-    dataset.attrs["description"] = what.description
-    dataset.attrs["crc32"] = np.uint32(checksum(data))
-    for key, value in what.attributes.items():
-        dataset.attrs[key] = value
-    if what.kind == "bool":
-        dataset.attrs["dtype"] = "bool"  # xarray's own mark for truth values
+def _described(array: NDArray[Any], what: Field) -> dict[str, Any]:
+    """The attributes of a dataset."""
+    described = {
+        "units": what.units,
+        "description": what.description,
+        "crc32": np.uint32(checksum(array)),
+        **what.attributes,
+    }
+    # xarray's own mark for truth values.
+    return {**described, "dtype": "bool"} if what.kind == "bool" else described

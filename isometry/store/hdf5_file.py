@@ -8,9 +8,11 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import BinaryIO
@@ -19,18 +21,33 @@ import h5py
 import numpy as np
 
 from isometry.errors import IsometryError, NewerSchemaError, StoreError
-from isometry.store.admission import attribute, member
+from isometry.store.admission import attribute, holds, member
 from isometry.store.digest import PROMISE
 from isometry.store.guard import GuardedFile
 from isometry.store.journal import commit, is_left, journal_path, recover, sync_folder
-from isometry.store.layout import FORMAT, SCHEMA_VERSION, SERIES, SPECTRA
+from isometry.store.layout import (
+    BAND_FIELDS,
+    CURVE_FIELDS,
+    DERIVED_FIELDS,
+    EXTREME_FIELDS,
+    FORMAT,
+    QUADRATURE_FIELDS,
+    SCHEMA_VERSION,
+    SERIES,
+    SPECTRA,
+)
 from isometry.store.locking import locked, refuse_irregular
 from isometry.store.overlay import Overlay
+from isometry.store.summaries import NUMBERS, SUMMARY
+from isometry.store.writing import write_attribute
+
+# The group whose attributes say what the arrays of spectra mean.
+ABOUT = "about"
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Readable by HDF5 1.8 and later. "latest" would mark the file as open, and refuse it after a kill.
 _LIBRARY_VERSIONS = ("v108", "v108")
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def place_of(path: str | Path) -> Path:
@@ -93,11 +110,27 @@ def writing(path: Path, *, timeout: float) -> Iterator[h5py.File]:
             for kind in (SPECTRA, SERIES):
                 if member(file, kind) is None:
                     file.create_group(kind, track_order=True)
-                group = group_of(file, kind)
-                for leftover in [name for name in group if name.startswith(".")]:
-                    del group[leftover]
+                group_of(file, kind)
+            if not holds(file, ABOUT):
+                _describe(file)
             yield file
         commit(path, raw, overlay)
+
+
+@contextmanager
+def rewriting(
+    path: Path, *, timeout: float
+) -> Iterator[tuple[h5py.File, Callable[[Callable[[h5py.File], None]], None]]]:
+    """The file, open for reading, and what puts another in its place that a function has filled.
+
+    Nobody else reads or writes meanwhile.
+    """
+    with _explained(path, "written"), locked(path, exclusive=True, timeout=timeout) as raw:
+        recover(path, raw)
+        _check_signature(path, raw)
+        with h5py.File(GuardedFile(raw), "r") as file:
+            _check_format(path, file)
+            yield file, lambda fill: _place(path, os.replace, fill)
 
 
 def create(path: Path, *, replace: bool, timeout: float) -> None:
@@ -137,6 +170,7 @@ def create(path: Path, *, replace: bool, timeout: float) -> None:
             raise PermissionError(errno.EACCES, "Permission denied")
 
 
+@cache
 def written_by() -> str:
     """Versions of what writes a file, and that its elements have digests."""
     try:
@@ -146,7 +180,26 @@ def written_by() -> str:
     return f"isometry {own}, h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}, {PROMISE}"
 
 
-def _place(path: Path, put: Callable[[Path, Path], None]) -> None:
+def _place(
+    path: Path, put: Callable[[Path, Path], None], fill: Callable[[h5py.File], None] = lambda file: None
+) -> None:
+    """Make a file under a hidden name, fill it, and put it in its place."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
+    try:
+        with open(draft, "xb") as target:
+            target.write(_made(fill))
+            target.flush()
+            os.fsync(target.fileno())
+        if path.exists():
+            draft.chmod(stat.S_IMODE(path.stat().st_mode))
+        put(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(path)
+
+
+def _made(fill: Callable[[h5py.File], None]) -> memoryview:
+    """A file of spectra in memory: HDF5 gives no errors of the disk as they are."""
     memory = io.BytesIO()
     with h5py.File(memory, "w", libver=_LIBRARY_VERSIONS) as file:
         file.attrs["format"] = FORMAT
@@ -154,16 +207,20 @@ def _place(path: Path, put: Callable[[Path, Path], None]) -> None:
         file.attrs["written_by"] = written_by()
         file.create_group(SPECTRA, track_order=True)
         file.create_group(SERIES, track_order=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
-    try:
-        with open(draft, "xb") as target:
-            target.write(memory.getvalue())
-            target.flush()
-            os.fsync(target.fileno())
-        put(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    sync_folder(path)
+        _describe(file)
+        fill(file)
+    return memory.getbuffer()
+
+
+def _describe(file: h5py.File) -> None:
+    """What the short arrays of all spectra mean, once for the file: datasets say it themselves."""
+    about = file.create_group(ABOUT, track_order=True)
+    fields = (QUADRATURE_FIELDS, CURVE_FIELDS, EXTREME_FIELDS, DERIVED_FIELDS, BAND_FIELDS)
+    for name, what in {key: what for group in fields for key, what in group.items()}.items():
+        write_attribute(
+            about.id, name, f"({', '.join(what.dimensions)}) {what.description}; units: {what.units}"
+        )
+    write_attribute(about.id, SUMMARY, f"what a list shows: {', '.join(NUMBERS)}; last a CRC-32")
 
 
 def _writable(path: Path) -> bool:
@@ -234,7 +291,7 @@ def _explained(path: Path, act: str) -> Iterator[None]:
             f"{'read' if act == 'read' else 'write'} {where}; choose another place, or ask for it."
         ) from error
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             raise StoreError(
                 f"{path} cannot be {act}: no room left ({error.strerror}). The file holds what it held before. Free "
                 "some space or raise the quota or size limit, then try again; or write to another disk."

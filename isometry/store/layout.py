@@ -21,10 +21,13 @@ SPECTRA, SERIES = "spectra", "series"
 
 # Version 2 added the band of the cdf; version 3 the error model, and its `resolved` was `certain` before.
 OLD_QUADRATURE_ENCODINGS = (("spectrum-quadrature", 1), ("spectrum-quadrature", 2))
-QUADRATURE_ENCODING = ("spectrum-quadrature", 3)
+# Version 4, and 3 of a curve, have short arrays as attributes of the group, and the summary.
+QUADRATURE_ENCODINGS = (("spectrum-quadrature", 3), ("spectrum-quadrature", 4))
+QUADRATURE_ENCODING = QUADRATURE_ENCODINGS[-1]
 # Version 2 added whether the support has no upper end.
 OLD_CURVE_ENCODING = ("spectrum-curve", 1)
-CURVE_ENCODING = ("spectrum-curve", 2)
+CURVE_ENCODINGS = (("spectrum-curve", 2), ("spectrum-curve", 3))
+CURVE_ENCODING = CURVE_ENCODINGS[-1]
 SERIES_ENCODING = ("series", 1)
 
 MOMENT_ORDERS = (1, 2, 3, 4)
@@ -147,11 +150,12 @@ BAND_FIELDS = {
 SPECTRUM_FIELDS = {
     OLD_QUADRATURE_ENCODINGS[0]: OLD_QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
     OLD_QUADRATURE_ENCODINGS[1]: OLD_QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
-    QUADRATURE_ENCODING: QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
-    OLD_CURVE_ENCODING: CURVE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
-    CURVE_ENCODING: CURVE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
+    **dict.fromkeys(QUADRATURE_ENCODINGS, QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS),
+    **dict.fromkeys((OLD_CURVE_ENCODING, *CURVE_ENCODINGS), CURVE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS),
 }
 OPTIONAL_FIELDS = frozenset(EXTREME_FIELDS)
+# What is a dataset however short it is, with named dimensions for xarray.
+DATASETS = frozenset({"nodes", "weights", "log_s", "cdf", "density"})
 
 
 def checked_name(name: object, what: str = "a spectrum") -> str:

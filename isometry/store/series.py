@@ -175,18 +175,19 @@ def decode(group: h5py.Group, name: str) -> Series:
 def problems_of(group: h5py.Group, name: str) -> list[str]:
     """Everything that is wrong with a stored series."""
     problems = _read(group)[1]
-    problems += examine_array(group, _ROW, DIMENSIONS[_ROW])[1]
+    problems += examine_array(group, _ROW, DIMENSIONS[_ROW], {})[1]
     return problems + [f"{key}: the attribute is missing" for key in sorted(HEADER - set(group.attrs))]
 
 
 def _read(group: h5py.Group) -> tuple[dict[str, NDArray[Any]], list[str]]:
     arrays: dict[str, NDArray[Any]] = {}
     problems: list[str] = []
+    sizes: dict[str, int] = {}
     for column, dataset in chosen(group, _COLUMNS)(group).items():
         if column == _ROW:
             continue
         kind = "bool" if attribute(dataset, "dtype") == "bool" else "number"
-        values, found = examine_array(group, column, Field((_ROW,), "", "", kind))
+        values, found = examine_array(group, column, Field((_ROW,), "", "", kind), sizes)
         problems += found
         if values is not None:
             arrays[column] = values

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from isometry.errors import InputError, StoreError
 from isometry.spectrum import Curve, Extremes, Quadrature, Spectrum
 from isometry.spectrum.cdf_bounds import cdf_bounds
-from isometry.store.admission import attribute, member
+from isometry.store.admission import attribute, holds, member
 from isometry.store.attributes import NESTED, plain, read_attributes
 from isometry.store.consistency import implausible, impossible
 from isometry.store.digest import digest_problems
@@ -34,6 +34,7 @@ from isometry.store.layout import (
     BAND_CONFIDENCE,
     BAND_FIELDS,
     CURVE_ENCODING,
+    CURVE_ENCODINGS,
     DERIVED_FIELDS,
     EXTREME_FIELDS,
     LEVELS,
@@ -43,19 +44,22 @@ from isometry.store.layout import (
     OLD_QUADRATURE_FIELDS,
     OPTIONAL_FIELDS,
     QUADRATURE_ENCODING,
+    QUADRATURE_ENCODINGS,
     QUADRATURE_FIELDS,
     SPECTRUM_FIELDS,
 )
+from isometry.store.summaries import SUMMARY, Listed, encode_summary, read_listed, summary_problems
 
 Arrays = dict[str, NDArray[Any]]
 
+_WITH_SHORT_ARRAYS = {QUADRATURE_ENCODING, CURVE_ENCODING}
 # What is written for others and not read back.
 _FOLLOWING = DERIVED_FIELDS.keys() | BAND_FIELDS.keys()
 
 # Attributes of the layout itself; everything else on the group is provenance.
 HEADER = frozenset(
     {"encoding_type", "encoding_version", "written_by", "kind", "method", "shape", "null_dimension", "products",
-     "seconds", "unbounded_above"} | ATTRIBUTES
+     "seconds", "unbounded_above", SUMMARY} | ATTRIBUTES
 )  # fmt: skip
 
 
@@ -103,6 +107,7 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
         header["shape"] = np.array(spectrum.shape, np.int64)
     provenance = plain(spectrum.provenance)
     provenance.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
+    header[SUMMARY] = encode_summary(spectrum, provenance["created"])
     element = Element(encoding, SPECTRUM_FIELDS[encoding], arrays, header, provenance)
     element.dimension_sizes()
     if problems := impossible(spectrum):
@@ -155,7 +160,9 @@ def problems_of(group: h5py.Group, name: str) -> list[str]:
         for key, absolute in (("moment", 0.0), ("log10_moment", 1e-8))
         if not np.allclose(arrays[key], expected[key], rtol=1e-8, atol=absolute, equal_nan=True)
     ]
-    problems += implausible(spectrum) + _derived_problems(spectrum, arrays)
+    problems += (
+        summary_problems(group, spectrum) + implausible(spectrum) + _derived_problems(spectrum, arrays)
+    )
     return problems + _band_problems(spectrum, arrays) + digest_problems(group)
 
 
@@ -175,8 +182,17 @@ def describe(group: h5py.Group, name: str) -> dict[str, Any]:
         "shape": None if shape is None else list(shape),
         "inputs": sizes.get("input", 1),
         "probes": sizes.get("probe", 1),
-        "provenance": read_attributes(group, reserved=HEADER),
+        "provenance": _provenance(group),
     }
+
+
+def listed(group: h5py.Group, name: str) -> Listed:
+    """What a list shows of a stored spectrum: its summary, or what follows from its arrays where none was stored."""
+    found = read_listed(group, name)
+    if found is None:
+        spectrum = decode(group, name)
+        found = Listed(spectrum.reported, spectrum.provenance.get("created"), spectrum.partial)
+    return found
 
 
 def is_partial(group: h5py.Group | h5py.Dataset) -> bool:
@@ -218,10 +234,11 @@ def band(spectrum: Spectrum) -> Arrays:
     """The certified band of the cdf on a grid, as in BAND_FIELDS: where the mass is, and over the whole range."""
     low, high = spectrum.support
     with np.errstate(over="ignore"):
-        where = np.asarray(spectrum.quantile(np.linspace(0, 1, 33)))
+        where = np.unique(spectrum.quantile(np.linspace(0, 1, 33)))
     # Just below and just above, because the very nodes are known to rounding only.
     places = np.concatenate([where * (1 - 1e-6), where * (1 + 1e-6)])
-    if 0 < low <= high:
+    # Where these are all the nodes, the band has no step elsewhere.
+    if 0 < low <= high and np.unique(spectrum.quadrature.nodes_above_floor).size > where.size:
         places = np.concatenate([places, np.geomspace(low, min(high, np.finfo(float).max / 2), 62)])
     places = np.unique(np.minimum(places, np.finfo(float).max))
     lower, upper = spectrum.cdf_band(places, BAND_CONFIDENCE)
@@ -290,13 +307,16 @@ def _text(method: str) -> str:
 def _read(group: h5py.Group, *, derived_too: bool) -> tuple[Arrays, list[str]]:
     """Arrays of the group by name, without those that are missing or misshapen, and what is wrong."""
     fields = chosen(group, SPECTRUM_FIELDS)
-    with_extremes = any(name in group for name in OPTIONAL_FIELDS)
+    with_extremes = any(
+        holds(group, name) or isinstance(attribute(group, name), np.ndarray) for name in OPTIONAL_FIELDS
+    )
     arrays: Arrays = {}
     problems: list[str] = []
+    sizes: dict[str, int] = {}
     for name, what in fields.items():
         if (name in OPTIONAL_FIELDS and not with_extremes) or (name in _FOLLOWING and not derived_too):
             continue
-        values, found = examine_array(group, name, what)
+        values, found = examine_array(group, name, what, sizes)
         problems += found
         if values is not None:
             arrays[name] = values
@@ -305,7 +325,7 @@ def _read(group: h5py.Group, *, derived_too: bool) -> tuple[Arrays, list[str]]:
 
 def _build(group: h5py.Group, name: str, arrays: Arrays) -> Spectrum:
     header = _header(group)[0]
-    provenance = read_attributes(group, reserved=HEADER)
+    provenance = _provenance(group)
     spectrum = Spectrum(
         chosen(group, _DISTRIBUTIONS)(group, arrays),
         method=header["method"],
@@ -327,6 +347,12 @@ def _build(group: h5py.Group, name: str, arrays: Arrays) -> Spectrum:
     )
 
 
+def _provenance(group: h5py.Group) -> dict[str, Any]:
+    # Before short arrays were attributes, a record may have had an entry of the same name.
+    arrays = chosen(group, SPECTRUM_FIELDS).keys() if encoding_of(group) in _WITH_SHORT_ARRAYS else ()
+    return read_attributes(group, reserved=HEADER | set(arrays))
+
+
 def _header(group: h5py.Group) -> tuple[dict[str, Any], list[str]]:
     """The attributes of the layout as plain values, and what is wrong with them."""
     header: dict[str, Any] = {}
@@ -346,7 +372,7 @@ def _header(group: h5py.Group) -> tuple[dict[str, Any], list[str]]:
     zeros = abs(header["shape"][0] - header["shape"][1]) if header["shape"] else 0
     if header["null_dimension"] != zeros:
         problems.append(f"null_dimension: is {header['null_dimension']}, and the shape forces {zeros} zeros")
-    wanted = "predicted" if encoding_of(group) in (OLD_CURVE_ENCODING, CURVE_ENCODING) else "measured"
+    wanted = "predicted" if encoding_of(group) in (OLD_CURVE_ENCODING, *CURVE_ENCODINGS) else "measured"
     if header["kind"] != wanted:
         problems.append(f"kind: is {header['kind']!r}, and what is stored is {wanted}")
     return header, problems
@@ -392,16 +418,16 @@ def _old_curve(group: h5py.Group, arrays: Arrays) -> Curve:
 
 def _curve(group: h5py.Group, arrays: Arrays) -> Curve:
     unbounded = attribute(group, "unbounded_above")
-    if unbounded not in (0, 1):
+    if np.shape(unbounded) != () or unbounded not in (0, 1):
         raise InputError(f"unbounded_above: is {unbounded!r}, not 0 or 1")
     return replace(_old_curve(group, arrays), unbounded=bool(unbounded))
 
 
 _DISTRIBUTIONS: dict[tuple[str, int], Callable[[h5py.Group, Arrays], Quadrature | Curve]] = {
     **dict.fromkeys(OLD_QUADRATURE_ENCODINGS, _old_quadrature),
-    QUADRATURE_ENCODING: _quadrature,
+    **dict.fromkeys(QUADRATURE_ENCODINGS, _quadrature),
     OLD_CURVE_ENCODING: _old_curve,
-    CURVE_ENCODING: _curve,
+    **dict.fromkeys(CURVE_ENCODINGS, _curve),
 }
 
 

@@ -6,7 +6,7 @@ nothing open.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -22,11 +22,14 @@ from isometry.spectrum import Spectrum
 from isometry.store import series as series_element
 from isometry.store import spectra as spectrum_element
 from isometry.store.admission import holds, member
-from isometry.store.elements import Element, stored_names, write_element
-from isometry.store.hdf5_file import create, group_of, place_of, reading, writing, written_by
+from isometry.store.compaction import compact
+from isometry.store.elements import Element, remove_element, stored_names, write_element
+from isometry.store.hdf5_file import DISK_FULL, create, group_of, place_of, reading, writing, written_by
 from isometry.store.layout import SERIES, SPECTRA, checked_name
 from isometry.store.series import Series
+from isometry.store.summaries import Listed
 from isometry.store.validation import validate
+from isometry.store.writing import forget
 
 _WORDS = {SPECTRA: "spectrum", SERIES: "series"}
 
@@ -102,6 +105,26 @@ class Store:
         with self._reading() as file:
             return spectrum_element.describe(self._group(file, SPECTRA, name), name)
 
+    def listing(self) -> dict[str, Listed | StoreError]:
+        """What a list shows of each spectrum, by name, in the order they were added; an error where one is damaged.
+
+        Read from the summaries that are stored with the spectra, without their arrays.
+        """
+        found: dict[str, Listed | StoreError] = {}
+        with self._reading() as file:
+            parent = group_of(file, SPECTRA)
+            for name in stored_names(parent):
+                try:
+                    group = member(parent, name)
+                    if not isinstance(group, h5py.Group):
+                        raise StoreError(
+                            f"{self.path}: spectra/{name} is not a group: isometry did not write it."
+                        )
+                    found[name] = spectrum_element.listed(group, name)
+                except StoreError as error:
+                    found[name] = error
+        return found
+
     def add(self, spectrum: Spectrum, name: str | None = None, *, overwrite: bool = False) -> str:
         """Store a spectrum; it is safe on disk when this returns.
 
@@ -131,10 +154,8 @@ class Store:
         return name
 
     def remove(self, name: str) -> None:
-        """Remove a spectrum. The file does not shrink (``h5repack`` does that)."""
-        with self._writing() as file:
-            self._group(file, SPECTRA, name)
-            del group_of(file, SPECTRA)[name]
+        """Remove a spectrum. Its space is reused by those added later; :meth:`compact` gives it back to the disk."""
+        self._remove(SPECTRA, name)
 
     # ---- series --------------------------------------------------------------------------------------
 
@@ -200,15 +221,26 @@ class Store:
 
     def remove_series(self, name: str) -> None:
         """Remove a series."""
-        with self._writing() as file:
-            self._group(file, SERIES, name)
-            del group_of(file, SERIES)[name]
+        self._remove(SERIES, name)
 
     # ---- the file ------------------------------------------------------------------------------------
 
     def validate(self) -> list[str]:
         """Every problem of the file, in words; empty where there is none. See :func:`isometry.store.validate`."""
         return validate(self.path, timeout=self.timeout)
+
+    def compact(self) -> tuple[int, int]:
+        """Write the file anew, without unused space and in the present layout; returns its size before and after.
+
+        Spectra and series stay as they were, bit for bit. Killed at any moment, the file is the old or the new one.
+
+        Raises
+        ------
+        StoreError
+            When something in the file is damaged, or belongs to another program: the file is then as it was.
+        """
+        self._check_writable()
+        return compact(self.path, timeout=self.timeout)
 
     def close(self) -> None:
         """Forbid further use; there is no open file to close."""
@@ -236,12 +268,15 @@ class Store:
         self._check_open()
         return reading(self.path, timeout=self.timeout)
 
-    def _writing(self) -> AbstractContextManager[h5py.File]:
+    def _check_writable(self) -> None:
         self._check_open()
         if self.mode == "r":
             raise StoreError(
                 f"{self.path} was opened for reading. Open it with open_store(path, 'a') to change it."
             )
+
+    def _writing(self) -> AbstractContextManager[h5py.File]:
+        self._check_writable()
         return writing(self.path, timeout=self.timeout)
 
     def _names(self, kind: str) -> list[str]:
@@ -259,6 +294,20 @@ class Store:
         near = get_close_matches(str(name), known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else _listing(known)
         raise StoreError(f"{self.path} has no {_WORDS[kind]} named {name!r}; {hint}")
+
+    def _remove(self, kind: str, name: str) -> None:
+        try:
+            self._remove_by(remove_element, kind, name)
+        except StoreError as error:
+            if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in DISK_FULL:
+                raise
+            self._remove_by(forget, kind, name)  # takes no room
+
+    def _remove_by(self, act: Callable[[h5py.Group, str], None], kind: str, name: str) -> None:
+        with self._writing() as file:
+            if not holds(group_of(file, kind), name):
+                self._group(file, kind, name)  # says what is near
+            act(group_of(file, kind), name)
 
     def _put(self, kind: str, name: str, element: Element, header: frozenset[str], overwrite: bool) -> None:
         with self._writing() as file:

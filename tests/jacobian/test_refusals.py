@@ -152,9 +152,6 @@ INPUTS = {
     "tokens": (nn.Embedding(3, 3), torch.arange(3), {}, "measure from the embeddings, with source="),
     "booleans": (nn.Linear(3, 3), torch.ones(3) > 0, {}, "cannot be differentiated"),
     "complex": (nn.Linear(3, 3), torch.ones(3) * 1j, {}, "pass real and imaginary parts as one real tensor"),
-    "complex weights": (
-        nn.ParameterList([torch.ones(3, dtype=torch.complex64)]), torch.ones(3), {}, "complex parameters"
-    ),
     "complex output": (lambda z: z * 1j, torch.ones(3), {}, "torch.view_as_real"),
     "integer output": (lambda z: z.round().long(), torch.ones(3), {}, "returned torch.int64"),
     "empty": (nn.Linear(3, 3), torch.ones(0, 3), {}, r"the input is empty: shape \(0, 3\)"),

@@ -355,3 +355,13 @@ def test_an_ordinary_network_is_measured_in_every_fresh_process(threads: int) ->
         assert len(set(lengths)) == 1
     # The effect on J of the rounding of activations is not in `rounding`: 30 times is room for it.
     assert max(lengths) - min(lengths) <= 30 * max(r for _, r in found) * max(lengths)
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 5, 7, 11])
+@pytest.mark.parametrize("tail", [torch.sin, lambda z: z.cumprod(0)], ids=["replay", "torch.func"])
+def test_a_refusal_is_not_taken_for_a_rule_that_fails(period: int, tail) -> None:
+    """The refusal is a ValueError too, and was once caught as PyTorch's: states of some periods were measured."""
+    for size in (1.0, 1e-3):
+        varying = Varying(size, counter(period))
+        with pytest.raises(ModelError, match="two evaluations"):
+            JacobianOperator(lambda z, varying=varying: tail(1 + varying(z)), X50)

@@ -128,6 +128,43 @@ def test_version_3_of_a_quadrature_holds_its_error_model_for_any_reader():
             assert group.attrs["error_model_dimension"] == (4 if name == "exact" else 40)
 
 
+def test_the_compact_layout_is_read_as_it_was_written():
+    store = open_store(ARCHIVE / "compact-4.h5")
+    expected = contents("compact_4").spectra()
+    assert store.names() == [spectrum.name for spectrum in expected]
+    for spectrum in expected:
+        assert_same(spectrum, store[spectrum.name])
+        assert store.listing()[spectrum.name].summary.cells()["s_max"] == spectrum.reported.cells()["s_max"]
+    assert store.validate() == []
+    with h5py.File(ARCHIVE / "compact-4.h5") as file:
+        assert [group.attrs["encoding_version"] for group in file["spectra"].values()] == [4, 4, 3, 3]
+        assert list(file["spectra/lanczos"]) == ["input", "probe", "node", "nodes", "weights"]
+        assert "top" in file["spectra/long"]
+
+
+@pytest.mark.parametrize(
+    "name", ["schema-1.h5", "quadrature-2.h5", "quadrature-3.h5", "curve-2.h5", "compact-4.h5"]
+)
+def test_an_old_file_is_compacted_to_the_present_layout_bit_for_bit(name, tmp_path):
+    path = tmp_path / "a.h5"
+    shutil.copyfile(ARCHIVE / name, path)
+    path.chmod(0o640)
+    old, store = open_store(ARCHIVE / name), open_store(path, "a")
+    before, after = store.compact()
+    assert path.stat().st_size == after <= before
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert store.names() == old.names()
+    for spectrum in old.names():
+        assert_same(old[spectrum], store[spectrum])
+    for series in old.series_names():
+        assert old.series(series).attributes == store.series(series).attributes
+        assert all(np.array_equal(old.series(series)[c], store.series(series)[c], equal_nan=True)
+                   for c in old.series(series).columns)  # fmt: skip
+    assert store.validate() == old.validate()
+    with h5py.File(path) as file:
+        assert {group.attrs["encoding_version"] for group in file["spectra"].values()} <= {4, 3}
+
+
 def test_an_error_model_of_a_later_version_is_refused_as_newer(tmp_path):
     path = tmp_path / "a.h5"
     shutil.copyfile(ARCHIVE / "quadrature-3.h5", path)

@@ -70,7 +70,10 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.add(predicted())
     columns = {"step": np.arange(5), "loss": np.linspace(-1, 1, 5), "right": np.arange(5) % 2 == 0}
     store.add_series(
-        SERIES, columns, {"note": "a text", "rate": 0.5, "options": [1, None]}, units={"loss": "nat"}
+        SERIES,
+        columns,
+        {"note": "a text", "rate": 0.5, "options": [1, None]},
+        units={"loss": "nats per digit"},
     )
     store.append_series(SERIES, {key: values[:2] for key, values in columns.items()})
     return path
@@ -165,7 +168,7 @@ def test_every_text_and_number_of_an_attribute_is_watched(sample: Path, read: Ca
         b"2026-01-02T03:04:05",
         b"lanczos",
         b"a text",
-        b"nat",
+        b"nats per digit",
     ):
         place = content.find(text)
         assert place > 0, text

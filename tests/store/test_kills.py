@@ -117,7 +117,7 @@ def test_stopping_at_any_step_leaves_the_file_as_before_or_as_after(act, stride,
         outcomes.append(found == after)
     # Once decided it stays decided, and both sides were really met.
     assert outcomes == sorted(outcomes)
-    assert len(outcomes) > 8
+    assert len(outcomes) > 4
     assert outcomes[0] is False
     assert outcomes[-1] is True
     # The next writer takes a file with such a rest at its end as it takes any other.
@@ -134,7 +134,7 @@ def test_without_the_journal_the_same_kills_would_tear_the_file(original, tmp_pa
         with pytest.MonkeyPatch.context() as monkeypatch:
             interrupter = Interrupter(monkeypatch, at, Killed())
             with contextlib.suppress(Killed):
-                open_store(path, "a").add(measured(99), name="new")
+                dict(acts())["overwrite"](open_store(path, "a"))
             if interrupter.left > 0:
                 break
         journal_path(path).unlink(missing_ok=True)

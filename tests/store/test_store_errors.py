@@ -121,7 +121,7 @@ def test_a_schema_that_is_no_number(stored):
         open_store(stored)
 
 
-@pytest.mark.parametrize("change", [("encoding_version", 4), ("encoding_type", "spectrum-wavelet")])
+@pytest.mark.parametrize("change", [("encoding_version", 9), ("encoding_type", "spectrum-wavelet")])
 def test_a_newer_element_is_named_and_the_others_are_read(change, stored):
     with h5py.File(stored, "r+") as file:
         for group in ("spectra/measured", "series/curve"):

@@ -58,7 +58,16 @@ def of_models(path: Path, *names: str, seeds: int = 1) -> dict[str, Any]:
 
 
 # The digest of the attributes holds the times among them.
-_OF_THE_RUN = {"created", "seconds", "written_by", "traceback", "worker", "attributes_sha256"}
+_OF_THE_RUN = {
+    "summary",
+    "last_written",
+    "created",
+    "seconds",
+    "written_by",
+    "traceback",
+    "worker",
+    "attributes_sha256",
+}
 
 
 def contents(path: Path) -> dict[str, Any]:

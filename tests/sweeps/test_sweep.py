@@ -322,7 +322,7 @@ def test_a_result_that_can_not_be_stored_ends_the_sweep_and_keeps_what_is_done(t
     path, write = tmp_path / "a.h5", journal._write_at
 
     def full(file, offset, data):
-        if path.stat().st_size > 60_000:
+        if path.stat().st_size > 35_000:
             raise OSError(28, "No space left on device")
         write(file, offset, data)
 

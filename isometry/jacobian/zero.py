@@ -1,0 +1,105 @@
+"""Why a Jacobian is zero: a layer of zeros, units that are all cut off, or operations without a derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad as forward_mode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .evaluation import Evaluation
+from .numerics import torch_warnings_silenced
+from .reference import reference_matmat
+from .replay import module_names
+
+# Operations whose derivative is zero wherever they have one.
+_STEPS = frozenset({"round", "floor", "ceil", "trunc", "sign", "heaviside", "argmax", "argmin", "bucketize"})
+
+
+def cause_of_zero(evaluation: Evaluation, v: Tensor) -> str:
+    """The cause where J v is zero for a generic v, as a clause; "" where none is found."""
+    at = evaluation
+    with torch.no_grad(), at.numerics(), torch_warnings_silenced():
+        with module_names(at.module) as current, _Steps(current) as steps:
+            at.function(at.point)
+        with _last_that_stops(at.module) as stopped:
+            reference_matmat(at.function, at.point, v)
+    name, part = stopped[-1] if stopped else ("", None)
+    zeros = [] if part is None else [key for key, p in _weights(part) if not bool((p != 0).any())]
+    if zeros:
+        return f"layer {name}.{zeros[0]} is zero" if name else f"{zeros[0]} is zero"
+    if steps.found:
+        where = f" in module {steps.found[0][1]!r}" if steps.found[0][1] else ""
+        return f"the output is cut off from the input by {steps.found[0][0]}{where}, which has no derivative but zero"
+    if part is not None:
+        return f"module {name!r} ({type(part).__name__}) cuts off all its units"
+    return ""
+
+
+def _weights(part: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers of the module itself that multiply."""
+    for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+        if "bias" not in name and tensor.is_floating_point() and tensor.numel():
+            yield name, tensor
+
+
+@contextmanager
+def _last_that_stops(module: nn.Module | None) -> Iterator[list[tuple[str, nn.Module]]]:
+    """The innermost modules, in order, into which a tangent goes and out of which none comes, while this runs."""
+    stopped: list[tuple[str, nn.Module]] = []
+    handles = []
+    for name, part in module.named_modules() if module is not None else ():
+        if next(part.children(), None) is not None:
+            continue
+
+        def watch(part: nn.Module, args: object, out: object, name: str = name) -> None:
+            if _moves(args) and not _moves(out):
+                stopped.append((name, part))
+
+        handles.append(part.register_forward_hook(watch))
+    try:
+        yield stopped
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _moves(value: object) -> bool:
+    """Whether a tensor in it has a tangent that is not zero."""
+    if isinstance(value, list | tuple):
+        return any(_moves(item) for item in value)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    tangent = forward_mode.unpack_dual(value).tangent
+    return tangent is not None and bool((tangent != 0).any())
+
+
+class _Steps(TorchDispatchMode):
+    """Watches the operations inside it for those without a derivative but zero, and the modules that they run in."""
+
+    def __init__(self, current_module: Callable[[], str]) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str]] = []
+        self._current_module = current_module
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; PyTorch's guard against it costs several microseconds for each operation."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = args[0] if args and isinstance(args[0], Tensor) else None
+        if given is not None and given.is_floating_point():
+            space, name = func._schema.name.split("::", 1)
+            to_integers = name == "_to_copy" and not (out.is_floating_point() or out.is_complex())
+            # quantized::linear and its like have no derivative at all.
+            if name.rstrip("_") in _STEPS or to_integers or "quantized" in space or given.is_quantized:
+                self.found.append(
+                    (f"{space}.{name}" + (f" to {out.dtype}" if to_integers else ""), self._current_module())
+                )
+        return out
