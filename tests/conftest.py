@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 # Samples that several folders share are imported by their file's name: store_samples, sweep_samples, ...
-sys.path += [str(Path(__file__).parent / folder) for folder in ("store", "sweeps")]
+sys.path += [str(Path(__file__).parent / folder) for folder in (".", "store", "sweeps")]
 
 
 @pytest.fixture(autouse=True, scope="session")

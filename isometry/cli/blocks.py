@@ -29,7 +29,7 @@ def block_options(command: Command) -> Command:
         ),
         click.option(
             "--per-block", is_flag=True,
-            help="Measure every block of a sequential network and the running product as well, and name the block at "
+            help="Measure every block of the network and the running product as well, and name the block at "
             "fault.",
         ),
     ):  # fmt: skip
@@ -54,10 +54,10 @@ def check_blocks(
         With --source, --target, --output or --tf32.
     click.ClickException
         The file holds a profile of that name.
-    ModelError, InputError
-        The model is no chain of layers, or no module matches the pattern.
+    InputError
+        No module matches the pattern.
     """
-    from isometry.depth.sequential_blocks import blocks_of
+    from isometry.depth.sequential_blocks import block_pattern
 
     for option in ("source", "target", "chosen"):
         if options.get(option) is not None:
@@ -67,7 +67,7 @@ def check_blocks(
             )
     if options.get("tf32"):
         raise click.UsageError("--per-block measures in full precision: leave --tf32 out")
-    blocks_of(module, pattern)
+    block_pattern(module, pattern)
     if file is not None and file.exists() and not overwrite:
         from isometry.store import open_store
         from isometry.store.profiles import profile_names

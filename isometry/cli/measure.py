@@ -18,6 +18,7 @@ from isometry.cli.model_errors import explain_model_error
 from isometry.cli.options import TYPED, Budget, ByteCount, json_option, model_options, require_isometry_option
 from isometry.cli.results import finish, refuse_taken_name, show_spectrum, store_spectrum
 from isometry.cli.streams import note
+from isometry.errors import IsometryError
 from isometry.loading.models import MODEL_HELP
 
 if TYPE_CHECKING:
@@ -177,7 +178,12 @@ def measure_command(
         return
     failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
     if per_block and not spectrum.partial:
-        profile = profile_of(model.module, point, spectrum, pattern=blocks, options=options)
+        try:
+            profile = profile_of(model.module, point, spectrum, pattern=blocks, options=options)
+        except IsometryError:
+            # What was measured is shown all the same.
+            show_spectrum(spectrum, as_json=as_json)
+            raise
         if file is not None:
             failure = failure or store_profile(file, profile, overwrite=overwrite)
         show_with_profile(spectrum, profile, as_json=as_json)
@@ -202,7 +208,6 @@ def _measure(
     """`isometry.measure`, with what the model itself raises told apart from what the measurement does."""
     import torch
 
-    from isometry.errors import IsometryError
     from isometry.measurement import measure
 
     if chosen is not None:

@@ -1,4 +1,4 @@
-"""`measure_blocks`: the gain of every block of a sequential network and of the running product, in one walk.
+"""`measure_blocks`: the gain of every block of a network and of the running product, in one walk.
 
 The walk goes through the network once. At each block it takes the block's own Jacobian at the point that reaches it,
 and pushes k random tangents, which began at the input, one block further. Their lengths are the running product's:
@@ -10,6 +10,7 @@ thousand blocks leave the range of floats.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
@@ -22,21 +23,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from isometry.depth.chain import Step, applied
-from isometry.depth.sequential_blocks import Block, blocks_of
-from isometry.errors import InputError, IsometryError, ModelError
-from isometry.estimators import exact, lanczos
-from isometry.jacobian import (
-    DEFAULT_MEMORY_LIMIT,
-    JacobianOperator,
-    point_function,
-    refuse_training_mode,
-    strict_numerics,
-)
+from isometry.depth.block_walks import BlockOperator, Walk, block_seed, own_spectrum, walk_of
+from isometry.depth.recorded_blocks import RecordedBlock
+from isometry.depth.sequential_blocks import Block
+from isometry.errors import InputError
+from isometry.jacobian import DEFAULT_MEMORY_LIMIT, point_function, refuse_training_mode
 from isometry.measurement import measure
 from isometry.progress import Progress, progress_listener
 from isometry.spectrum import ErrorModel, Spectrum
-from isometry.spectrum.block_profile import LEVELS, BlockProfile
+from isometry.spectrum.block_profile import LEVELS, BlockProfile, ResidualGain
 
 Array = NDArray[np.float64]
 
@@ -49,7 +44,7 @@ _TANGENTS = 7
 
 
 def measure_blocks(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Any],
     x: Tensor,
     *,
     blocks: str | None = None,
@@ -69,14 +64,16 @@ def measure_blocks(
 
     Parameters
     ----------
-    model : nn.Module
-        A chain of layers: `torch.nn.Sequential` (nested as well), or a reference network of `isometry.nn`. It is not
-        changed.
+    model : nn.Module or callable
+        Any model whose run can be recorded, or a chain of layers: `torch.nn.Sequential` (nested as well), or a
+        reference network of `isometry.nn`. It is not changed.
     x : Tensor
         One input, exactly as the model takes it; with ``batched``, B of them stacked first.
     blocks : str, optional
         Regular expression: a module whose whole name matches it is a block, and what lies between two of them is
-        another. By default the children of a Sequential, or stem, layers and head of a reference network.
+        another. By default the children of a Sequential, or stem, layers and head of a reference network; of any other
+        model what lies between two tensors through which all dependence on the input passes, where the pieces of one
+        transformer layer, or of one block of a ResNet, count as one.
     probes, steps : int
         Random tangents, and Golub-Kahan steps of each block's own spectrum. A block whose shorter side is no more than
         2 * probes * steps is measured exactly.
@@ -88,13 +85,13 @@ def measure_blocks(
     Returns
     -------
     BlockProfile
-        With chi of every block, the mean square of every running product, and the running product's whole spectrum at
-        depths 1, 4, 16, ... and L.
+        With chi of every block, the mean square of every running product, the running product's whole spectrum at
+        depths 1, 4, 16, ... and L, and chi of x -> x + f(x) and of f at every sum x + f(x).
 
     Raises
     ------
     ModelError
-        When the model is not a chain, or the chain does not reproduce the output of the model.
+        When the model is not a chain and its run cannot be recorded, with the operation that prevents it.
     InputError
         When no module's name matches ``blocks``, or an argument is out of its range.
 
@@ -111,35 +108,28 @@ def measure_blocks(
     for option, value, least in (("probes", probes, 2), ("steps", steps, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{option} is a whole number of {least} or more; got {value!r}")
-    if not isinstance(model, nn.Module) or not isinstance(x, Tensor):
+    if not callable(model) or not isinstance(x, Tensor):
         raise InputError(
-            f"measure_blocks takes an nn.Module and a tensor; got {type(model).__name__}, {type(x).__name__}"
+            f"measure_blocks takes an nn.Module, or a function of one tensor, and a tensor; got "
+            f"{type(model).__name__}, {type(x).__name__}"
         )
-    refuse_training_mode(model)
+    refuse_training_mode(model if isinstance(model, nn.Module) else None)
     began = time.perf_counter()
     own, point = _placed(model, x, dtype, device)
-    chain = blocks_of(own, blocks)
+    walk = walk_of(own, point, blocks, batched=batched, memory_limit=memory_limit)
     with progress_listener(progress, "blocks") as tell:
-        spectra, logs, end = _walk(
-            chain,
-            point,
-            batched=batched,
-            probes=probes,
-            steps=steps,
-            seed=seed,
-            memory_limit=memory_limit,
-            tell=tell,
+        spectra, logs, sums = _walk(
+            walk, batched=batched, probes=probes, steps=steps, seed=seed, memory_limit=memory_limit, tell=tell
         )
-        _same_as_model(own, point, end)
         running = _running_spectra(
-            own, point, chain, name=name, whole=whole, tell=tell,
-            batched=batched, probes=probes, steps=RUNNING_STEPS, seed=seed, memory_limit=memory_limit,
+            own, point, walk, name=name, whole=whole, tell=tell,
+            batched=batched, probes=probes, seed=seed, memory_limit=memory_limit,
         )  # fmt: skip
     return replace(
-        _profile(chain, spectra, logs, running),
+        _profile(walk.blocks, spectra, logs, sums, running),
         name=name,
         provenance={
-            **running[len(chain)].provenance, **(provenance or {}),
+            **running[len(walk.blocks)].provenance, **(provenance or {}),
             "probes": probes, "steps": steps, "seed": seed, "blocks_pattern": blocks or "",
             "seconds_blocks": time.perf_counter() - began,
         },
@@ -147,66 +137,59 @@ def measure_blocks(
 
 
 def _placed(
-    model: nn.Module, x: Tensor, dtype: torch.dtype | None, device: torch.device | str | None
-) -> tuple[nn.Module, Tensor]:
-    """A copy of the model and the input, on the device and in the dtype of the measurement."""
-    part = point_function(model, x, dtype=dtype, device=device)
-    return part.module or model, part.point
-
-
-def _same_as_model(model: nn.Module, point: Tensor, end: Tensor) -> None:
-    """Raise ModelError where the chain of blocks does not reproduce the output of the model."""
-    with strict_numerics(point.device):
-        value = model(point.clone())
-    same = isinstance(value, Tensor) and value.shape == end.shape
-    # The same operations in the same order; a model of its own order, or with hooks, is off by its whole size.
-    if not same or float((value - end).norm()) > 1e-3 * float(value.norm()):
-        raise ModelError(
-            f"the blocks of this {type(model).__name__}, one after another, do not give what the model gives: its "
-            "forward does more than to call them (hooks, a method of its own). Build it as a plain torch.nn.Sequential"
-        )
+    model: nn.Module | Callable[[Tensor], Any],
+    x: Tensor,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> tuple[nn.Module | Callable[[Tensor], Any], Tensor]:
+    """The model and the input on the device and in the dtype of the measurement, by default the model's own."""
+    point = point_function(model, x, dtype=dtype, device=device).point
+    if not isinstance(model, nn.Module):
+        return model, point
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    if all((t.dtype, t.device) == (point.dtype, point.device) for t in tensors):
+        return model, point
+    return copy.deepcopy(model).to(dtype=point.dtype, device=point.device), point
 
 
 # ---- the walk ------------------------------------------------------------------------------------------
 
 
 def _walk(
-    chain: Sequence[Block],
-    point: Tensor,
-    *,
-    batched: bool,
-    probes: int,
-    steps: int,
-    seed: int,
-    memory_limit: int,
-    tell: Progress,
-) -> tuple[list[Spectrum], Array, Tensor]:
-    """Every block's own spectrum; ln ||J_b ... J_1 v||^2 as (L, inputs, probes), v of length 1; and the output."""
-    inputs = point.shape[0] if batched else 1
-    logs = np.zeros((len(chain), inputs, probes))
-    total = np.zeros((inputs, probes))
+    walk: Walk, *, batched: bool, probes: int, steps: int, seed: int, memory_limit: int, tell: Progress
+) -> tuple[list[Spectrum], Array, list[ResidualGain]]:
+    """Every block's own spectrum; ln ||J_b ... J_1 v||^2 as (L, inputs, probes), v of length 1; the residual sums."""
+    logs: list[Array] = []
     spectra: list[Spectrum] = []
+    sums: list[ResidualGain] = []
     tangents: Tensor | None = None
-    for number, block in enumerate(chain):
-        try:
-            with warnings.catch_warnings():
-                # A warning about one block (slower products) would repeat for hundreds.
-                warnings.simplefilter("ignore" if number else "default")
-                operator = JacobianOperator(block.function, point, batched=batched, memory_limit=memory_limit)
-        except IsometryError as error:
-            raise type(error)(f"block {block.name!r}: {error}") from error
+
+    def spectrum_of(operator: BlockOperator, *stream: int) -> Spectrum:
+        return own_spectrum(operator, probes, steps, block_seed(seed, *stream), memory_limit)
+
+    for number, block in enumerate(walk.walked()):
+        operator = block.operator
         if tangents is None:
             tangents = _unit_tangents(operator, probes, seed)
         tangents, log_length = _unit(operator.matmat(tangents), batched)
-        logs[number] = total = total + 2 * log_length
-        spectra.append(_own_spectrum(operator, probes, steps, [seed, number], memory_limit))
-        with strict_numerics(point.device):
-            point = applied(Step(block.name, block.function, None), point)
-        tell(number + 1, len(chain), f"block {block.name}")
-    return spectra, logs, point
+        logs.append((logs[-1] if logs else 0.0) + 2 * log_length)
+        own = spectrum_of(operator, number)
+        spectra.append(own)
+        for place, found in enumerate(block.residual_sums):
+            stream = own if found.stream is None else spectrum_of(found.stream, number, 2 * place)
+            branch = spectrum_of(found.branch, number, 2 * place + 1)
+            sums.append(
+                ResidualGain(
+                    number, found.name,
+                    stream.mean_square, stream.mean_square_stderr,
+                    branch.mean_square, branch.mean_square_stderr,
+                )
+            )  # fmt: skip
+        tell(number + 1, len(walk.blocks), f"block {block.name}")
+    return spectra, np.array(logs), sums
 
 
-def _unit_tangents(operator: JacobianOperator, probes: int, seed: int) -> Tensor:
+def _unit_tangents(operator: BlockOperator, probes: int, seed: int) -> Tensor:
     """Random tangents at the input, uniform on the unit sphere: (k, *input_shape), with a batch (k, B, ...)."""
     inputs, size = operator.batch or 1, operator.shape[1]
     draws = np.empty((probes, inputs, size))
@@ -231,46 +214,41 @@ def _unit(tangents: Tensor, batched: bool) -> tuple[Tensor, Array]:
     return units, logs.T if batched else logs[None, :]
 
 
-def _own_spectrum(
-    operator: JacobianOperator, probes: int, steps: int, stream: list[int], memory_limit: int
-) -> Spectrum:
-    """The spectrum of one block's own Jacobian."""
-    m, n = operator.shape
-    if min(m, n) <= 2 * probes * steps and 3 * 8 * m * n <= memory_limit:
-        return exact(operator, block=max(operator.chunk, 1))
-    seed = int(np.random.SeedSequence(stream).generate_state(1)[0])
-    return lanczos(operator, seed=seed, probes=probes, steps=steps, memory_limit=memory_limit)
-
-
 def _running_spectra(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Any],
     point: Tensor,
-    chain: Sequence[Block],
+    walk: Walk,
     *,
     name: str,
     whole: Spectrum | None,
     tell: Progress,
-    **options: Any,
+    batched: bool,
+    probes: int,
+    seed: int,
+    memory_limit: int,
 ) -> dict[int, Spectrum]:
     """Spectra of the running product at depths 1, 4, 16, ..., and at full depth."""
-    depths = [DEPTH_RATIO**k for k in range(len(chain)) if DEPTH_RATIO**k < len(chain)]
+    count = len(walk.blocks)
+    depths = [DEPTH_RATIO**k for k in range(count) if DEPTH_RATIO**k < count]
     running: dict[int, Spectrum] = {}
     with warnings.catch_warnings():
         # The whole network warns the caller of all this; inside it a small J is the result, not a fault.
         warnings.simplefilter("ignore")
         for number, depth in enumerate(depths):
-            # Layers between two blocks are no module that a measurement could end at.
-            end = next((d for d in range(depth, len(chain)) if chain[d - 1].module is not None), None)
+            end = walk.depth_of_product(depth)
             if end is not None and end not in running:
-                block = chain[end - 1]
-                tell(number, len(depths), f"product up to {block.name}")
-                running[end] = measure(
-                    model, point, target=block.module, name=f"{name or 'network'} to {block.name}", progress=False,
-                    on_interrupt="raise", provenance={"running_product_of": name, "depth": end}, **options,
+                block = walk.blocks[end - 1].name
+                tell(number, len(depths), f"product up to {block}")
+                running[end] = walk.product(
+                    end, probes=probes, steps=RUNNING_STEPS, seed=seed, name=f"{name or 'network'} to {block}",
+                    provenance={"running_product_of": name, "depth": end},
                 )  # fmt: skip
     if whole is None:
-        whole = measure(model, point, name=name, progress=False, on_interrupt="raise", **options)
-    running[len(chain)] = whole
+        whole = measure(
+            model, point, batched=batched, probes=probes, steps=RUNNING_STEPS, seed=seed,
+            memory_limit=memory_limit, progress=False, on_interrupt="raise", name=name,
+        )  # fmt: skip
+    running[count] = whole
     return running
 
 
@@ -278,7 +256,11 @@ def _running_spectra(
 
 
 def _profile(
-    chain: Sequence[Block], spectra: Sequence[Spectrum], logs: Array, running: Mapping[int, Spectrum]
+    chain: Sequence[Block | RecordedBlock],
+    spectra: Sequence[Spectrum],
+    logs: Array,
+    sums: Sequence[ResidualGain],
+    running: Mapping[int, Spectrum],
 ) -> BlockProfile:
     """The profile of blocks with these spectra, from ln ||J_b ... J_1 v||^2 as (L, inputs, probes)."""
     shapes = np.array([spectrum.shape for spectrum in spectra], dtype=np.int64)
@@ -310,6 +292,7 @@ def _profile(
         )
         / LN10,
         running=running,
+        residual_sums=tuple(sums),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -80,6 +80,23 @@ def blocks_of(model: nn.Module, pattern: str | None = None) -> list[Block]:
             "of its layers"
         )
     return found
+
+
+def block_pattern(model: object, pattern: str | None) -> Callable[[str], object] | None:
+    """Whether a module of a name is a block, None without a pattern.
+
+    Raises
+    ------
+    InputError
+        Where the pattern is no regular expression or matches no module of the model.
+    """
+    if pattern is None:
+        return None
+    named = list(model.named_modules(remove_duplicate=False)) if isinstance(model, nn.Module) else []
+    names = set(_matching(pattern, [name for name, _ in named]))
+    # A module with several names runs under its first.
+    chosen = {id(module) for name, module in named if name in names}
+    return frozenset(name for name, module in named if id(module) in chosen).__contains__
 
 
 def _usual_blocks(model: nn.Module) -> list[str]:

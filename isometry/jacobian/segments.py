@@ -18,7 +18,7 @@ from isometry.errors import InputError, ModelError
 from .backends import Products
 from .chunks import ChunkedProducts, chunk_within
 from .evaluation import Evaluation
-from .numerics import torch_warnings_silenced
+from .numerics import no_collection, torch_warnings_silenced
 from .operator import DEFAULT_MEMORY_LIMIT, JacobianOperator
 from .product_checks import expected_rounding, linearity_error
 from .replay import (
@@ -154,10 +154,11 @@ class JacobianSegments:
         self._evaluation, self._memory_limit = whole.evaluation, memory_limit
         self._casts = whole.unit > whole.evaluation.unit
         self.point, self.batch = whole.point, whole.batch
-        self._recorded = self._record()
-        self._parts = self._with_samples_apart(self._without_views(self._recorded.segments))
-        self._compare_with(whole)
-        self.segments = tuple(self._described(part) for part in self._parts)
+        with no_collection():
+            self._recorded = self._record()
+            self._parts = self._with_samples_apart(self._without_views(self._recorded.segments))
+            self._compare_with(whole)
+            self.segments = tuple(self._described(part) for part in self._parts)
 
     def __len__(self) -> int:
         return len(self.segments)
@@ -233,7 +234,8 @@ class JacobianSegments:
 
     def _replay(self, part: Segment, graph: Graph | None = None) -> Replay:
         graph = part.fused() if graph is None else graph
-        return replay_of(graph, part.input_shape, part.output_shape, self._recorded.parameters)
+        parameters = self._recorded.parameters_of(part)
+        return replay_of(graph, part.input_shape, part.output_shape, parameters)
 
     def _with_samples_apart(self, parts: Sequence[Segment]) -> list[Segment]:
         """The segments, joined where they do not meet at a tensor with the samples along its first axis."""
@@ -256,6 +258,8 @@ class JacobianSegments:
             waiting.append(part)
             with self._evaluation.numerics(), torch_warnings_silenced():
                 block = self._replay(part).matmat(block)
+            # Deep products leave the range of floats, and zero tells nothing.
+            block = block / (float(block.abs().max()) or 1.0)
             apart = block.dim() > 1 and block.shape[1] == size and not bool((block[~masks] != 0).any())
             if apart or position == len(parts) - 1:
                 found.append(joined(waiting))

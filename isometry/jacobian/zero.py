@@ -28,14 +28,16 @@ def cause_of_zero(evaluation: Evaluation, v: Tensor) -> str:
             at.function(at.point)
         with _last_that_stops(at.module) as stopped:
             reference_matmat(at.function, at.point, v)
-    name, part = stopped[-1] if stopped else ("", None)
+    name, part, size = stopped[-1] if stopped else ("", None, 0.0)
+    # Entries this small have not been cut off but have left the range of the type.
+    underflows = size < torch.finfo(at.point.dtype).tiny ** 0.5
     zeros = [] if part is None else [key for key, p in _weights(part) if not bool((p != 0).any())]
     if zeros:
         return f"layer {name}.{zeros[0]} is zero" if name else f"{zeros[0]} is zero"
     if steps.found:
         where = f" in module {steps.found[0][1]!r}" if steps.found[0][1] else ""
         return f"the output is cut off from the input by {steps.found[0][0]}{where}, which has no derivative but zero"
-    if part is not None:
+    if part is not None and not underflows:
         return f"module {name!r} ({type(part).__name__}) cuts off all its units"
     return ""
 
@@ -48,17 +50,18 @@ def _weights(part: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 @contextmanager
-def _last_that_stops(module: nn.Module | None) -> Iterator[list[tuple[str, nn.Module]]]:
-    """The innermost modules, in order, into which a tangent goes and out of which none comes, while this runs."""
-    stopped: list[tuple[str, nn.Module]] = []
+def _last_that_stops(module: nn.Module | None) -> Iterator[list[tuple[str, nn.Module, float]]]:
+    """The innermost modules, in order, that a tangent enters and none leaves, with its largest entry."""
+    stopped: list[tuple[str, nn.Module, float]] = []
     handles = []
     for name, part in module.named_modules() if module is not None else ():
         if next(part.children(), None) is not None:
             continue
 
         def watch(part: nn.Module, args: object, out: object, name: str = name) -> None:
-            if _moves(args) and not _moves(out):
-                stopped.append((name, part))
+            size = _largest(args)
+            if size > 0 and _largest(out) == 0:
+                stopped.append((name, part, size))
 
         handles.append(part.register_forward_hook(watch))
     try:
@@ -68,14 +71,14 @@ def _last_that_stops(module: nn.Module | None) -> Iterator[list[tuple[str, nn.Mo
             handle.remove()
 
 
-def _moves(value: object) -> bool:
-    """Whether a tensor in it has a tangent that is not zero."""
+def _largest(value: object) -> float:
+    """The largest entry, by size, of the tangents of the tensors in a value; 0 where there are none."""
     if isinstance(value, list | tuple):
-        return any(_moves(item) for item in value)
+        return max((_largest(item) for item in value), default=0.0)
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        return False
+        return 0.0
     tangent = forward_mode.unpack_dual(value).tangent
-    return tangent is not None and bool((tangent != 0).any())
+    return 0.0 if tangent is None or not tangent.numel() else float(tangent.abs().max())
 
 
 class _Steps(TorchDispatchMode):

@@ -71,7 +71,8 @@ def warn_of_underflow(spectrum: Spectrum, dtype: str, cause: str = "") -> None:
         f"s_max is {s_max:.2g}: "
         + (
             cause
-            or f"either nothing of the output depends on the input, or the products underflow in torch.{dtype}{cure}"
+            or "either nothing of the output depends on the input (units that are cut off), or the products underflow "
+            f"in torch.{dtype}{cure}"
         ),
         ConvergenceWarning,
         stacklevel=3,

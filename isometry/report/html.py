@@ -22,7 +22,7 @@ from isometry.report.inline_svg import page_colors
 from isometry.report.page_pictures import Picture, distribution_pictures, input_picture, overlay_pictures
 from isometry.report.reproduction import how_known, provenance_rows, recipe
 from isometry.spectrum import Spectrum
-from isometry.spectrum.block_profile import HEADINGS, BlockProfile
+from isometry.spectrum.block_profile import BlockProfile
 from isometry.spectrum.formatting import error_text, number_text, percent_text, plain
 from isometry.spectrum.input_spread import input_spread
 from isometry.spectrum.summary import LABELS, Summary, table
@@ -225,7 +225,7 @@ def _depth(profile: BlockProfile, number: int) -> dict[str, Any]:
         "name": plain(profile.name),
         "text": plain(profile.verdict()),
         "pictures": profile_pictures(profile, name=f"depth{number}"),
-        "headings": HEADINGS,
+        "headings": profile.headings,
         "rows": [
             {"cells": [plain(text) for text in profile.row(block)], "at_fault": block == fault}
             for block in shown

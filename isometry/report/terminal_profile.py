@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from isometry.report.tables import PlainConsole, encoded_output
-from isometry.spectrum.block_profile import HEADINGS, BlockProfile
+from isometry.spectrum.block_profile import BlockProfile
 from isometry.spectrum.formatting import plain
 
 ROWS = 20
@@ -31,10 +31,11 @@ def print_profile(profile: BlockProfile, *, file: TextIO | None = None, width: i
     shown = profile.shown(ROWS)
     fault = profile.at_fault()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="bold")
-    kept = [k for k, heading in enumerate(HEADINGS) if console.width >= 100 or heading not in ("kind", "J")]
+    headings = profile.headings
+    kept = [k for k, heading in enumerate(headings) if console.width >= 100 or heading not in ("kind", "J")]
     for k in kept:
-        left = HEADINGS[k] in ("block", "kind")
-        table.add_column(Text(HEADINGS[k]), justify="left" if left else "right", overflow="fold")
+        left = headings[k] in ("block", "kind")
+        table.add_column(Text(headings[k]), justify="left" if left else "right", overflow="fold")
     # Eighty columns hold the numbers without bars.
     with_bars = console.width >= 110
     if with_bars:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from isometry.errors import InputError
 
+from .block_faults import HARMLESS_FACTOR, Finding, find_faults
 from .formatting import error_text, json_ready, number_text, plain, power_text
 from .spectrum import Spectrum
 from .summary import LABELS
@@ -25,13 +27,34 @@ from .summary import LABELS
 Array = NDArray[np.float64]
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-# What a table of blocks shows of each.
+# What a table of blocks shows of each in any case.
 HEADINGS = ("block", "kind", "J", "chi", LABELS["s_max"], "gain", f"{LABELS['mean_square']} so far")
-# A block stands out where its gain differs from the others' by so many standard errors, by so many robust standard
-# deviations of the gains of all blocks, and by this factor.
-STANDARD_ERRORS = 4.0
-DEVIATIONS = 5.0
-SMALLEST_FACTOR = 1.5
+# Added where there are sums x + f(x).
+BRANCH_HEADING = "chi of f in x + f(x)"
+
+
+@dataclass(frozen=True)
+class ResidualGain:
+    """Mean square singular values at a sum x + f(x) within a block.
+
+    Parameters
+    ----------
+    block : int
+        Number of the block, from 0.
+    name : str
+        Of the innermost module that holds the sum.
+    chi, chi_stderr : float
+        Of x -> x + f(x), with the standard error over probes; 0 where it is exact.
+    branch_chi, branch_chi_stderr : float
+        Of f.
+    """
+
+    block: int
+    name: str
+    chi: float
+    chi_stderr: float
+    branch_chi: float
+    branch_chi_stderr: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +81,8 @@ class BlockProfile:
         than that of M_b itself.
     running : mapping of int to Spectrum
         The spectrum of the product of the first d blocks, at some depths d.
+    residual_sums : tuple of ResidualGain
+        The sums x + f(x) in the blocks, in order.
     name : str
         Name of the network's spectrum.
     provenance : mapping
@@ -77,6 +102,7 @@ class BlockProfile:
     log10_gain: Array
     log10_gain_stderr: Array
     running: Mapping[int, Spectrum] = field(default_factory=dict)
+    residual_sums: tuple[ResidualGain, ...] = ()
     name: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -106,48 +132,65 @@ class BlockProfile:
         return plain(f"<BlockProfile of {len(self)} blocks: {self.verdict()}>")
 
     def at_fault(self) -> int | None:
-        """Number (from 0) of the block that loses or amplifies the signal most; None where no block stands out.
+        """Number (from 0) of the block that makes the mean square fall or grow; None where the blocks do it together.
 
-        A block stands out where log10 of its gain differs from the median of all gains by more than 4 of its standard
-        errors, 5 robust standard deviations (1.4826 times the median absolute deviation) of the gains of all blocks,
-        and a factor of 1.5. Behind a block that lets nothing pass no gain is known: that block is at fault. With one or
-        two blocks a gain is compared with 1.
+        A block stands out where log10 of its gain differs from the median over the blocks of its kind (of all, where
+        there are fewer than three of it) by more than 4 of its standard errors, 5 robust standard deviations (1.4826
+        times the median absolute deviation) of theirs, and a factor of 1.5. Those that stand out in the direction of
+        the failure are at fault where together they make up half of the total; the worst is returned. A block that
+        changes the number of values is compared with what its fan allows (:mod:`isometry.spectrum.block_faults`).
+        Behind a block that lets nothing pass no gain is known: that block is at fault. With one or two blocks a gain
+        is compared with 1.
         """
         dead = np.flatnonzero(np.isneginf(self.log10_mean_square))
         if dead.size:
             return int(dead[0])
-        usual, spread = 0.0, 0.0
-        if len(self) > 2:
-            usual = float(np.median(self.log10_gain))
-            spread = DEVIATIONS * 1.4826 * float(np.median(np.abs(self.log10_gain - usual)))
-        away = np.abs(self.log10_gain - usual)
-        noise = STANDARD_ERRORS * np.nan_to_num(self.log10_gain_stderr, nan=np.inf)
-        bar = np.maximum(noise, max(spread, math.log10(SMALLEST_FACTOR)))
-        worst = int(np.argmax(np.where(away > bar, away, -1.0)))
-        return worst if away[worst] > bar[worst] else None
+        return next(iter(self._finding.faults), None)
+
+    @cached_property
+    def _finding(self) -> Finding:
+        return find_faults(self.log10_gain, self.log10_gain_stderr, self.shapes, self.kinds)
 
     def verdict(self) -> str:
-        """One sentence: how mean s² changes along the depth, and which block is at fault."""
+        """One sentence: how mean s² changes along the depth, and which block is at fault, or that all blocks are."""
         total, fault = float(self.log10_mean_square[-1]), self.at_fault()
         count = f"{len(self)} blocks" if len(self) > 1 else "1 block"
         end = f"mean s² is {power_text(total)} after {count}"
         if fault is not None and math.isinf(self.log10_mean_square[fault]):
             return f"nothing passes block {self.blocks[fault]} ({self.kinds[fault]}): behind it J is zero"
+        found = self._finding
         if fault is not None:
-            usual = (
-                ""
-                if len(self) < 3
-                else f"; the median block by {power_text(float(np.median(self.log10_gain)))}"
-            )
+            usual = ""
+            if len(self) > 2:
+                usual = f"; the median block by {power_text(float(np.median(self.log10_gain)))}"
+            others = len(found.faults) - 1
+            also = f" ({others} more block{'s' if others > 1 else ''} like it)" if others else ""
             return (
                 f"{end}: block {self.blocks[fault]} ({self.kinds[fault]}) is at fault: it multiplies it by "
-                f"{self.gain_text(fault)}{usual}"
+                f"{self.gain_text(fault)}{also}{usual}"
             )
-        if abs(total) <= math.log10(2):
-            return f"{end}: no block stands out"
-        each = power_text(total / len(self))
-        word = "falls" if total < 0 else "grows"
-        return f"{end}: it {word} along the whole depth, by {each} per block on average; no block stands out"
+        if found.direction == 0:
+            harmless = abs(total) <= math.log10(HARMLESS_FACTOR)
+            return f"{end}: {'' if harmless else 'its changes of shape make it so; '}no block stands out"
+        word = "falls" if found.direction < 0 else "grows"
+        return f"{end}: it {word} along the whole depth, {self._together(found)}"
+
+    def _together(self, found: Finding) -> str:
+        """How the blocks change it where none is at fault."""
+        average = power_text(float(self.log10_mean_square[-1]) / len(self))
+        if found.trend is not None:
+            first, last = (power_text(gain) for gain in found.trend)
+            text = f"by {first} per block at its beginning and by {last} at its end"
+        elif found.alike:
+            text = f"by {average} per block, all alike"
+        else:
+            text = f"by {average} per block on average"
+        if found.outlier is None:
+            return f"{text}; no block stands out"
+        return (
+            f"{text}; block {self.blocks[found.outlier]} ({self.kinds[found.outlier]}), by "
+            f"{self.gain_text(found.outlier)}, is {100 * found.share:.0f} % of it"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as plain JSON values; None stands for what is unknown or infinite."""
@@ -162,6 +205,7 @@ class BlockProfile:
                 "log10_quantiles": {
                     f"{level:g}": self.log10_quantiles[:, k] for k, level in enumerate(LEVELS)
                 },
+                "residual_sums": [asdict(found) for found in self.residual_sums],
                 "running": {depth: self.running[depth].to_dict() for depth in sorted(self.running)},
                 "at_fault": None if fault is None else self.blocks[fault],
                 "verdict": self.verdict(),
@@ -177,9 +221,19 @@ class BlockProfile:
         kept = set(np.linspace(0, len(self) - 1, most - (fault is not None)).round().astype(int).tolist())
         return sorted(kept | ({fault} if fault is not None else set()))
 
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """What a table of the blocks shows of each."""
+        return (*HEADINGS, BRANCH_HEADING) if self.residual_sums else HEADINGS
+
     def row(self, block: int) -> tuple[str, ...]:
-        """One block's texts, in the order of HEADINGS."""
+        """One block's texts, in the order of ``headings``."""
         rows, columns = self.shapes[block]
+        branches = (
+            error_text(found.branch_chi, found.branch_chi_stderr)
+            for found in self.residual_sums
+            if found.block == block
+        )
         return (
             self.blocks[block],
             self.kinds[block],
@@ -188,6 +242,7 @@ class BlockProfile:
             number_text(float(self.s_max[block])),
             self.gain_text(block),
             power_text(float(self.log10_mean_square[block])),
+            *((", ".join(branches),) if self.residual_sums else ()),
         )
 
     def gain_text(self, block: int) -> str:

@@ -6,12 +6,12 @@ inside it "NAME to BLOCK". What is stored last is the series: a profile that a r
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from isometry.errors import InputError, StoreError
-from isometry.spectrum.block_profile import LEVELS, PER_BLOCK, BlockProfile
+from isometry.spectrum.block_profile import LEVELS, PER_BLOCK, BlockProfile, ResidualGain
 from isometry.store.store import Store
 
 _SUFFIX = " blocks"
@@ -65,6 +65,7 @@ def add_profile(store: Store, profile: BlockProfile, *, overwrite: bool = False)
         {
             "profile_of": profile.name, "blocks": list(profile.blocks), "kinds": list(profile.kinds),
             "running": running, "verdict": profile.verdict(), "record": dict(profile.provenance),
+            "residual_sums": [asdict(found) for found in profile.residual_sums],
         },
         units=dict.fromkeys(columns, "1"),
         descriptions={key: _MEANING.get(key, "log10 of a quantile of the block's singular values") for key in columns},
@@ -95,6 +96,8 @@ def read_profile(store: Store, name: str) -> BlockProfile:
             shapes=np.stack([series["outputs"], series["inputs"]], axis=1),
             log10_quantiles=np.stack([series[_quantile(level)] for level in LEVELS], axis=1),
             running={int(depth): store[stored] for depth, stored in record["running"] if stored in known},
+            # Profiles of the first version have none.
+            residual_sums=tuple(ResidualGain(**found) for found in record.get("residual_sums", ())),
             name=name,
             provenance=record["record"],
             **{key: series[key] for key in PER_BLOCK},

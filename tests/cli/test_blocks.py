@@ -57,10 +57,23 @@ def test_what_cannot_be_is_refused(isometry, arguments, code: int, words: str) -
     assert words in done.err
 
 
-def test_what_is_no_chain_is_refused_before_the_work(isometry, models) -> None:
-    done = isometry("measure", f"{models}:OneInput", "--input", "3", "--no-batch-axis", "--per-block")
+def test_what_cannot_be_recorded_is_measured_as_a_whole_and_refused_block_by_block(
+    isometry, tmp_path
+) -> None:
+    models = tmp_path / "models.py"
+    models.write_text(
+        "import torch\n"
+        "class Cumulative(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.inner = torch.nn.Linear(3, 3)\n"
+        "    def forward(self, x):\n"
+        "        return torch.cumprod(self.inner(x), -1)\n"
+    )
+    done = isometry("measure", f"{models}:Cumulative", "--input", "3", "--no-batch-axis", "--per-block")
     assert done.code == 1
-    assert "torch.nn.Sequential" in done.err
+    assert "cannot be recorded: no linear map for aten.cumprod" in done.err
+    assert "3 x 3" in done.out
 
 
 def test_a_taken_profile_is_refused_and_replaced_when_asked(isometry, tmp_path) -> None:

@@ -224,17 +224,34 @@ class Backwards(nn.Sequential):
         return x
 
 
-def test_what_is_no_chain_is_refused_with_the_cure() -> None:
+def test_what_is_no_chain_is_split_by_its_recording() -> None:
     x = torch.ones(3)
-    for model in (Opaque(), nn.Sequential(nn.Linear(3, 3), Backwards(nn.Linear(3, 3), nn.Tanh()), Opaque())):
-        with pytest.raises(ModelError, match=r"one by one: can not walk.*torch\.nn\.Sequential.*--blocks"):
-            measure_blocks(model, x, blocks=r"inner|0", progress=False)
+    torch.manual_seed(0)
+    assert measure_blocks(Opaque(), x, progress=False).blocks == ("inner",)
+    model = nn.Sequential(nn.Linear(3, 3), Backwards(nn.Linear(3, 3), nn.Tanh()), Opaque())
     # A child is a block whatever it holds: only its own Jacobian is asked for.
-    assert len(measure_blocks(nn.Sequential(nn.Linear(3, 3), Opaque()), x, progress=False)) == 2
+    assert measure_blocks(model, x, progress=False).blocks == ("0", "1", "2")
+    assert measure_blocks(model, x, blocks=r"0|1\..", progress=False).blocks == ("0", "1.1", "1.0", "2.inner")
     hooked = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
-    hooked.register_forward_hook(lambda module, args, value: 2 * value)
-    with pytest.raises(ModelError, match="do not give what the model gives"):
-        measure_blocks(hooked, x, progress=False)
+    before = measure_blocks(hooked, x, progress=False)
+    hooked[1].register_forward_hook(lambda module, args, value: 2 * value)
+    after = measure_blocks(hooked, x, progress=False)
+    np.testing.assert_allclose(after.chi / before.chi, [1, 4], rtol=1e-5)
+
+
+def test_what_cannot_be_measured_is_refused_with_the_cure() -> None:
+    x = torch.ones(3)
+
+    class Cumulative(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cumprod(self.inner(x), 0)
+
+    with pytest.raises(ModelError, match=r"cannot be recorded: .*cumprod"):
+        measure_blocks(Cumulative(), x, progress=False)
     with pytest.raises(ModelError, match="eval"):
         measure_blocks(nn.Sequential(nn.Linear(3, 3), nn.Dropout()), x, progress=False)
     with pytest.raises(IsometryError, match="block '1'"):
@@ -242,8 +259,8 @@ def test_what_is_no_chain_is_refused_with_the_cure() -> None:
     for options in ({"probes": 1}, {"steps": 0}, {"seed": -1}, {"probes": True}):
         with pytest.raises(InputError, match="whole number"):
             measure_blocks(chain(), x, **options)
-    with pytest.raises(InputError, match=r"nn\.Module and a tensor"):
-        measure_blocks(lambda z: z, x)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"takes an nn\.Module, or a function"):
+        measure_blocks(3, x)  # type: ignore[arg-type]
 
 
 def test_cost_grows_with_the_depth_and_not_with_its_square() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -11,7 +13,7 @@ from profile_samples import profile
 from store_samples import assert_same
 
 from isometry.errors import StoreError
-from isometry.spectrum.block_profile import PER_BLOCK
+from isometry.spectrum.block_profile import PER_BLOCK, ResidualGain
 from isometry.store import open_store
 from isometry.store.profiles import add_profile, profile_names, read_profile
 
@@ -30,6 +32,24 @@ def test_a_profile_comes_back_as_it_was(tmp_path: Path) -> None:
     assert again.verdict() == one.verdict()
     assert profile_names(store) == ["net"]
     assert store.validate() == []
+
+
+def test_residual_sums_come_back_and_a_profile_of_the_first_version_has_none(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "a.h5", "a")
+    sums = (
+        ResidualGain(1, "layer.1", 2.5, 0.0, 1.5, 0.25),
+        ResidualGain(2, "layer.2", 1.0, math.nan, 0.0, 0.0),
+    )
+    one = replace(profile(name="net"), residual_sums=sums)
+    add_profile(store, one)
+    again = read_profile(store, "net")
+    assert repr(again.residual_sums) == repr(sums)
+    assert again.row(1)[-1] == "1.5 ± 0.25"
+    archived = read_profile(open_store(Path(__file__).parent / "archive" / "profile-1.h5"), "net")
+    assert archived.residual_sums == ()
+    for key in (*PER_BLOCK, "shapes", "log10_quantiles"):
+        np.testing.assert_array_equal(getattr(archived, key), getattr(one, key))
+    assert archived.at_fault() == 2
 
 
 def test_a_profile_is_replaced_only_when_asked(tmp_path: Path) -> None:

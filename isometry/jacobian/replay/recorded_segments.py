@@ -16,11 +16,21 @@ from .replayed import parameters_of
 
 @dataclass(frozen=True, eq=False)
 class RecordedSegments:
-    """Segments, first one first; the calls that their labels of modules stand for; the parameters with versions."""
+    """Segments, first one first, and the calls that their labels of modules stand for.
+
+    ``parameters`` are the tensors with versions that the maps arriving at a value hold, by the number of the value.
+    """
 
     segments: list[Segment]
     calls: ModuleCalls
-    parameters: list[tuple[Tensor, int]]
+    parameters: dict[int, list[tuple[Tensor, int]]]
+
+    def parameters_of(self, segment: Segment) -> list[tuple[Tensor, int]]:
+        """The tensors that the maps of a segment hold, with the versions that they hold."""
+        found: dict[int, tuple[Tensor, int]] = {}
+        for value in {edge.result for edge in segment.graph.edges}:
+            found.update((id(held[0]), held) for held in self.parameters.get(value, ()))
+        return list(found.values())
 
 
 def recorded_segments(
@@ -43,6 +53,11 @@ def recorded_segments(
     calls = ModuleCalls()
     with calls.watching(module):
         tape = record(function, point, current_module=calls.label)
-    shapes, parameters = value_shapes(tape), parameters_of(tape)
+    shapes = value_shapes(tape)
+    parameters: dict[int, list[tuple[Tensor, int]]] = {}
+    for operation in tape.operations:
+        held = parameters_of([operation])
+        for value in operation.results.values() if held else ():
+            parameters.setdefault(value, []).extend(held)
     graph = graph_of(tape)
     return RecordedSegments(segments_of(graph, point.shape, shapes), calls, parameters)

@@ -29,7 +29,7 @@ from .fusion import fuse
 from .graph import Graph, graph_of
 from .program import Program
 from .recording import record
-from .tape import NoRule, Tape, flat_tensors
+from .tape import NoRule, Operation, Tape, flat_tensors
 
 Function = Callable[[Tensor], Tensor]
 
@@ -113,7 +113,7 @@ def linearise(
 
 
 def _from_tape(tape: Tape, point: Tensor, *, single_taps: bool = True, fourier: bool = True) -> Replay:
-    shape, parameters, casts = tape.output.shape, parameters_of(tape), _casts(tape, point.dtype)
+    shape, parameters, casts = tape.output.shape, parameters_of(tape.operations), _casts(tape, point.dtype)
     graph = graph_of(tape)
     fuse(graph)
     made = replay_of(graph, point.shape, shape, parameters, single_taps=single_taps, fourier=fourier)
@@ -235,10 +235,10 @@ def _casts(tape: Tape, dtype: torch.dtype) -> bool:
     )
 
 
-def parameters_of(tape: Tape) -> list[tuple[Tensor, int]]:
-    """The tensors on the tape that do not depend on the input (parameters, views of them, masks), with versions."""
+def parameters_of(operations: Sequence[Operation]) -> list[tuple[Tensor, int]]:
+    """The arguments that do not depend on the input (parameters, views of them, masks), with their versions."""
     found: dict[int, Tensor] = {}
-    for operation in tape.operations:
+    for operation in operations:
         for position, tensor in enumerate(flat_tensors(operation.args, operation.kwargs)):
             if position not in operation.sources and not tensor.is_inference():
                 found[id(tensor)] = tensor
