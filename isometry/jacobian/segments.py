@@ -33,8 +33,8 @@ from .replay import (
     replay_of,
 )
 
-# Units of rounding, for each segment, by which the product of segments and J may differ.
-_UNITS_PER_SEGMENT = 8
+# The product of segments and J may differ by so many times the rounding of J's products, or units for each segment.
+_TIMES_ROUNDING, _UNITS_PER_SEGMENT = 32, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,11 +146,6 @@ class JacobianSegments:
         whole = JacobianOperator(
             model, x, batched=batched, dtype=dtype, device=device, memory_limit=memory_limit, output=output
         )
-        if whole.backend != "replay":
-            raise ModelError(
-                f"this model cannot be split into a product of segments, for its run cannot be recorded: "
-                f"{whole.backend.removeprefix('torch.func ').strip('()')}"
-            )
         self._evaluation, self._memory_limit = whole.evaluation, memory_limit
         self._casts = whole.unit > whole.evaluation.unit
         self.point, self.batch = whole.point, whole.batch
@@ -191,7 +186,8 @@ class JacobianSegments:
                 return recorded_segments(at.function, at.point, at.module)
         except NoRule as missing:
             raise ModelError(
-                f"this model cannot be split into segments: no linear map for {missing}"
+                "this model cannot be split into a product of segments, for its run cannot be recorded: no linear map "
+                f"for {missing}"
             ) from None
 
     def _described(self, part: Segment) -> JacobianSegment:
@@ -267,24 +263,29 @@ class JacobianSegments:
         return found
 
     def _compare_with(self, whole: JacobianOperator) -> None:
-        """Raise ModelError where the product of the segments is not J."""
+        """Raise ModelError where the product of the segments is not J, whose products may come from torch.func."""
         at = self._evaluation
         generator = torch.Generator().manual_seed(2)
-        v = torch.randint(-64, 65, (1, *at.point.shape), generator=generator).to(at.point)
-        found = v
-        with at.numerics(), torch_warnings_silenced():
-            for part in self._parts:
-                found = self._replay(part).matmat(found)
-        expected = whole.matmat(v)
-        difference = float((found - expected).double().norm())
-        size = float(expected.double().norm())
-        bound = max(whole.rounding, _UNITS_PER_SEGMENT * len(self._parts) * at.unit)
-        if not difference <= 32 * bound * size:
-            raise ModelError(
-                f"the product of the {len(self._parts)} segments of this model differs from its Jacobian by "
-                f"{difference / size if size else float('inf'):.1e}: two runs of the model differ, or the rounding of "
-                "its products does. Try dtype=torch.float64"
-            )
+        v, u = (
+            torch.randn((1, *end.shape), generator=generator, dtype=torch.float64).to(end)
+            for end in (at.point, at.value)
+        )
+        bound = _TIMES_ROUNDING * max(whole.rounding, _UNITS_PER_SEGMENT * len(self._parts) * at.unit)
+        replays = [self._replay(part) for part in self._parts]
+        for expected, found, products in (
+            (whole.matmat(v), v, [replay.matmat for replay in replays]),
+            (whole.rmatmat(u), u, [replay.rmatmat for replay in reversed(replays)]),
+        ):
+            with at.numerics(), torch_warnings_silenced():
+                for product in products:
+                    found = product(found)
+            difference, size = float((found - expected).double().norm()), float(expected.double().norm())
+            if not difference <= bound * size:
+                raise ModelError(
+                    f"the product of the {len(self._parts)} segments of this model differs from its Jacobian by "
+                    f"{difference / size if size else float('inf'):.1e}, where rounding explains {bound:.1e}: the "
+                    "recorded maps are wrong, or two runs of the model differ. Try dtype=torch.float64"
+                )
 
 
 def _common(stacks: Sequence[tuple[ModuleCall, ...]]) -> tuple[ModuleCall, ...]:

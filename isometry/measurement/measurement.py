@@ -88,7 +88,7 @@ def measure(
         As for :class:`isometry.JacobianOperator`.
     seed : int
         Every probe has its own stream, from (seed, input, probe): the answer depends neither on chunking nor
-        on how inputs are split, and repeats bit for bit in one process (docs/measuring.md has more).
+        on how inputs are split, and repeats bit for bit on one machine with one thread.
     memory_limit : int, optional
         Bytes for the intermediates of the products, for the dense matrix of "exact" and for the Krylov bases of
         "lanczos" and "randomized", whose probes go in groups where they do not fit together, and whose search for the

@@ -229,11 +229,6 @@ class BlockProfile:
     def row(self, block: int) -> tuple[str, ...]:
         """One block's texts, in the order of ``headings``."""
         rows, columns = self.shapes[block]
-        branches = (
-            error_text(found.branch_chi, found.branch_chi_stderr)
-            for found in self.residual_sums
-            if found.block == block
-        )
         return (
             self.blocks[block],
             self.kinds[block],
@@ -242,8 +237,16 @@ class BlockProfile:
             number_text(float(self.s_max[block])),
             self.gain_text(block),
             power_text(float(self.log10_mean_square[block])),
-            *((", ".join(branches),) if self.residual_sums else ()),
+            *((self._branch_text(block),) if self.residual_sums else ()),
         )
+
+    def _branch_text(self, block: int) -> str:
+        """chi of the branches of one block, of more than two the least and the largest."""
+        sums = [found for found in self.residual_sums if found.block == block]
+        if len(sums) <= 2:
+            return ", ".join(error_text(found.branch_chi, found.branch_chi_stderr) for found in sums)
+        values = [found.branch_chi for found in sums]
+        return f"{number_text(min(values))} to {number_text(max(values))} ({len(sums)})"
 
     def gain_text(self, block: int) -> str:
         """The gain of one block with its standard error."""

@@ -332,7 +332,7 @@ layers = [layer for _ in range(32) for layer in (nn.Conv2d(64, 64, 3, padding=1,
 operator = JacobianOperator(nn.Sequential(*layers), torch.randn(64, 8, 8))
 v = torch.randn(4, 64, 8, 8, generator=torch.Generator().manual_seed(1))
 out = operator.matmat(v)
-assert torch.equal(out, operator.matmat(v))
+assert sys.argv[1] != "1" or torch.equal(out, operator.matmat(v))
 print(operator.backend, float(out.double().norm()).hex(), operator.rounding)
 """
 
@@ -342,7 +342,7 @@ print(operator.backend, float(out.double().norm()).hex(), operator.rounding)
 def test_an_ordinary_network_is_measured_in_every_fresh_process(threads: int) -> None:
     """On two threads kernels may sum in another order from process to process; on one they do not."""
     found = []
-    for _ in range(10):
+    for _ in range(8):
         run = subprocess.run(
             [sys.executable, "-c", FRESH, str(threads)], capture_output=True, text=True, check=False
         )

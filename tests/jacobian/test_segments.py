@@ -169,3 +169,62 @@ def test_a_parameter_that_has_changed_is_refused() -> None:
     first.matmat(torch.ones(1, 5, dtype=torch.float64))
     with pytest.raises(ModelError, match="changed since"):
         second.matmat(torch.ones(1, 5, dtype=torch.float64))
+
+
+def random_program(seed: int) -> Callable[[Tensor], Tensor]:
+    """A few operations on a (3, 6) tensor: layers, sums with earlier values, moves of entries, writes in place."""
+    draw = random.Random(seed)
+    plan = [(draw.randrange(8), draw.random() < 0.3, draw.randrange(1, 4)) for _ in range(draw.randint(2, 9))]
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(len(plan), 6, 6, generator=generator, dtype=torch.float64)
+
+    def run(x: Tensor) -> Tensor:
+        earlier = x
+        for (operation, keep, size), weight in zip(plan, weights, strict=True):
+            if operation == 0:
+                x = torch.tanh(x @ weight)
+            elif operation == 1:
+                x = x + torch.sin(x @ weight)
+            elif operation == 2:
+                written = x.clone()
+                written[:size] = torch.cos(x[:size])
+                x = written
+            elif operation == 3:
+                x = torch.cat([x[:, size:], x[:, :size]], 1).flip(0)
+            elif operation == 4:
+                written = torch.exp(-x * x) * 2
+                written += x
+                x = written
+            elif operation == 5:
+                x = x + earlier
+            elif operation == 6:
+                x = x.reshape(6, 3).reshape(3, 6)
+            else:
+                x = torch.relu_(x * 1.5) + 0.1 * x.mean()
+            earlier = x if keep else earlier
+        return x
+
+    return run
+
+
+def test_random_programs_are_the_product_of_their_segments() -> None:
+    counts = []
+    for seed in range(40):
+        program = random_program(seed)
+        x = torch.randn(3, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        segments = JacobianSegments(program, x)
+        product = torch.eye(18, dtype=torch.float64)
+        for number in range(len(segments)):
+            factor = matrix_of(segments.operator(number, number + 1))
+            product = factor @ product
+            branch = segments.branch(number)
+            if branch is not None:
+                identity = factor - matrix_of(branch)
+                torch.testing.assert_close(identity, torch.eye(18).double(), rtol=0, atol=1e-12)
+        expected = dense(program, x)
+        atol = 1e-12 * float(expected.abs().max())
+        torch.testing.assert_close(product, expected, rtol=0, atol=atol)
+        counts.append(len(segments))
+    # Not all of them are one segment, and not all are chains.
+    assert min(counts) == 1
+    assert max(counts) > 6

@@ -45,6 +45,9 @@ def test_residual_sums_come_back_and_a_profile_of_the_first_version_has_none(tmp
     again = read_profile(store, "net")
     assert repr(again.residual_sums) == repr(sums)
     assert again.row(1)[-1] == "1.5 ± 0.25"
+    many = replace(one, residual_sums=tuple(replace(sums[0], branch_chi=value) for value in (1.5, 0.25, 0.5)))
+    assert many.row(1)[-1] == "0.25 to 1.5 (3)"
+    assert [len(many.row(block)) for block in range(4)] == [len(many.headings)] * 4
     archived = read_profile(open_store(Path(__file__).parent / "archive" / "profile-1.h5"), "net")
     assert archived.residual_sums == ()
     for key in (*PER_BLOCK, "shapes", "log10_quantiles"):
