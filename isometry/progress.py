@@ -7,12 +7,14 @@ to draw on; :func:`progress_listener` makes one from the option ``progress`` of 
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
-__all__ = ["Progress", "StepProgress", "progress_bar", "progress_listener"]
+__all__ = ["Progress", "StepProgress", "ended_as_interrupted", "progress_bar", "progress_listener"]
 
 # What a computation with one kind of step calls: (done, total).
 StepProgress = Callable[[int, int], Any]
@@ -30,6 +32,26 @@ class Progress(Protocol):
 
 def _silent(done: float, total: float, text: str = "") -> None:
     pass
+
+
+@contextmanager
+def ended_as_interrupted() -> Iterator[None]:
+    """While the block lasts, SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does.
+
+    Batch systems send the first and a closed terminal the second: work under way stores what it knows and removes what
+    it keeps beside its files. A signal that is ignored (`nohup`) or handled by the program stays so.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

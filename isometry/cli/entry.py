@@ -20,6 +20,7 @@ from isometry.cli.codes import FAILED, INTERRUPTED, NOT_CONVERGED, UNREADABLE, U
 from isometry.cli.options import TYPED, typed_line
 from isometry.cli.streams import note, silence_closed_output, stand_in_for_closed_streams
 from isometry.errors import ConvergenceError, IsometryError, IsometryWarning, SpecError, StoreError
+from isometry.progress import ended_as_interrupted
 
 # Command name -> "module:attribute". A command's module is loaded when it is called or its help is asked for, and
 # loads torch only when it runs: `isometry --help` answers at once.
@@ -117,7 +118,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         What follows `isometry`; ``sys.argv[1:]`` if None.
     """
     stand_in_for_closed_streams()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ended_as_interrupted():
         warnings.showwarning = _show_warning
         # Warnings of isometry concern this result: shown each time, whatever the filters.
         warnings.simplefilter("always", IsometryWarning)

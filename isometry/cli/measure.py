@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,7 +217,7 @@ def _measure(
     try:
         # What a model prints must not mix with the data.
         said = contextlib.nullcontext() if quiet else _said_by_the_library()
-        with contextlib.redirect_stdout(sys.stderr), said, _killed_as_interrupted():
+        with contextlib.redirect_stdout(sys.stderr), said:
             return measure(module, x, options.pop("method"), **options)
     except IsometryError:
         raise
@@ -243,16 +241,3 @@ def _said_by_the_library() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _killed_as_interrupted() -> Iterator[None]:
-    """SIGTERM, which batch systems send first, ends the measurement as Ctrl-C does: the partial result is stored."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -35,6 +35,20 @@ if TYPE_CHECKING:
     metavar="ADDRESS",
     help="Compute on the Dask cluster of this scheduler (tcp://host:8786, or its --scheduler-file) instead.",
 )
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="A point that takes longer fails, and its process is ended.",
+)
+@click.option(
+    "--max-points",
+    type=click.IntRange(1),
+    default=10**6,
+    show_default=True,
+    metavar="N",
+    help="Refuse a grid of more points, before they are made.",
+)
 @click.option("--dry-run", is_flag=True, help="Count the points and estimate what they cost; compute none.")
 @json_option
 @click.pass_context
@@ -44,6 +58,8 @@ def sweep_command(
     file: Path,
     workers: int | None,
     address: str | None,
+    timeout: float | None,
+    max_points: int,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -56,8 +72,12 @@ def sweep_command(
         raise click.UsageError(
             "--workers counts processes of this machine; a Dask cluster has its own workers"
         )
+    if address is not None and timeout is not None:
+        raise click.UsageError(
+            "--timeout ends processes of this machine; it cannot end a worker of a Dask cluster"
+        )
     if dry_run:
-        _dry_run(grid, file, workers, as_json=as_json)
+        _dry_run(grid, file, workers, max_points, as_json=as_json)
         return
     from isometry.sweeps import sweep
 
@@ -65,7 +85,15 @@ def sweep_command(
         note(f"failed: {point.name}: {failure.line}")
 
     with _executor(address) as executor:
-        result = sweep(grid, file, executor=executor, workers=workers, on_failure=say)
+        result = sweep(
+            grid,
+            file,
+            executor=executor,
+            workers=workers,
+            timeout=timeout,
+            max_points=max_points,
+            on_failure=say,
+        )
     if as_json:
         print_json(result.to_dict())
     else:
@@ -99,10 +127,10 @@ def _executor(address: str | None) -> Iterator[Executor | None]:
         yield client.get_executor(pure=False)
 
 
-def _dry_run(grid: Path, file: Path, workers: int | None, *, as_json: bool) -> None:
+def _dry_run(grid: Path, file: Path, workers: int | None, max_points: int, *, as_json: bool) -> None:
     from isometry.sweeps.estimate import estimate
 
-    found = estimate(grid, file, workers=workers)
+    found = estimate(grid, file, workers=workers, max_points=max_points)
     if as_json:
         print_json(found.to_dict())
     else:

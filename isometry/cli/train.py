@@ -34,7 +34,7 @@ _TRAINING_DEFAULTS = {entry.name: entry.default for entry in fields(TrainingOpti
 
 @click.command("train")
 @click.argument("dataset_name", metavar="[DATA]", default="digits")
-@out_option("Curves and spectra go here; the checkpoint beside it, as FILE.h5.checkpoint.")
+@out_option("Curves and spectra go here; the checkpoint beside it, as FILE.h5.checkpoint (and .previous).")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
@@ -100,6 +100,7 @@ def _prepare(file: Path, *, resume: bool, overwrite: bool) -> None:
     if overwrite:
         open_store(file, "w")
         Path(f"{file}.checkpoint").unlink(missing_ok=True)
+        Path(f"{file}.checkpoint.previous").unlink(missing_ok=True)
         return
     if resume and not Path(f"{file}.checkpoint").exists():
         note(f"there is no checkpoint {file}.checkpoint yet: the run begins at its first step")

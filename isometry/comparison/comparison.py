@@ -23,7 +23,6 @@ from isometry.comparison.finite_size import (
     error_band,
     expected_fluctuation,
     network_width,
-    probe_factor,
 )
 from isometry.comparison.ratios import (
     Edge,
@@ -367,12 +366,11 @@ def _distances(measured: Spectrum, predicted: Spectrum, log_floor: float, tolera
         return a + d, b + c
 
     beyond = kolmogorov_smirnov(first, second, log_floor=log_floor, tolerance=tolerance, band=band)
-    unknown = any(math.isnan(probe_factor(spectrum)) for spectrum in (measured, predicted))
     unit = 0.5 * second.log_moment(2)
     return Distances(
         ks=plain.value,
         ks_at=exponential(plain.log_s),
-        ks_beyond_error=math.nan if unknown else beyond.value,
+        ks_beyond_error=beyond.value,
         wasserstein=wasserstein(first, second, log_floor=-math.inf, log_unit=unit),
         wasserstein_log10=wasserstein(first, second, log_floor=log_floor),
         log_moment_ratios=tuple(

@@ -17,8 +17,8 @@ Where the law is that of the network's own layers (`isometry.predict_from_layers
 the directions of the weights are random, whose fluctuations are of order 1/N: the draws are then (N / `OWN_LAYERS`)^2,
 at most `OWN_LAYERS_MOST`.
 
-On top of it come the errors of the measurement: `SIGMAS` standard errors over probes (of Student's t; the largest
-over the cdf), and the truncation bound of the quadrature.
+On top of it come the errors of the measurement: `SIGMAS` standard errors over probes (the largest over the
+cdf; of a moment the interval of that confidence), and the truncation bound of the quadrature.
 
 Calibration (``benchmarks/compare_calibration.py``; linear, ReLU, hard-tanh, tanh, Gaussian and orthogonal, depth 4 to
 64, N = 128): sqrt(N) sup |F - G| has means 0.2 to 0.9, and the standard deviation of ln m_1 is 0.2 to 1.6 times
@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr
 
 from isometry.comparison.distances import places, spread_integral
 from isometry.spectrum import Spectrum
@@ -85,22 +85,12 @@ class ExpectedFluctuation:
 def error_band(spectrum: Spectrum, t: Array) -> tuple[Array, Array]:
     """How far the true cdf may lie below and above the one reported: probes at `SIGMAS`, and truncation."""
     d = spectrum.distribution
-    factor = probe_factor(spectrum)
-    if d.all_resolved and factor == 0:
+    cdf, (lower, upper) = d.cdf(t), d.cdf_bounds(t)
+    # The largest standard error, everywhere: a sup is taken, and in the tails few probes see nothing.
+    error = SIGMAS * float(d.share_stderr(t).max(initial=0.0))
+    if d.all_resolved and error == 0:
         return np.zeros(t.size), np.zeros(t.size)
-    cdf, (lower, upper), error = d.cdf(t), d.cdf_bounds(t), 0.0
-    if d.n_probes > 1 and t.size:
-        # The largest standard error, everywhere: a sup is taken, and in the tails few probes show too small a spread.
-        rows = d.row_cdf(t)
-        error = factor * d.standard_error(rows[..., int(rows.var(axis=1).sum(axis=0).argmax())])
     return np.maximum(cdf - lower, 0) + error, np.maximum(upper - cdf, 0) + error
-
-
-def probe_factor(spectrum: Spectrum) -> float:
-    """Standard errors to allow for: Student's t at the level of `SIGMAS`; 0 for an exact one, nan if unknown."""
-    if spectrum.n_probes == 1:
-        return spectrum.standard_error(np.zeros((spectrum.n_inputs, 1)))
-    return float(stdtrit(spectrum.n_inputs * (spectrum.n_probes - 1), ndtr(SIGMAS)))
 
 
 def expected_fluctuation(
@@ -157,7 +147,7 @@ def _moment_fluctuation(measured: Spectrum, predicted: Spectrum, k: int, draws: 
     variance = math.expm1(min(max(law.log_moment(4 * k) - 2 * law.log_moment(2 * k), 0.0), 700.0))
     # A common scale of all s: k times in ln m_k.
     variance += k * k * _input_variance(predicted)
-    errors = sum(probe_factor(s) * _relative_error(s, k) for s in (measured, predicted))
+    errors = sum(_log_error(s, k) for s in (measured, predicted))
     return MOMENT_SIGMAS * math.sqrt(variance / draws) + 0.5 * variance / draws + errors
 
 
@@ -170,11 +160,15 @@ def _input_variance(predicted: Spectrum) -> float:
     return 2.0
 
 
-def _relative_error(spectrum: Spectrum, k: int) -> float:
-    """Standard error of m_k over probes, as a fraction of m_k."""
-    values = spectrum.distribution.row_moments(2 * k)[1]
-    mean = float(values.mean())
-    return spectrum.standard_error(values) / mean if mean > 0 else 0.0
+def _log_error(spectrum: Spectrum, k: int) -> float:
+    """How far ln m_k may be off over probes, with the confidence of `SIGMAS`; nan where nothing tells."""
+    mean = spectrum.distribution.moment_mean(k)[1]
+    if not mean.mean > 0:
+        return 0.0
+    if math.isnan(mean.variance):
+        return math.nan
+    low, high = mean.interval(1 - 2 * float(ndtr(-SIGMAS)))
+    return max(math.log(high / mean.mean), math.log(mean.mean / low) if low > 0 else math.inf)
 
 
 def _band_area(spectrum: Spectrum, log_floor: float, log_unit: float) -> tuple[float, float]:

@@ -260,7 +260,9 @@ class BlockKrylov:
                 if product:
                     self._largest = np.maximum(self._largest, largest.cpu().numpy())
                     largest = torch.from_numpy(self._largest).to(size)
-                rounding = self.side.eps * largest
+                # What is kept although it is rounding lies in the span of a basis that is orthonormal to rounding only:
+                # normalised, it would magnify the loss of orthogonality block after block.
+                rounding = 8 * self.side.eps * largest
                 gone = (size <= rounding[:, None]) | (s <= 0)
                 block = y.to(block.dtype) @ block
                 remainder = (x * torch.where(gone, 0.0, s)[:, None, :]).to(block.dtype)

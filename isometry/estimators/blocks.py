@@ -75,17 +75,21 @@ class Precision:
         group = orthogonal_group(dimension) if probe == "orthogonal" else 1
         return ErrorModel(probe, group, self.eps, self.rounding, dimension)
 
-    def noise_floor(self, s_max: np.ndarray) -> np.ndarray:
-        """Below it a singular value is rounding: 8 units of rounding of s_max, whatever computed it."""
-        return 8 * self.eps * s_max
+    def noise_floor(self, s_max: np.ndarray, vectors: int = 1) -> np.ndarray:
+        """Below it a singular value is rounding: 8 units of rounding of s_max, sqrt(k) in a space of k > 64 vectors.
 
-    def rounding_error(self, values: np.ndarray, s_max: np.ndarray) -> np.ndarray:
+        Rounding of the products and the loss of orthogonality of two bases of k vectors move a singular value by up to
+        0.3 sqrt(k) units (measured on orthogonal matrices, where it is largest): they add as random numbers do.
+        """
+        return max(8.0, math.sqrt(vectors)) * self.eps * s_max
+
+    def rounding_error(self, values: np.ndarray, s_max: np.ndarray, vectors: int = 1) -> np.ndarray:
         """What rounding of the products may add to the residual of singular values.
 
-        8 units of s_max, or the operator's own relative error of each value: in a deep network the rounding of every
+        :meth:`noise_floor`, or the operator's own relative error of each value: in a deep network the rounding of every
         layer passes through the layers after it, so that it falls on the directions that grow.
         """
-        return np.maximum(self.noise_floor(s_max), self.rounding * values)
+        return np.maximum(self.noise_floor(s_max, vectors), self.rounding * values)
 
 
 class ShortSide:
@@ -101,9 +105,18 @@ class ShortSide:
         Products applied through this view, one for each vector of each sample.
     calls : int
         Times the operator was called, each with a block.
+
+    Where products leave the range whose squares are floats, A is that of J times a power of two, another for each
+    sample: everything that is computed from products is then of order one, and results are multiplied by ``scale``.
+
+    Parameters
+    ----------
+    operator : Operator
+    like : ShortSide, optional
+        One of the same Jacobians made before, whose powers of two go on.
     """
 
-    def __init__(self, operator: Operator) -> None:
+    def __init__(self, operator: Operator, *, like: ShortSide | None = None) -> None:
         m, n = operator.shape
         if m < 1 or n < 1:
             raise InputError(f"an operator of shape {m} x {n} has no singular values")
@@ -119,6 +132,7 @@ class ShortSide:
         self.device: torch.device = torch.device(getattr(operator, "device", "cpu"))
         self._operator = operator
         self.products = self.calls = 0
+        self._powers: _Powers = _Powers(self.batch, self.dtype) if like is None else like._powers
 
     @property
     def eps(self) -> float:
@@ -142,7 +156,12 @@ class ShortSide:
             raise NonFiniteError(
                 f"{name} of the operator returned NaN or inf: no singular values follow from that"
             )
-        return out.reshape(expected[0], self.batch, -1)
+        return self._powers.divided(out.reshape(expected[0], self.batch, -1))
+
+    @property
+    def scale(self) -> np.ndarray:
+        """(B,) what singular values of A are multiplied by to be those of J: powers of two."""
+        return self._powers.values
 
     def apply(self, block: Tensor) -> Tensor:
         """A v: (k, B, short) -> (k, B, long)."""
@@ -166,13 +185,43 @@ class ShortSide:
         output, input_ = (short, long) if self.transposed else (long, short)
         return output.reshape(-1, *self._output), input_.reshape(-1, *self._input)
 
-    def noise_floor(self, s_max: np.ndarray) -> np.ndarray:
+    def noise_floor(self, s_max: np.ndarray, vectors: int = 1) -> np.ndarray:
         """As :meth:`Precision.noise_floor`."""
-        return self.precision.noise_floor(s_max)
+        return self.precision.noise_floor(s_max, vectors)
 
-    def rounding_error(self, values: np.ndarray, s_max: np.ndarray) -> np.ndarray:
+    def rounding_error(self, values: np.ndarray, s_max: np.ndarray, vectors: int = 1) -> np.ndarray:
         """As :meth:`Precision.rounding_error`."""
-        return self.precision.rounding_error(values, s_max)
+        return self.precision.rounding_error(values, s_max, vectors)
+
+
+class _Powers:
+    """A power of two for each sample, fixed by the first product that is not zero: 1 where squares are floats."""
+
+    def __init__(self, batch: int, dtype: torch.dtype) -> None:
+        self._exponents = np.zeros(batch, np.int64)
+        self._open = np.ones(batch, bool)
+        # Sums of squares and their rounding stay within a quarter of the range of exponents.
+        self._harmless = int(np.frexp(torch.finfo(dtype).max)[1]) // 4
+
+    @property
+    def values(self) -> np.ndarray:
+        return np.ldexp(1.0, self._exponents)
+
+    def divided(self, block: Tensor) -> Tensor:
+        """A (k, B, d) block over the powers; exact, as long as neither leaves the range of floats."""
+        if self._open.any():
+            largest = block.abs().amax(dim=(0, 2)).double().cpu().numpy()
+            exponents = np.frexp(largest)[1]
+            found = self._open & (largest > 0)
+            extreme = found & (np.abs(exponents) > self._harmless)
+            self._exponents = np.where(extreme, exponents, self._exponents)
+            self._open &= ~found
+        if not self._exponents.any():
+            return block
+        # In two steps, for 2^-e alone may not be a float.
+        for part in (self._exponents // 2, self._exponents - self._exponents // 2):
+            block = block * torch.from_numpy(np.ldexp(1.0, -part)).to(block)[:, None]
+        return block
 
 
 # Orthogonal probes come in fixed groups of this many, so that each depends on its number alone.

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from isometry.errors import ConvergenceError
 from isometry.progress import StepProgress
-from isometry.spectrum import Extremes, Quadrature, Spectrum
+from isometry.spectrum import Quadrature, Spectrum
 
 from .blocks import Operator, ShortSide, strictly
+from .extreme_values import extremes_of_all
 
 
 @strictly
@@ -60,7 +61,7 @@ def exact(operator: Operator, *, block: int = 256, progress: StepProgress | None
         values = _singular_values(dense, side.eps) * scale[:, None]
     except torch.linalg.LinAlgError as error:
         raise ConvergenceError(f"the dense SVD did not converge ({error}); try method='lanczos'") from error
-    singular_values = values.cpu().numpy()
+    singular_values = values.cpu().numpy() * side.scale[:, None]
     nodes = singular_values[:, None, :]
     floor = side.noise_floor(singular_values[:, 0])
     rounding = side.rounding_error(singular_values, singular_values[:, :1])
@@ -71,9 +72,7 @@ def exact(operator: Operator, *, block: int = 256, progress: StepProgress | None
         ),
         method="exact",
         shape=side.shape,
-        extremes=Extremes(
-            singular_values, rounding, singular_values[:, -1], rounding[:, -1], singular_values[:, -1] > floor
-        ),
+        extremes=extremes_of_all(singular_values, rounding, floor),
         products=side.products,
         seconds=time.perf_counter() - began,
         provenance={"dtype": str(side.dtype).removeprefix("torch."), "device": str(side.device)},

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 
 from .block_krylov import BlockKrylov, RitzTriplets
+from .quadrature import GaussRules
 
 Array = NDArray[np.float64]
 
@@ -55,6 +56,71 @@ def above(space: BlockKrylov, triplets: RitzTriplets, delta: float) -> Array:
 def below(space: BlockKrylov, triplets: RitzTriplets, delta: float) -> Array:
     """(B,) m: no singular value of the operator of ``space`` lies below m, but with probability ``delta``."""
     return _ends(space, triplets, delta, top=False)
+
+
+def below_probes(
+    rules: GaussRules,
+    steps: NDArray[np.int64],
+    finished: NDArray[np.bool_],
+    dimension: NDArray[np.int64],
+    eps: float,
+    delta: float = 1e-3,
+) -> Array:
+    """(B,) m: no singular value lies below m, but with probability ``delta``, as Gauss rules of random probes show.
+
+    Parameters
+    ----------
+    rules : GaussRules
+        Of k probes of each input, uniform on the sphere and independent (orthogonal ones miss less).
+    steps, finished : (B, k) arrays
+        Steps of each, and whether its recurrence broke down.
+    dimension : (B,) array
+        Of the space that the probes were drawn from. A rule of so many nodes has all singular values of the operator.
+    eps : float
+        Unit of rounding.
+
+    Notes
+    -----
+    For a single start vector f = 1 and the Christoffel function is a quotient of sums over nodes. What each probe can
+    hold at most of the singular vector to sigma adds up over the probes, and their sum is below its own quantile with
+    probability delta only. The components of the first and of the last vector along the Ritz vectors alternate in sign.
+    """
+    batch, count, size = rules.nodes.shape
+    ends = np.zeros(batch)
+    sign = np.where(np.arange(size) % 2, -1.0, 1.0)
+    for index in range(batch):
+        present = np.isfinite(rules.residuals[index])
+        s = np.where(present, rules.nodes[index], np.inf)
+        smallest, scale = float(s.min()), float(rules.nodes[index].max())
+        if np.any(finished[index] & (steps[index] == dimension[index])):
+            ends[index] = smallest
+            continue
+        if scale == 0:
+            continue
+        share = count * float(betaincinv(count / 2, count * (dimension[index] - 1) / 2, delta))
+        s = np.where(present, rules.nodes[index], 0.0) / scale
+        pull = np.where(present, s * np.where(present, rules.residuals[index], 0.0) / scale, 0.0)
+        start = np.sqrt(rules.weights[index])
+        closed = finished[index][:, None]
+
+        def compatible(
+            sigma: float, s: Array = s, pull: Array = pull, start: Array = start, closed: Array = closed
+        ) -> float:
+            gaps = (s - sigma) * (s + sigma)
+            z = np.divide(pull, gaps, out=np.zeros(gaps.shape), where=pull > 0)
+            # Where a recurrence broke down its residual is a bound, whatever its direction.
+            along = np.sum(start * z * np.where(closed, 1.0, sign), axis=1) ** 2
+            return float(
+                np.minimum(along / np.where(closed[:, 0], 1.0, 1 + np.sum(z * z, axis=1)), 1.0).sum()
+            )
+
+        inside, outside = smallest / scale * (1 - 1e-12), 0.0
+        if compatible(0.0) < share:
+            for _ in range(_BISECTIONS):
+                middle = 0.5 * (inside + outside)
+                inside, outside = (middle, outside) if compatible(middle) >= share else (inside, middle)
+        ends[index] = scale * max(outside - 8 * eps * math.sqrt(count / share), 0.0)
+    return ends
 
 
 def _ends(space: BlockKrylov, triplets: RitzTriplets, delta: float, *, top: bool) -> Array:

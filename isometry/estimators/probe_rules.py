@@ -22,13 +22,16 @@ from isometry.spectrum import Extremes, Quadrature, Spectrum
 
 from . import defaults
 from .blocks import Operator, Precision, ShortSide, random_block, strictly
+from .exclusion import below_probes
+from .extreme_values import extremes_of_found
 from .golub_kahan import Recurrence, breakdown_floor
 from .quadrature import GaussRules, gauss_rules
 
 Array = NDArray[np.float64]
 
-# A smallest value is reported as s_min only if it is known to one part in a hundred.
-_RESOLVED = 1e-2
+# What rounding leaves of the masses of other nodes where there are none. A probe sees as little of a single direction
+# of n with a probability of sqrt(n) * 3e-7.
+_ALL = 1e-13
 # Probes whose products are made together: a processor gains little beyond, a graphics card is idle below.
 _TOGETHER = {"cpu": 16, "cuda": 256}
 
@@ -125,15 +128,16 @@ class ProbeRecurrence:
         self, operator: Operator, steps: int, *, on_step: Callable[[int], None] | None = None
     ) -> None:
         """Go on until ``steps`` are done in all. ``operator`` may have been made anew since."""
-        self._products, self._side = self.products, ShortSide(operator)
+        self._products, self._side = self.products, ShortSide(operator, like=self._side)
         self._recurrence.advance(self._side, steps, on_step=on_step)
 
     def rules(self) -> ProbeRules:
         """The Gauss rules of the steps so far."""
         side, bidiagonals = self._side, self._recurrence.bidiagonals(vectors=False)
+        scale = side.scale[:, None]
         return ProbeRules(
-            self.inputs, self.probes, gauss_rules(bidiagonals),
-            bidiagonals.steps.T, bidiagonals.finished.T, bidiagonals.breakdown_residual.T,
+            self.inputs, self.probes, gauss_rules(bidiagonals).times(scale),
+            bidiagonals.steps.T, bidiagonals.finished.T, bidiagonals.breakdown_residual.T * scale,
             side.shape, side.precision, self.products, self.seed, self.probe,
             str(side.dtype).removeprefix("torch."), str(side.device),
         )  # fmt: skip
@@ -226,16 +230,17 @@ def _of_the_same_inputs(parts: list[ProbeRules], top: int) -> Spectrum:
         np.concatenate([getattr(part, name) for part in parts], axis=1)
         for name in ("steps", "finished", "breakdown_residual")
     )
-    noise = first.precision.noise_floor(rules.nodes.max(axis=(1, 2)))
+    noise = first.precision.noise_floor(rules.nodes.max(axis=(1, 2)), int(steps.max()))
     floor = np.maximum(noise, quadrature_floor(rules, steps, finished, breakdown_residual))
     return Spectrum(
         Quadrature(
             rules.nodes, rules.weights, floor, rules.resolved,
             first.precision.error_model(min(first.shape), first.probe),
+            counted_by(rules, on_the_sphere=first.probe != "rademacher"),
         ),
         method="lanczos",
         shape=first.shape,
-        extremes=_extremes(first.precision, rules, floor, top),
+        extremes=_extremes(first, rules, steps, finished, floor, top),
         products=sum(part.products for part in parts),
         provenance={
             "dtype": first.dtype, "device": first.device, "seed": first.seed, "probe": first.probe,
@@ -255,9 +260,12 @@ def quadrature_floor(
     return np.maximum(breakdown_floor(breakdown_residual), rules.nodes.max(axis=(1, 2)) / fewest)
 
 
-def is_resolved(smallest: Array, residual: Array, floor: Array) -> NDArray[np.bool_]:
-    """Whether the smallest value found is known well enough to be called s_min."""
-    return (residual <= _RESOLVED * smallest) & (smallest > floor)
+def counted_by(rules: GaussRules, *, on_the_sphere: bool = True) -> NDArray[np.bool_]:
+    """Where a probe's space closed on a single singular value: all are that value, and the mass has no part of chance.
+
+    A probe on the sphere sees every singular vector; one of random signs may miss all others.
+    """
+    return rules.resolved & (rules.weights > 1 - _ALL) & on_the_sphere
 
 
 def join_probes(rules: list[GaussRules]) -> GaussRules:
@@ -278,6 +286,22 @@ def _padded(array: np.ndarray, size: int, fill: float | bool) -> np.ndarray:
     return np.pad(array, gap, constant_values=fill)
 
 
+def times(spectrum: Spectrum, scale: Array) -> Spectrum:
+    """The spectrum of Jacobians that are those of ``spectrum`` times the (B,) factors."""
+    if np.all(scale == 1):
+        return spectrum
+    d, e = spectrum.quadrature, spectrum.extremes
+    assert e is not None, "a measurement"
+    return replace(
+        spectrum,
+        distribution=replace(d, nodes=d.nodes * scale[:, None, None], floor=d.floor * scale),
+        extremes=Extremes(
+            e.top * scale[:, None], e.top_residual * scale[:, None], e.bottom * scale, e.bottom_residual * scale,
+            e.bottom_resolved,
+        ),
+    )  # fmt: skip
+
+
 def join_inputs(spectra: Sequence[Spectrum]) -> Spectrum:
     """One spectrum of the spectra of groups of inputs, all by one method, in the order of the inputs."""
     if len(spectra) == 1:
@@ -294,6 +318,7 @@ def join_inputs(spectra: Sequence[Spectrum]) -> Spectrum:
             np.concatenate([q.floor for q in quadratures]),
             np.concatenate([_padded(q.resolved, width, True) for q in quadratures]),
             replace(quadratures[0].errors, rounding=max(q.errors.rounding for q in quadratures)),
+            np.concatenate([_padded(q.counted, width, True) for q in quadratures]),
         ),
         extremes=Extremes(
             np.concatenate([_padded(e.top, ranks, np.nan) for e in extremes]),
@@ -306,14 +331,22 @@ def join_inputs(spectra: Sequence[Spectrum]) -> Spectrum:
     )
 
 
-def _extremes(precision: Precision, rules: GaussRules, floor: Array, top: int) -> Extremes:
+def _extremes(
+    part: ProbeRules,
+    rules: GaussRules,
+    steps: NDArray[np.int64],
+    finished: NDArray[np.bool_],
+    floor: Array,
+    top: int,
+) -> Extremes:
     """The extreme nodes over the probes of each input, each with its residual and the rounding of the products."""
-    batch, _, size = rules.nodes.shape
+    precision, (batch, _, size) = part.precision, rules.nodes.shape
     count = min(top, size)
     values, residuals = np.zeros((batch, count)), np.zeros((batch, count))
     bottom, bottom_residual = np.zeros(batch), np.zeros(batch)
     s_max = rules.nodes.max(axis=(1, 2))
-    noise = precision.noise_floor(s_max)
+    vectors = int(steps.max())
+    noise = precision.noise_floor(s_max, vectors)
     for index in range(batch):
         nodes, errors = rules.nodes[index], rules.residuals[index]
         # The probe with the largest node; among equals to rounding the one that knows it best.
@@ -328,9 +361,18 @@ def _extremes(precision: Precision, rules: GaussRules, floor: Array, top: int) -
             (row[np.isfinite(e)][-1], e[np.isfinite(e)][-1]) for row, e in zip(nodes, errors, strict=True)
         ]
         bottom[index], bottom_residual[index] = min(smallest)
-    residuals += precision.rounding_error(values, s_max[:, None])
-    bottom_residual += precision.rounding_error(bottom, s_max)
-    return Extremes(values, residuals, bottom, bottom_residual, is_resolved(bottom, bottom_residual, floor))
+    short = np.full(batch, min(part.shape))
+    # Random signs may miss a singular vector altogether: they rule nothing out before they have filled the space.
+    seen = finished & ((steps == short[:, None]) | (part.probe != "rademacher"))
+    lower = below_probes(rules, steps, seen, short, precision.eps)
+    return extremes_of_found(
+        values,
+        residuals + precision.rounding_error(values, s_max[:, None], vectors),
+        [(bottom, bottom_residual)],
+        lower=lower if part.probe != "rademacher" else np.where(seen.any(axis=1), lower, 0.0),
+        floor=floor,
+        rounding=precision.rounding_error(bottom, s_max, vectors),
+    )
 
 
 def _exceeds_device(needed: int, device: torch.device) -> bool:

@@ -7,7 +7,7 @@ Matrices, Moments and Quadrature, chapter 6; Ubaru, Chen & Saad 2017, SIAM J. Ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,11 @@ class GaussRules:
     weights: Array
     residuals: Array
     resolved: NDArray[np.bool_]
+
+    def times(self, scale: Array) -> GaussRules:
+        """The rules of A times the (B, k) factors."""
+        scale = scale[..., None]
+        return replace(self, nodes=self.nodes * scale, residuals=self.residuals * scale)
 
 
 def gauss_rules(bidiagonals: Bidiagonals) -> GaussRules:

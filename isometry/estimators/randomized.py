@@ -20,13 +20,15 @@ from torch import Tensor
 
 from isometry.errors import InputError
 from isometry.progress import StepProgress
-from isometry.spectrum import Extremes, Quadrature, Spectrum
+from isometry.spectrum import Quadrature, Spectrum
 
 from . import defaults
 from .block_krylov import BlockKrylov, RitzTriplets
 from .blocks import Operator, ShortSide, random_block, strictly
+from .exclusion import below_probes
+from .extreme_values import extremes_of_all, extremes_of_found
 from .golub_kahan import Bidiagonals, golub_kahan
-from .probe_rules import basis_bytes, is_resolved, join_probes, probe_groups, quadrature_floor
+from .probe_rules import basis_bytes, counted_by, join_probes, probe_groups, quadrature_floor, times
 from .quadrature import GaussRules, gauss_rules
 
 Array = NDArray[np.float64]
@@ -110,7 +112,8 @@ def randomized(
     triplets = _leading(space, rank, budget, counter)
     if space.complete:
         counter.end()
-        return replace(_complete(side, triplets.values, seed), seconds=time.perf_counter() - began)
+        spectrum = _complete(side, triplets.values, seed)
+        return replace(times(spectrum, side.scale), seconds=time.perf_counter() - began)
     deflation = _Deflation.of(space, triplets, _kept(triplets, rank, tol))
     del space
     counter.end_search()
@@ -125,9 +128,9 @@ def randomized(
         counter=counter,
     )
     counter.end()
-    spectrum = _joined(side, deflation, rest, side.noise_floor(triplets.values[:, 0]))
+    spectrum = _joined(side, deflation, rest)
     return replace(
-        spectrum,
+        times(spectrum, side.scale),
         seconds=time.perf_counter() - began,
         provenance=_provenance(side, seed) | {
             "rank": rank, "taken_out": deflation.most, "probes": probes, "steps": int(rest.steps.max()),
@@ -259,7 +262,7 @@ def _sample_rest(
     return _Rest(join_probes(rules), taken, finished, residual, largest, smallest)
 
 
-def _joined(side: ShortSide, deflation: _Deflation, rest: _Rest, noise: Array) -> Spectrum:
+def _joined(side: ShortSide, deflation: _Deflation, rest: _Rest) -> Spectrum:
     """One spectrum of the deflated triplets, each of mass 1 / min(m, n), and of the rest."""
     rules, s, counts = rest.rules, deflation.values, deflation.counts
     rows = (*rules.nodes.shape[:2], deflation.most)
@@ -268,24 +271,55 @@ def _joined(side: ShortSide, deflation: _Deflation, rest: _Rest, noise: Array) -
     nodes = np.concatenate([leading, rules.nodes], axis=-1)
     weights = np.concatenate([masses, (1 - counts / side.short)[:, None, None] * rules.weights], axis=-1)
     resolved = np.concatenate([np.ones(rows, bool), rules.resolved], axis=-1)
+    counted = np.concatenate([np.ones(rows, bool), counted_by(rules)], axis=-1)
+    vectors = deflation.most + int(rest.steps.max())
+    noise = side.noise_floor(s[:, 0], vectors)
     floor = np.maximum(noise, quadrature_floor(rules, rest.steps, rest.finished, rest.breakdown_residual))
     # Where the spectrum decays slowly the rest may hold a larger value than the search found.
-    (found, found_error), (bottom, bottom_error) = rest.largest, rest.smallest
+    found, found_error = rest.largest
     larger = found > s[:, 0]
     top, top_error = s.copy(), deflation.residuals.copy()
     top[larger, 0], top_error[larger, 0] = found[larger], found_error[larger]
-    # A v of length t for a unit v: some singular value lies in [0, t], whatever A^T u says.
-    top_error += side.rounding_error(top, s[:, :1])
-    bottom_residual = np.minimum(bottom_error, bottom) + side.rounding_error(bottom, s[:, 0])
+    top_error += side.rounding_error(top, s[:, :1], vectors)
+    beyond = below_probes(rules, rest.steps, rest.finished, side.short - counts, side.eps)
+    extremes = extremes_of_found(
+        top,
+        top_error,
+        # Values that were taken out may be the smallest ones, where all others are alike.
+        [rest.smallest, _smallest_taken_out(deflation)],
+        lower=_lower_bound(s, deflation.residuals + side.rounding_error(s, s[:, :1], vectors), beyond),
+        floor=floor,
+        rounding=side.rounding_error(rest.smallest[0], s[:, 0], vectors),
+    )
     return Spectrum(
-        Quadrature(nodes, weights, floor, resolved, side.precision.error_model(side.short, "gaussian")),
+        Quadrature(
+            nodes, weights, floor, resolved, side.precision.error_model(side.short, "gaussian"), counted
+        ),
         method="randomized",
         shape=side.shape,
-        extremes=Extremes(
-            top, top_error, bottom, bottom_residual, is_resolved(bottom, bottom_residual, floor)
-        ),
+        extremes=extremes,
         products=side.products,
     )
+
+
+def _smallest_taken_out(deflation: _Deflation) -> tuple[Array, Array]:
+    """(s, residual) of the smallest of the deflated triplets, (B,) each."""
+    last = (deflation.counts - 1)[:, None]
+    return tuple(
+        np.take_along_axis(part, last, axis=1)[:, 0] for part in (deflation.values, deflation.residuals)
+    )  # type: ignore[return-value]
+
+
+def _lower_bound(s: Array, residuals: Array, beyond: Array) -> Array:
+    """(B,) what no singular value of A lies below, where none of A P lies below ``beyond``.
+
+    For t below all s_r, A has no singular value below t where C - t^2 is positive beyond the term of the residuals:
+    beyond^2 - t^2 >= sum e_r^2 s_r^2 / (s_r^2 - t^2) (Sylvester's law of inertia; `isometry.spectrum.cdf_bounds`).
+    """
+    t = np.maximum(np.minimum(beyond, np.nanmin(s - residuals, axis=1)), 0.0)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moved = np.nansum((residuals * s) ** 2 / (s**2 - t**2), axis=1)
+    return np.sqrt(np.maximum(t[:, 0] ** 2 - moved, 0.0))
 
 
 def _budget(short: int, rank: int, width: int, products: int | None, probes: int, steps: int) -> int:
@@ -388,7 +422,7 @@ def _provenance(side: ShortSide, seed: int) -> dict[str, object]:
 def _complete(side: ShortSide, s: np.ndarray, seed: int) -> Spectrum:
     """The space is the whole short side: every singular value is there and nothing is left over."""
     nodes = s[:, None, :]
-    error, noise = side.rounding_error(s, s[:, :1]), side.noise_floor(s[:, 0])
+    error, noise = side.rounding_error(s, s[:, :1], side.short), side.noise_floor(s[:, 0], side.short)
     return Spectrum(
         Quadrature(
             nodes,
@@ -399,7 +433,7 @@ def _complete(side: ShortSide, s: np.ndarray, seed: int) -> Spectrum:
         ),
         method="randomized",
         shape=side.shape,
-        extremes=Extremes(s, error, s[:, -1], error[:, -1], s[:, -1] > noise),
+        extremes=extremes_of_all(s, error, noise),
         products=side.products,
         provenance=_provenance(side, seed) | {"rank": side.short},
     )

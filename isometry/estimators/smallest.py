@@ -173,14 +173,14 @@ def smallest_singular_value(
         triplets.coupling[:, :, position],
     )  # fmt: skip
     left, right = side.pair(*(part.transpose(0, 1) for part in space.vectors(last_one, 1)))
-    rounding = side.rounding_error(triplets.values[:, -1], triplets.values[:, 0])
+    rounding = side.rounding_error(triplets.values[:, -1], triplets.values[:, 0], space.size)
     return SmallestSingularValue(
-        upper=upper,
-        lower=lower,
+        upper=side.scale * upper,
+        lower=side.scale * lower,
         converged=upper - lower <= rtol * upper,
         zero=zero,
         confidence=1.0 if space.complete else 1 - delta,
-        residual=triplets.residuals[:, -1] + rounding,
+        residual=side.scale * (triplets.residuals[:, -1] + rounding),
         left=left[0],
         right=right[0],
         products=side.products,
@@ -192,6 +192,6 @@ def smallest_singular_value(
 def _bounds(space: BlockKrylov, triplets: RitzTriplets, delta: float) -> tuple[Array, Array]:
     """(upper, lower) bounds of s_min, (B,) each."""
     smallest = triplets.values[:, -1]
-    rounding = space.side.rounding_error(smallest, triplets.values[:, 0])
+    rounding = space.side.rounding_error(smallest, triplets.values[:, 0], space.size)
     lower = np.minimum(exclusion.below(space, triplets, delta), smallest)
     return smallest + rounding, np.maximum(lower - rounding, 0.0)

@@ -307,23 +307,23 @@ def _result(
     confidence: float,
     began: float,
 ) -> LeadingTriplets:
-    side = space.side
+    side, scale = space.side, space.side.scale[:, None]
     s, rounding = triplets.values, _rounding(side, triplets)
     residuals = triplets.residuals + rounding
     converged = _converged(side, triplets, rank, tol)
     long, short = (part.transpose(0, 1) for part in space.vectors(triplets, rank))
     left, right = side.pair(long, short)
     return LeadingTriplets(
-        values=s[:, :rank],
-        residuals=residuals[:, :rank],
-        upper=(_upper(triplets, rest.norm) + rounding)[:, :rank],
+        values=scale * s[:, :rank],
+        residuals=scale * residuals[:, :rank],
+        upper=scale * (_upper(triplets, rest.norm) + rounding)[:, :rank],
         confidence=confidence,
         converged=converged,
         certified=converged & _ranked(side, triplets, rank, tol, rest),
         left=left,
         right=right,
-        lowest=s[:, -1],
-        lowest_residual=residuals[:, -1],
+        lowest=scale[:, 0] * s[:, -1],
+        lowest_residual=scale[:, 0] * residuals[:, -1],
         products=side.products,
         blocks=side.calls,
         seconds=time.perf_counter() - began,

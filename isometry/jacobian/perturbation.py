@@ -73,7 +73,7 @@ class _Shadow(TorchDispatchMode):
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """The perturbed copy of a tensor; None where it has none, since it does not depend on the point."""
-        memory = self._shadows.get(_address(tensor))
+        memory = self._shadows.get(storage_of(tensor))
         if memory is None:
             return None
         if memory.dtype != tensor.dtype:
@@ -82,8 +82,8 @@ class _Shadow(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [t for t in _tensors((args, kwargs)) if _plain(t)]
-        followed = any(_address(t) in self._shadows for t in tensors)
+        tensors = [t for t in tensors_in((args, kwargs)) if _plain(t)]
+        followed = any(storage_of(t) in self._shadows for t in tensors)
         if not followed:
             return func(*args, **kwargs)
         if func._schema.is_mutable:
@@ -106,8 +106,8 @@ class _Shadow(TorchDispatchMode):
         return out
 
     def _note(self, out: Any, other: Any) -> None:
-        for made, copy in zip(_tensors(out), _tensors(other), strict=False):
-            if not _plain(made) or not _plain(copy) or _address(made) in self._shadows:
+        for made, copy in zip(tensors_in(out), tensors_in(other), strict=False):
+            if not _plain(made) or not _plain(copy) or storage_of(made) in self._shadows:
                 continue
             if copy is made or copy.shape != made.shape:
                 copy = made
@@ -119,7 +119,7 @@ class _Shadow(TorchDispatchMode):
 
     def _cover(self, tensor: Tensor) -> None:
         """Give a tensor that may be written to a copy, unperturbed, where it has none."""
-        if _address(tensor) not in self._shadows:
+        if storage_of(tensor) not in self._shadows:
             self._set(tensor, tensor.clone())
 
     def _set(self, tensor: Tensor, copy: Tensor) -> None:
@@ -127,7 +127,7 @@ class _Shadow(TorchDispatchMode):
         memory = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
         whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
         memory.copy_(whole[:size])
-        self._shadows[_address(tensor)] = memory
+        self._shadows[storage_of(tensor)] = memory
         memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).copy_(copy)
         self._kept.append(tensor.untyped_storage())
 
@@ -147,7 +147,8 @@ class _Shadow(TorchDispatchMode):
         return torch.where(copy == copy.round(), copy, factors.mul_(copy))
 
 
-def _address(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
+    """A number that stands for the memory of a tensor, as long as that lives."""
     return tensor.untyped_storage()._cdata
 
 
@@ -163,13 +164,14 @@ def _plain(tensor: Tensor) -> bool:
     )
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in nested lists, tuples and dicts."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in _tensors(item)]
+        return [tensor for item in value for tensor in tensors_in(item)]
     return []
 
 

@@ -17,6 +17,7 @@ from isometry.errors import AdjointError, ConvergenceWarning, FallbackWarning, M
 from .chunks import ChunkedProducts
 from .evaluation import Evaluation
 from .numerics import torch_warnings_silenced
+from .perturbation import storage_of, tensors_in
 from .reference import reference_rmatmat, sensitivity_of_matmat, sensitivity_of_rmatmat
 from .replay import module_names
 from .rounding import (
@@ -197,17 +198,26 @@ def _first_cast(evaluation: Evaluation, u: Tensor) -> str:
         module_names(at.module) as current,
         _Casts(at.point.dtype, current) as casts,
     ):
+        casts.follow(at.point, u)
         reference_rmatmat(at.function, at.point, u)
     return casts.first
 
 
 class _Casts(TorchDispatchMode):
-    """Watches the operations inside it for the first result in a coarser type."""
+    """Watches the operations on what depends on some tensors for the first result in a coarser type."""
 
     def __init__(self, dtype: torch.dtype, current_module: Callable[[], str]) -> None:
         super().__init__()
         self.first = ""
         self._dtype, self._current_module = dtype, current_module
+        # Storages of what is followed, and the tensors themselves, so that no storage is used again.
+        self._followed: set[int] = set()
+        self._kept: list[Tensor] = []
+
+    def follow(self, *tensors: Tensor) -> None:
+        """Count these tensors among those whose operations are watched."""
+        self._followed |= {storage_of(tensor) for tensor in tensors}
+        self._kept += tensors
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -216,8 +226,13 @@ class _Casts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for made in out if isinstance(out, tuple | list) else (out,):
-            if self.first or not isinstance(made, Tensor) or not made.is_floating_point():
+        given = (tensor for tensor in tensors_in((args, kwargs)) if tensor.layout == torch.strided)
+        if self.first or not any(storage_of(tensor) in self._followed for tensor in given):
+            return out
+        made_here = [made for made in tensors_in(out) if made.layout == torch.strided]
+        self.follow(*made_here)
+        for made in made_here:
+            if self.first or not made.is_floating_point():
                 continue
             if torch.finfo(made.dtype).eps > torch.finfo(self._dtype).eps:
                 name = self._current_module()

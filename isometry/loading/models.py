@@ -142,11 +142,18 @@ def _module_from_file(path: Path) -> Any:
         raise SpecError(f"{str(path)!r} is not a Python file; it needs the ending .py")
     module = importlib.util.module_from_spec(specification)
     # As for `python FILE`: neighbours of the file can be imported, and classes find their module.
-    sys.path.insert(0, str(path.resolve().parent))
+    first_on_path(path.resolve().parent)
     sys.modules[name] = module
     with _foreign_code(str(path)):
         specification.loader.exec_module(module)
     return module
+
+
+def first_on_path(folder: Path) -> None:
+    """Have modules of this folder be found before others, however often it is called."""
+    if str(folder) in sys.path:
+        sys.path.remove(str(folder))
+    sys.path.insert(0, str(folder))
 
 
 def _module_by_name(name: str) -> Any:

@@ -1,10 +1,9 @@
 """What a measurement is to reach, and how far it is from that: the goal, and the error of its quantity.
 
 The stopping rule tests the error that is reported, so it stops too early where that error is underestimated. Three
-things keep this bias small. The error of the mean square is the larger of two: Student's interval from the spread of
-the probes, and the one from the variance that probes on the sphere have, 2 (m_2 - m_1^2) / (n + 2) of the moments of
-J^T J (the probes know m_2 far better than their own spread). There are at least 8 probes. And their number grows by a
-quarter or more between two tests (:mod:`.adaptive`).
+things keep this bias small. The interval of the mean square follows from the law of the probes and not from their
+spread (`isometry.spectrum.probe_means`), and its farther end is what counts. There are at least 8 probes. And their
+number grows by a quarter or more between two tests (:mod:`.adaptive`).
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import numpy as np
 from isometry.errors import InputError
 from isometry.measurement.convergence import worst_residual
 from isometry.spectrum import Spectrum
-from isometry.spectrum.probe_intervals import student_quantile
 
 EXTREME_QUANTITIES = ("top", "s_max")
 QUANTITIES = ("mean_square", "cdf", *EXTREME_QUANTITIES)
@@ -47,9 +45,9 @@ class Goal:
     Parameters
     ----------
     quantity : {"mean_square", "cdf", "top", "s_max"}
-        What ``rtol`` bounds. "mean_square": half the width of its 95 % interval, relative. "cdf": the largest distance
-        of the cdf from its simultaneous 95 % band, from the floor upwards. "top" and "s_max": the largest residual of
-        all reported top values, or of s_max, relative.
+        What ``rtol`` bounds. "mean_square": the distance to the farther end of its 95 % interval, relative. "cdf": the
+        largest distance of the cdf from its simultaneous 95 % band, from the floor upwards. "top" and "s_max": the
+        largest residual of all reported top values, or of s_max, relative.
     rtol : float, optional
         Probes and steps are added until the error of the quantity is at most this. Without it the budget is spent.
     budget : int or str, optional
@@ -132,20 +130,12 @@ class QuantityError:
 
 
 def _mean_square_error(spectrum: Spectrum, top: int | None) -> QuantityError:
-    """Half the width of the 95 % interval, relative. Steps do not matter: each probe has its mean square exactly."""
-    d, probes, inputs = spectrum.quadrature, spectrum.n_probes, spectrum.n_inputs
+    """The distance to the farther end of the 95 % interval, relative. Steps do not matter: the mean square is exact."""
     # Relative to the largest node: the squares themselves may leave the range of floats.
-    squares, fourths = d.row_moments(2)[1], d.row_moments(4)[1].mean(1)
-    mean, from_spread = float(squares.mean()), spectrum.standard_error(squares)
-    if mean == 0 or not d.errors.random:
-        return QuantityError(0.0, "probes")
-    if probes == 1:
-        return QuantityError(math.inf if from_spread != 0 else 0.0, "probes")
-    # Of random signs and of orthogonal groups this is an upper bound, but for a factor 1 + 2 / n.
-    variance = np.maximum(fourths - squares.mean(1) ** 2, 0.0) * 2 / (d.dimension + 2)
-    from_sphere = math.sqrt(float(variance.sum()) / probes) / inputs
-    quantile = student_quantile(0.5 + _CONFIDENCE / 2, inputs * (probes - 1))
-    return QuantityError(quantile * max(from_spread, from_sphere) / mean, "probes")
+    mean = spectrum.distribution.moment_mean(1)[1]
+    low, high = mean.interval(_CONFIDENCE)
+    farther = max(mean.mean - low, high - mean.mean)
+    return QuantityError(farther / mean.mean if farther > 0 else 0.0, "probes")
 
 
 def _cdf_error(spectrum: Spectrum, top: int | None) -> QuantityError:

@@ -163,11 +163,12 @@ class BlockProfile:
             usual = ""
             if len(self) > 2:
                 usual = f"; the median block by {power_text(float(np.median(self.log10_gain)))}"
-            others = len(found.faults) - 1
-            also = f" ({others} more block{'s' if others > 1 else ''} like it)" if others else ""
+            others = [self.blocks[block] for block in found.faults[1:]]
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            also = f"; {', '.join(others[:3])}{more} {'stand' if len(others) > 1 else 'stands'} out as well"
             return (
                 f"{end}: block {self.blocks[fault]} ({self.kinds[fault]}) is at fault: it multiplies it by "
-                f"{self.gain_text(fault)}{also}{usual}"
+                f"{self.gain_text(fault)}{usual}{also if others else ''}"
             )
         if found.direction == 0:
             harmless = abs(total) <= math.log10(HARMLESS_FACTOR)

@@ -33,8 +33,6 @@ Array = NDArray[np.float64]
 
 # Sums of masses are known to rounding.
 _ROUNDING = 1e-12
-# A mass this close to a multiple of 1 / n is that multiple; a random one is with a probability of some n * 1e-9.
-_WHOLE = 1e-9
 
 
 class GaussRules(Protocol):
@@ -51,6 +49,9 @@ class GaussRules(Protocol):
 
     @property
     def resolved(self) -> NDArray[np.bool_]: ...
+
+    @property
+    def counted(self) -> NDArray[np.bool_]: ...
 
     @property
     def dimension(self) -> int: ...
@@ -168,7 +169,7 @@ def cdf_bounds(quadrature: GaussRules, extremes: Extremes | None, errors: ErrorM
                 array[index, probe] for array in (quadrature.nodes, quadrature.weights, quadrature.resolved)
             )
             count = weights * n
-            found = sure & (count > 0.5) & (np.abs(count - np.round(count)) <= _WHOLE * np.maximum(count, 1))
+            found = quadrature.counted[index, probe] & (weights > 0)
             rest = ~found & (weights > 0)
             radius = places.radius(nodes[found], deflated=bool(rest.any()))
             known += places.known(nodes[found], radius, np.round(count[found]), s)

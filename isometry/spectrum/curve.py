@@ -14,6 +14,7 @@ from .error_model import NO_PROBES, ErrorModel
 from .extremes import Extremes
 from .log_scale import same_place
 from .monotone_cubic import monotone_cubic
+from .probe_means import ProbeMean
 
 Array = NDArray[np.float64]
 
@@ -199,6 +200,12 @@ class Curve:
 
     def standard_error(self, values: Array, *, over: str = "probes") -> float:
         return 0.0
+
+    def moment_mean(self, order: int) -> tuple[float, ProbeMean]:
+        return self.log_moment(2 * order), ProbeMean(1.0, 0.0, 0.0, 0.0)
+
+    def share_stderr(self, log_s: ArrayLike, *, low: float | None = None) -> Array:
+        return np.zeros(np.shape(log_s))
 
     def input(self, index: int) -> Curve:
         raise InputError("a prediction has no inputs")

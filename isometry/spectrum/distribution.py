@@ -17,6 +17,7 @@ from isometry.errors import InputError
 
 from .error_model import ErrorModel
 from .extremes import Extremes
+from .probe_means import ProbeMean
 
 Array = NDArray[np.float64]
 
@@ -121,6 +122,14 @@ class Distribution(Protocol):
 
     def standard_error(self, values: Array, *, over: str = "probes") -> float:
         """Standard error of the mean of an (inputs, probes) array, one value for each row; 0 without random probes."""
+        ...
+
+    def moment_mean(self, order: int) -> tuple[float, ProbeMean]:
+        """(scale, mean): E[s^(2 order)] is exp(scale) times a mean over probes, with the law of its error."""
+        ...
+
+    def share_stderr(self, log_s: ArrayLike, *, low: float | None = None) -> Array:
+        """Standard error over probes of the mass of {ln s <= log_s}, from ``low`` on where that is given."""
         ...
 
     def row_moments(self, power: float) -> tuple[float, Array]:

@@ -101,10 +101,23 @@ def orthogonal_factor(probes: int, group: int, dimension: int) -> float:
     vectors, of as many as there are, have values of covariance -V / (n - 1), V being the variance of each. With p the
     share of pairs that are of one group, the sample variance of k probes has the mean V (1 + p / (n - 1)), and their
     mean the variance V (1 - p (k - 1) / (n - 1)) / k. For one group this is the correction 1 - k / n of a sample
-    without replacement (Cochran 1977, Sampling Techniques, theorem 2.2). The last group may be a part of one.
+    without replacement (Cochran 1977, Sampling Techniques, theorem 2.2).
     """
-    if dimension < 2 or probes < 2:
+    if dimension < 2:
         return 1.0
+    return mean_factor(probes, group, dimension) / (1 + _pairs(probes, group) / (dimension - 1))
+
+
+def mean_factor(probes: int, group: int, dimension: float) -> float:
+    """Variance of a mean over probes that are orthogonal in groups, over that of independent ones."""
+    if dimension < 2:
+        return 1.0
+    return max(1 - _pairs(probes, group) * (probes - 1) / (dimension - 1), 0.0)
+
+
+def _pairs(probes: int, group: int) -> float:
+    """Share of pairs of probes that are of one group; the last group may be a part of one."""
+    if probes < 2:
+        return 0.0
     whole, rest = divmod(probes, group)
-    pairs = (whole * group * (group - 1) + rest * (rest - 1)) / (probes * (probes - 1))
-    return max(1 - pairs * (probes - 1) / (dimension - 1), 0.0) / (1 + pairs / (dimension - 1))
+    return (whole * group * (group - 1) + rest * (rest - 1)) / (probes * (probes - 1))

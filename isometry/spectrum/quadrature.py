@@ -11,12 +11,16 @@ from numpy.typing import ArrayLike, NDArray
 from isometry.errors import InputError
 
 from .distribution import checked_probability
-from .error_model import ErrorModel
+from .error_model import ErrorModel, mean_factor
 from .extremes import Extremes
 from .log_scale import same_place, times_exp
 from .mass_bounds import mass_at_most
+from .probe_means import ProbeMean, probe_mean
 
 Array = NDArray[np.float64]
+
+# Units of rounding of s_max up to which a singular value that random probes found is zero.
+_UNITS_OF_ZERO = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,9 @@ class Quadrature:
         Gauss node, whose mass stands for its neighbourhood (see :meth:`cdf_bounds`).
     errors : ErrorModel
         How random the probes were and how well the products are known.
+    counted : (inputs, probes, K) bool array, optional
+        True where the mass at the node is the number of singular values there over ``dimension``, without chance: they
+        were found one by one, or all are the same. By default all where there were no random probes, else none.
     """
 
     nodes: Array
@@ -43,13 +50,17 @@ class Quadrature:
     floor: Array
     resolved: NDArray[np.bool_] = field(repr=False)
     errors: ErrorModel = field(default_factory=ErrorModel)
+    counted: NDArray[np.bool_] = field(default=None, repr=False)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
+        if self.counted is None:
+            object.__setattr__(self, "counted", np.full(np.shape(self.nodes), not self.errors.random))
         nodes, weights = np.asarray(self.nodes, float), np.asarray(self.weights, float)
-        if nodes.ndim != 3 or nodes.shape != weights.shape or nodes.shape != np.shape(self.resolved):
+        shapes = [nodes.shape, weights.shape, np.shape(self.resolved), np.shape(self.counted)]
+        if nodes.ndim != 3 or len(set(shapes)) > 1:
             raise InputError(
-                "nodes, weights and resolved are (inputs, probes, K) arrays of one shape; got "
-                f"{nodes.shape}, {weights.shape}, {np.shape(self.resolved)}"
+                "nodes, weights, resolved and counted are (inputs, probes, K) arrays of one shape; got "
+                + ", ".join(map(str, shapes))
             )
         if nodes.size == 0:
             raise InputError("a distribution needs at least one node")
@@ -137,8 +148,12 @@ class Quadrature:
 
     @property
     def singular(self) -> bool:
-        below = (self.weights > 0) & (self.nodes <= self.floor[:, None, None])
-        return bool(np.any(below & self.resolved))
+        below = self.resolved & (self.weights > 0) & (self.nodes <= self.floor[:, None, None])
+        if self.errors.random:
+            # Where a recurrence broke down the floor is higher than rounding: what lies below is small, not zero.
+            zero = _UNITS_OF_ZERO * self.errors.eps * self.nodes.max(axis=(1, 2))
+            below &= self.nodes <= zero[:, None, None]
+        return bool(np.any(below))
 
     @property
     def grid(self) -> Array:
@@ -181,23 +196,30 @@ class Quadrature:
 
     def row_moments(self, power: float) -> tuple[float, Array]:
         """(scale, (inputs, probes) array a): E[s^power] of each row is exp(scale) * a."""
+        scale, powers = self._powers(power)
+        return scale, np.sum(self.weights * powers, axis=-1)
+
+    def _powers(self, power: float) -> tuple[float, Array]:
+        """(scale, a): s^power of each node is exp(scale) * a."""
         present = self.weights > 0
         # Scaled by the node that dominates, the largest or for a negative power the smallest: no power overflows.
         dominant = self.nodes[present].max() if power >= 0 else self.nodes[present].min()
         dominant = float(dominant) or 1.0
         with np.errstate(divide="ignore"):
-            terms = (np.where(present, self.nodes, dominant) / dominant) ** power
-            return power * float(np.log(dominant)), np.sum(self.weights * terms, axis=-1)
+            powers = (np.where(present, self.nodes, dominant) / dominant) ** power
+            return power * float(np.log(dominant)), powers
 
     def row_cdf(self, log_s: ArrayLike, *, left: bool = False) -> Array:
         """Mass of {ln s <= log_s} for every row, (inputs, probes, *log_s.shape)."""
+        return self._row_masses(self.weights, log_s, left=left)
+
+    def _row_masses(self, weights: Array, log_s: ArrayLike, *, left: bool) -> Array:
         points = np.asarray(log_s, float)
         slack = same_place(points)
         places = points - slack if left else points + slack
         logs = self._log(self.nodes_above_floor)
         found = [
-            mass_at_most(logs[row], self.weights[row], places, left=left)
-            for row in np.ndindex(logs.shape[:2])
+            mass_at_most(logs[row], weights[row], places, left=left) for row in np.ndindex(logs.shape[:2])
         ]
         return np.reshape(found, (*logs.shape[:2], *points.shape))
 
@@ -246,19 +268,40 @@ class Quadrature:
         return float(hidden.sum(-1).mean())
 
     def standard_error(self, values: Array, *, over: str = "probes") -> float:
-        error = self.errors.standard_error(values, over=over)
-        alone = over == "probes" and values.shape[1] == 1
-        return 0.0 if alone and self._deterministic else error
+        if over == "probes" and not np.any(self._chance):
+            return 0.0
+        return self.errors.standard_error(values, over=over)
 
     @property
-    def _deterministic(self) -> bool:
-        """Whether chance had no part: then every singular value of a row has the same mass, and is resolved.
+    def _chance(self) -> NDArray[np.bool_]:
+        """Nodes whose masses random probes gave."""
+        return (self.weights > 0) & ~self.counted
 
-        Random masses agree with probability zero, but for a multiple of an isometry, where one node carries all
-        and the numbers are exact as well. A Gauss node after a single step carries all and is not exact.
-        """
-        highest = self.weights.max(axis=-1, keepdims=True)
-        return bool(np.all((self.weights == 0) | ((self.weights == highest) & self.resolved)))
+    def moment_mean(self, order: int) -> tuple[float, ProbeMean]:
+        scale, powers = self._powers(2 * order)
+        # E s^(4 k) takes k + 1 Gauss nodes, or the singular values themselves.
+        gauss = self._chance & ~self.resolved
+        count = gauss.sum(axis=-1)
+        known_law = bool(np.all((count == 0) | ((order >= 1) & (count > order))))
+        errors = replace(self.errors, dimension=self.dimension)
+        return scale, probe_mean(powers, self.weights, self.counted, errors, known_law=known_law)
+
+    def share_stderr(self, log_s: ArrayLike, *, low: float | None = None) -> Array:
+        points = np.asarray(log_s, float).ravel()
+        w = np.where(self._chance, self.weights, 0.0)
+        masses = self._row_masses(w, points, left=False).mean(axis=1)
+        if low is not None:
+            masses = masses - self._row_masses(w, low, left=True).mean(axis=1)[..., None]
+        part = w.sum(axis=-1).mean(axis=1)[:, None]
+        share = np.clip(np.divide(masses, part, out=np.zeros(masses.shape), where=part > 0), 0.0, 1.0)
+        n, errors = self.dimension, self.errors
+        factor = mean_factor(self.n_probes, errors.orthogonal_group, n) / self.n_probes
+        # Of random signs the bound: see `.probe_intervals`.
+        variance = (
+            part**2 * share * (1 - share) * 2 / (part * n + (2 if errors.on_the_sphere else 0) + (part == 0))
+        )
+        found = np.sqrt(factor * variance.sum(axis=0)) / self.n_inputs
+        return np.asarray(found.reshape(np.shape(log_s)))
 
     def input(self, index: int) -> Quadrature:
         if not -self.n_inputs <= index < self.n_inputs:
@@ -266,7 +309,7 @@ class Quadrature:
         pick = [index]
         return replace(
             self, nodes=self.nodes[pick], weights=self.weights[pick], floor=self.floor[pick],
-            resolved=self.resolved[pick],
+            resolved=self.resolved[pick], counted=self.counted[pick],
         )  # fmt: skip
 
     def shifted(self, shift: float) -> Quadrature:

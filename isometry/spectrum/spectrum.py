@@ -422,9 +422,17 @@ class Spectrum:
         return self.distribution.standard_error(row_values, over=over)
 
     def moment_stderr(self, order: int = 1, *, over: str = "probes") -> float:
-        """Standard error of :meth:`moment` over probes or over inputs; 0 for a prediction."""
-        scale, values = self.distribution.row_moments(2 * order)
-        error = self.standard_error(values, over=over)
+        """Standard error of :meth:`moment` over probes or over inputs; 0 for a prediction.
+
+        Over probes from the law of the probes, so that one alone has an error; nan where the rule of a single probe is
+        too short for it (``order`` steps). Of random signs the law is a bound, which the spread of many replaces.
+        """
+        if over == "probes":
+            scale, mean = self.distribution.moment_mean(order)
+            error = mean.standard_error
+        else:
+            scale, values = self.distribution.row_moments(2 * order)
+            error = self.standard_error(values, over=over)
         return error * exponential(scale) if error > 0 else error
 
     @property
@@ -433,21 +441,28 @@ class Spectrum:
         return self.moment_stderr(1)
 
     def mean_square_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Confidence interval of the mean square over probes (Student t with inputs * (probes - 1) degrees)."""
-        error = self.mean_square_stderr
-        if not error > 0:
-            return self.mean_square, self.mean_square if error == 0 else math.nan
-        # Loaded here: a spectrum is numpy alone until somebody asks for an interval.
-        from .probe_intervals import student_quantile
+        """Confidence interval of the mean square over probes; see :meth:`moment_interval`."""
+        return self.moment_interval(1, level)
 
-        half = student_quantile(0.5 + level / 2, self.n_inputs * (self.n_probes - 1)) * error
-        return self.mean_square - half, self.mean_square + half
+    def moment_interval(self, order: int = 1, level: float = 0.95) -> tuple[float, float]:
+        """Confidence interval of :meth:`moment` over probes.
+
+        The mean over probes is a sum of squared Gaussians; its law is taken for the Gamma law of its mean and variance,
+        which the probes' own rules tell (`isometry.spectrum.probe_means`). It is not symmetric about the moment. Where
+        rules are too short to tell a variance, Student's t on the spread of the probes; (least, inf) for one probe.
+        """
+        scale, mean = self.distribution.moment_mean(order)
+        factor = exponential(scale)
+        low, high = mean.interval(level)
+        return (low * factor if low > 0 else 0.0), (high * factor if high > 0 else 0.0)
 
     def cdf_stderr(self, s: ArrayLike, *, over: str = "probes") -> Array:
         """Standard error of :meth:`cdf`, shape of ``s``; 0 for a prediction."""
         points = _nonnegative(s)
         with np.errstate(divide="ignore"):
             logs = np.log(points).ravel()
+        if over == "probes":
+            return self.distribution.share_stderr(logs).reshape(points.shape)
         rows = self.distribution.row_cdf(logs)
         errors = [self.standard_error(rows[..., place], over=over) for place in range(logs.size)]
         return np.array(errors).reshape(points.shape)
@@ -455,6 +470,9 @@ class Spectrum:
     def isometry_stderr(self, low: float = 0.5, high: float = 2.0, *, over: str = "probes") -> float:
         """Standard error of :meth:`isometry`; 0 for a prediction."""
         d = self.distribution
+        if over == "probes":
+            bottom = math.log(low) if low > 0 else None
+            return float(d.share_stderr(math.log(high) if high > 0 else -math.inf, low=bottom))
         upper = d.row_cdf(math.log(high))
         lower = d.row_cdf(math.log(low) if low > 0 else -math.inf, left=True)
         return self.standard_error(upper - lower, over=over)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import h5py
@@ -21,6 +21,8 @@ from isometry.spectrum.error_model import NO_PROBES
 from isometry.store.admission import attribute
 
 VERSION = 1
+# A mass this close to a multiple of 1 / n is that multiple.
+_WHOLE = 1e-9
 _PREFIX = "error_model_"
 _TYPES: dict[str, type] = {
     "probe": str,
@@ -98,6 +100,20 @@ def error_model_of_old(
         float(rounding) if isinstance(rounding, int | float) and 0 <= rounding < math.inf else 0.0,
         dimension,
     )
+
+
+def counted_of_old(quadrature: Quadrature) -> Quadrature:
+    """With what versions before 4 do not say: which masses have no part of chance.
+
+    A resolved mass that is a multiple of 1 / n is that of so many values found one by one; a random one on the sphere
+    is with a probability of some n * 1e-9. Random signs make such multiples by chance.
+    """
+    errors = quadrature.errors
+    if not errors.random:
+        return replace(quadrature, counted=np.ones(quadrature.nodes.shape, bool))
+    count = quadrature.weights * quadrature.dimension
+    whole = (count > 0.5) & (np.abs(count - np.round(count)) <= _WHOLE * np.maximum(count, 1))
+    return replace(quadrature, counted=quadrature.resolved & whole & errors.on_the_sphere)
 
 
 def _all_found(quadrature: Quadrature, dimension: int | None) -> bool:

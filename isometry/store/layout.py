@@ -21,9 +21,9 @@ SPECTRA, SERIES = "spectra", "series"
 
 # Version 2 added the band of the cdf; version 3 the error model, and its `resolved` was `certain` before.
 OLD_QUADRATURE_ENCODINGS = (("spectrum-quadrature", 1), ("spectrum-quadrature", 2))
-# Version 4, and 3 of a curve, have short arrays as attributes of the group, and the summary.
-QUADRATURE_ENCODINGS = (("spectrum-quadrature", 3), ("spectrum-quadrature", 4))
-QUADRATURE_ENCODING = QUADRATURE_ENCODINGS[-1]
+# Version 4, and 3 of a curve, have short arrays as attributes of the group, and the summary. Version 5 has `counted`.
+UNCOUNTED_ENCODINGS = (("spectrum-quadrature", 3), ("spectrum-quadrature", 4))
+QUADRATURE_ENCODING = ("spectrum-quadrature", 5)
 # Version 2 added whether the support has no upper end.
 OLD_CURVE_ENCODING = ("spectrum-curve", 1)
 CURVE_ENCODINGS = (("spectrum-curve", 2), ("spectrum-curve", 3))
@@ -82,10 +82,18 @@ QUADRATURE_FIELDS = {
         "1 where the node is a resolved singular value with its own mass, 0 where it is a Gauss node "
         "whose mass stands for its neighbourhood", "bool",
     ),
+    "counted": Field(
+        ("input", "probe", "node"), "1",
+        "1 where the mass is the number of singular values there over their number, without chance: they were found "
+        "one by one, or all are the same; 0 where a random probe saw it", "bool",
+    ),
 }  # fmt: skip
 
+# Left out where no mass is a count, or, without random probes, all are.
+COUNTED = "counted"
+UNCOUNTED_FIELDS = {key: what for key, what in QUADRATURE_FIELDS.items() if key != COUNTED}
 OLD_QUADRATURE_FIELDS = {
-    "certain" if key == "resolved" else key: what for key, what in QUADRATURE_FIELDS.items()
+    "certain" if key == "resolved" else key: what for key, what in UNCOUNTED_FIELDS.items()
 }
 
 CURVE_FIELDS = {
@@ -150,7 +158,8 @@ BAND_FIELDS = {
 SPECTRUM_FIELDS = {
     OLD_QUADRATURE_ENCODINGS[0]: OLD_QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
     OLD_QUADRATURE_ENCODINGS[1]: OLD_QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
-    **dict.fromkeys(QUADRATURE_ENCODINGS, QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS),
+    **dict.fromkeys(UNCOUNTED_ENCODINGS, UNCOUNTED_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS),
+    QUADRATURE_ENCODING: QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
     **dict.fromkeys((OLD_CURVE_ENCODING, *CURVE_ENCODINGS), CURVE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS),
 }
 OPTIONAL_FIELDS = frozenset(EXTREME_FIELDS)

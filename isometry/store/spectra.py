@@ -26,6 +26,7 @@ from isometry.store.elements import Element, chosen, damaged, encoding_of, exami
 from isometry.store.error_models import (
     ATTRIBUTES,
     channels_of_old,
+    counted_of_old,
     decode_error_model,
     encode_error_model,
     error_model_of_old,
@@ -33,6 +34,7 @@ from isometry.store.error_models import (
 from isometry.store.layout import (
     BAND_CONFIDENCE,
     BAND_FIELDS,
+    COUNTED,
     CURVE_ENCODING,
     CURVE_ENCODINGS,
     DERIVED_FIELDS,
@@ -44,15 +46,15 @@ from isometry.store.layout import (
     OLD_QUADRATURE_FIELDS,
     OPTIONAL_FIELDS,
     QUADRATURE_ENCODING,
-    QUADRATURE_ENCODINGS,
-    QUADRATURE_FIELDS,
     SPECTRUM_FIELDS,
+    UNCOUNTED_ENCODINGS,
+    UNCOUNTED_FIELDS,
 )
 from isometry.store.summaries import SUMMARY, Listed, encode_summary, read_listed, summary_problems
 
 Arrays = dict[str, NDArray[Any]]
 
-_WITH_SHORT_ARRAYS = {QUADRATURE_ENCODING, CURVE_ENCODING}
+_WITH_SHORT_ARRAYS = {UNCOUNTED_ENCODINGS[-1], QUADRATURE_ENCODING, CURVE_ENCODING}
 # What is written for others and not read back.
 _FOLLOWING = DERIVED_FIELDS.keys() | BAND_FIELDS.keys()
 
@@ -76,7 +78,9 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
     details: dict[str, Any] = {}
     if isinstance(distribution, Quadrature):
         encoding = QUADRATURE_ENCODING
-        arrays |= {key: np.asarray(getattr(distribution, key)) for key in QUADRATURE_FIELDS}
+        arrays |= {key: np.asarray(getattr(distribution, key)) for key in UNCOUNTED_FIELDS}
+        if np.any(distribution.counted == distribution.errors.random):
+            arrays[COUNTED] = np.asarray(distribution.counted)
         arrays |= band(spectrum)
         details = encode_error_model(distribution.errors)
     else:
@@ -316,6 +320,8 @@ def _read(group: h5py.Group, *, derived_too: bool) -> tuple[Arrays, list[str]]:
     for name, what in fields.items():
         if (name in OPTIONAL_FIELDS and not with_extremes) or (name in _FOLLOWING and not derived_too):
             continue
+        if name == COUNTED and not (holds(group, name) or isinstance(attribute(group, name), np.ndarray)):
+            continue
         values, found = examine_array(group, name, what, sizes)
         problems += found
         if values is not None:
@@ -336,13 +342,16 @@ def _build(group: h5py.Group, name: str, arrays: Arrays) -> Spectrum:
         seconds=header["seconds"],
         provenance=provenance,
     )
-    if encoding_of(group) not in OLD_QUADRATURE_ENCODINGS:
+    encoding = encoding_of(group)
+    if encoding in UNCOUNTED_ENCODINGS:
+        return replace(spectrum, distribution=counted_of_old(spectrum.quadrature))
+    if encoding not in OLD_QUADRATURE_ENCODINGS:
         return spectrum
     quadrature = spectrum.quadrature
     errors = error_model_of_old(quadrature, provenance, quadrature.errors.dimension)
     return replace(
         spectrum,
-        distribution=replace(quadrature, errors=errors),
+        distribution=counted_of_old(replace(quadrature, errors=errors)),
         provenance=provenance | channels_of_old(provenance, spectrum.shape),
     )
 
@@ -400,8 +409,9 @@ _HEADER_KINDS = {
 
 
 def _quadrature(group: h5py.Group, arrays: Arrays) -> Quadrature:
-    nodes, weights, floor, resolved = (arrays[key] for key in QUADRATURE_FIELDS)
-    return Quadrature(nodes, weights, floor, resolved, decode_error_model(group))
+    nodes, weights, floor, resolved = (arrays[key] for key in UNCOUNTED_FIELDS)
+    counted = {COUNTED: arrays[COUNTED]} if COUNTED in arrays else {}
+    return Quadrature(nodes, weights, floor, resolved, decode_error_model(group), **counted)
 
 
 def _old_quadrature(group: h5py.Group, arrays: Arrays) -> Quadrature:
@@ -425,7 +435,7 @@ def _curve(group: h5py.Group, arrays: Arrays) -> Curve:
 
 _DISTRIBUTIONS: dict[tuple[str, int], Callable[[h5py.Group, Arrays], Quadrature | Curve]] = {
     **dict.fromkeys(OLD_QUADRATURE_ENCODINGS, _old_quadrature),
-    **dict.fromkeys(QUADRATURE_ENCODINGS, _quadrature),
+    **dict.fromkeys((*UNCOUNTED_ENCODINGS, QUADRATURE_ENCODING), _quadrature),
     OLD_CURVE_ENCODING: _old_curve,
     **dict.fromkeys(CURVE_ENCODINGS, _curve),
 }

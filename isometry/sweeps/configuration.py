@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ from isometry.sweeps.keys import (
     network_keys,
     prediction_keys,
     read_value,
+    shown,
     training_keys,
     unknown_key,
 )
+from isometry.sweeps.sources import imported_files, module_file
 from isometry.training.options import NETWORK_DEFAULTS, TrainingOptions
 
 # Version of the hashing, hashed itself: a change of it makes every stored point unknown.
@@ -49,7 +51,8 @@ class Point:
     values : mapping
         The canonical configuration: plain JSON values by key, with the defaults that matter.
     files : mapping
-        SHA-256 of the files that the configuration names, by the key that names them.
+        SHA-256 of the files that the configuration names, by the key that names them, and of the files that a model
+        imports from its own folder.
     """
 
     kind: str
@@ -87,7 +90,12 @@ class Point:
         return {**found, "files": dict(self.files)} if self.files else found
 
 
-def point_of(configuration: Mapping[str, Any], where: str = "the configuration") -> Point:
+def point_of(
+    configuration: Mapping[str, Any],
+    where: str = "the configuration",
+    *,
+    known: dict[tuple[Any, ...], dict[str, str]] | None = None,
+) -> Point:
     """The point of a configuration written by a user.
 
     Parameters
@@ -96,6 +104,8 @@ def point_of(configuration: Mapping[str, Any], where: str = "the configuration")
         Keys and values of docs/sweeps.md, with ``kind`` ("measure" if left out). A value of None is one left out.
     where : str
         Name of the configuration in errors.
+    known : dict, optional
+        Takes the digests of files that were read, and gives them again: all points of one plan are of one version.
 
     Raises
     ------
@@ -105,10 +115,10 @@ def point_of(configuration: Mapping[str, Any], where: str = "the configuration")
     given = {key: value for key, value in configuration.items() if value is not None}
     for key in given:
         if not isinstance(key, str):
-            raise SpecError(f"{where}: a key is text; got {key!r}")
+            raise SpecError(f"{where}: a key is text; got {shown(key)}")
     kind = given.pop("kind", "measure")
     if kind not in KINDS:
-        raise SpecError(f"{where}: kind is one of {', '.join(KINDS)}; got {kind!r}")
+        raise SpecError(f"{where}: kind is one of {', '.join(KINDS)}; got {shown(kind)}")
     if kind == "train":
         model, readers = None, training_keys()
     else:
@@ -125,7 +135,11 @@ def point_of(configuration: Mapping[str, Any], where: str = "the configuration")
     ordered = {key: values[key] for key in readers if key in values}
     if model is not None:
         ordered = {"model": model, **ordered}
-    return Point(kind, ordered, _digests(ordered, where))
+    known = {} if known is None else known
+    named = tuple(ordered.get(key) for key in ("model", "weights", "input", "data"))
+    if named not in known:
+        known[named] = digests(ordered, where=where)
+    return Point(kind, ordered, known[named])
 
 
 def _model(kind: str, given: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
@@ -136,7 +150,7 @@ def _model(kind: str, given: dict[str, Any], where: str) -> tuple[str, dict[str,
             f"{where}: model is missing; it is one of {', '.join(NETWORKS)}, path/to/file.py:callable, "
             "package.module:callable, torchvision:NAME or timm:NAME"
             if spec is None
-            else f"{where}: model is text; got {spec!r}"
+            else f"{where}: model is text; got {shown(spec)}"
         )
     model, _, rest = spec.partition(":")
     if model not in NETWORKS:
@@ -159,6 +173,7 @@ def _model(kind: str, given: dict[str, Any], where: str) -> tuple[str, dict[str,
     return model, given
 
 
+@lru_cache
 def _readers(kind: str, model: str) -> dict[str, Reader]:
     if kind == "predict":
         return {**network_keys(model, sampled=False), **prediction_keys()}
@@ -167,6 +182,7 @@ def _readers(kind: str, model: str) -> dict[str, Reader]:
     return {**network, **measurement_keys(), **comparison}
 
 
+@lru_cache
 def _defaults(kind: str, model: str | None) -> dict[str, Any]:
     """Values of the keys that the user leaves out."""
     if kind == "train":
@@ -230,8 +246,10 @@ def _check_together(kind: str, model: str | None, values: Mapping[str, Any], whe
 _DIGESTS: dict[tuple[Path, int, int], str] = {}
 
 
-def _digests(values: Mapping[str, Any], where: str) -> dict[str, str]:
-    """SHA-256 of the files that a configuration names, by key.
+def digests(values: Mapping[str, Any], folder: Path = Path(), where: str = "") -> dict[str, str]:
+    """SHA-256 of the files that a configuration names, by key; relative paths begin at ``folder``.
+
+    "model imports" stands for the files of its own folder that a model file imports.
 
     Raises
     ------
@@ -242,11 +260,23 @@ def _digests(values: Mapping[str, Any], where: str) -> dict[str, str]:
     for key in ("weights", "input", "data"):
         value = values.get(key)
         if isinstance(value, str) and Path(value).suffix:
-            places[key] = Path(value)
-    model = values.get("model", "")
-    if ".py:" in model:
-        places["model"] = Path(model.rpartition(":")[0])
-    return {key: _digest(path, f"{where}: {key}") for key, path in places.items()}
+            places[key] = folder / value
+    if (source := model_source(values, folder)) is not None:
+        places["model"] = source
+    found = {key: _digest(path, f"{where}: {key}") for key, path in places.items()}
+    if "model" in places and (imports := imported_files(places["model"])):
+        beside = places["model"].resolve().parent
+        parts = [(file.relative_to(beside).as_posix(), _digest(file, f"{where}: model")) for file in imports]
+        found["model imports"] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return found
+
+
+def model_source(values: Mapping[str, Any], folder: Path) -> Path | None:
+    """The Python file of a model: the one it names, or a module of the folder; None for other models."""
+    place = str(values.get("model", "")).rpartition(":")[0]
+    if place.endswith(".py"):
+        return folder / place
+    return module_file(place, folder) if place and place.replace(".", "").isidentifier() else None
 
 
 def _digest(path: Path, what: str) -> str:

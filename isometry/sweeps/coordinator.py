@@ -1,34 +1,39 @@
 """Submit points and collect their outcomes; a point that kills its worker fails, and no other point is lost. Internal.
 
-When a worker dies, the executor does not tell which of the points in progress caused it. All of them become suspects:
-they are set aside until every other point is done, and are then run one at a time. A suspect that runs alone when a
-worker dies is the cause, and fails; the other suspects get their results. Dask retries a point several times before it
-reports that its worker died.
+The deaths of workers are counted for each point, which fails after the third; until then it runs again after all
+others. Processes started here tell which point their worker ran. Dask does not: it reports a death for each point that
+was on the worker, after it has tried the point on several. These points are suspects, and are run one at a time when
+every other point is done; one that runs alone when a worker dies is the cause.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, CancelledError, Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
-from isometry.errors import SweepError
+from isometry.errors import IsometryWarning, SweepError
 from isometry.sweeps.configuration import Point
-from isometry.sweeps.engines import Engine
+from isometry.sweeps.engines import Engine, TookTooLong, WorkerDied
 from isometry.sweeps.work import Failure, Outcome, failure_of, run_point
 
-_DIED = "its worker died each time it ran: killed by the system (perhaps for want of memory) or crashed in native code"
+# Deaths of workers after which the point that they ran has failed.
+DEATHS = 3
+# Seconds without an outcome after which the engine is asked for a reason.
+_SILENCE = 15.0
 
 
 def run_all(
-    points: Sequence[Point], engine: Engine, take: Callable[[Point, Outcome], None], *, folder: str
+    points: Iterable[Point], engine: Engine, take: Callable[[Point, Outcome], None], *, folder: str
 ) -> None:
     """Run every point and pass its outcome to ``take``, in the order in which points finish.
 
     Parameters
     ----------
-    points : sequence of Point
+    points : iterable of Point
+        Taken one by one when there is room for them.
     engine : Engine
     take : callable
         Called in this thread with a point and its outcome. An exception of its own ends the run.
@@ -40,91 +45,133 @@ def run_all(
     SweepError
         When the engine is lost.
     """
-    waiting, suspects = deque(points), deque[Point]()
-    # Whether the executor counts several deaths before it reports one (Dask), and whether suspects ran alone already.
-    counted, cleared = False, False
-    flying: dict[Future[Outcome], Point] = {}
-    ended: SimpleQueue[Future[Outcome]] = SimpleQueue()
-    try:
-        while waiting or suspects or flying:
-            alone = not waiting and not flying
-            if alone and counted and not cleared and len(suspects) == 1:
-                # A point beside the cause is reported no more often than the cause: a single suspect is the cause.
-                take(suspects.popleft(), Outcome(failure=Failure("WorkerDied", _DIED)))
-                continue
-            if alone:
-                waiting.append(suspects.popleft())
-                cleared = True
-            _launch(waiting, flying, ended, engine, folder)
-            error, point = _collected(ended, flying, take)
-            if error is None:
-                continue
-            lost = [point]
-            # A broken pool ends every point in progress, each with a result or with the same error.
-            while flying and isinstance(error, BrokenExecutor):
-                another, point = _collected(ended, flying, take)
-                lost += [] if another is None else [point]
-            engine.restart()
-            if alone:
-                take(lost[0], Outcome(failure=Failure("WorkerDied", _DIED)))
-            else:
-                suspects.extend(lost)
-                counted = not isinstance(error, BrokenExecutor)
-    finally:
-        # Stopping cancels what has not started; a user's executor finishes the points it is computing.
-        for future in flying:
-            future.cancel()
+    _Run(points, engine, take, folder).run()
 
 
-def worker_died(error: BaseException) -> bool:
-    """Whether this exception of an executor means that a worker process ended while it ran the point."""
-    # Dask's KilledWorker, recognised by its name: distributed is imported by users of Dask only.
-    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"
+class _Run:
+    """The state of `run_all`."""
 
+    def __init__(
+        self, points: Iterable[Point], engine: Engine, take: Callable[[Point, Outcome], None], folder: str
+    ) -> None:
+        self.engine, self.take, self.folder = engine, take, folder
+        self.fresh = iter(points)
+        self.again: deque[Point] = deque()
+        self.suspects: deque[Point] = deque()
+        self.deaths: Counter[str] = Counter()
+        self.flying: dict[Future[Outcome], Point] = {}
+        self.ended: SimpleQueue[Future[Outcome]] = SimpleQueue()
 
-def _launch(
-    waiting: deque[Point],
-    flying: dict[Future[Outcome], Point],
-    ended: SimpleQueue[Future[Outcome]],
-    engine: Engine,
-    folder: str,
-) -> None:
-    """Submit as many points as the engine takes, at least one; each enters the queue ``ended`` when it finishes."""
-    while waiting and (engine.window is None or len(flying) < engine.window):
+    def run(self) -> None:
+        # Whether a suspect ran alone already.
+        tried_alone = False
         try:
-            future = engine.submit(run_point, waiting[0], folder)
-        except BrokenExecutor:
-            if flying:
-                return  # the points in progress end with the same error, and are handled then
-            engine.restart()
-            continue
+            while True:
+                self.launch()
+                alone = not self.flying
+                if alone:
+                    if not self.suspects:
+                        return
+                    point = self.suspects.popleft()
+                    if not (self.suspects or tried_alone) and self.deaths[point.key] >= DEATHS:
+                        # A point beside the cause dies no more often than the cause: a single suspect is the cause.
+                        self.fail(point, "as Dask reports")
+                        continue
+                    tried_alone = True
+                    self.submit(point)
+                self.collect(alone=alone)
+        finally:
+            # Stopping cancels what has not started; a user's executor finishes the points it is computing.
+            for future in self.flying:
+                future.cancel()
+
+    def launch(self) -> None:
+        """Submit as many points as the engine takes: new ones first, then those whose worker has died."""
+        while len(self.flying) < self.engine.window:
+            point = next(self.fresh, None)
+            if point is None and not self.again:
+                return
+            self.submit(self.again.popleft() if point is None else point)
+
+    def submit(self, point: Point) -> None:
+        try:
+            future = self.engine.submit(run_point, point, self.folder)
+        except BrokenExecutor as error:
+            raise _broken() from error
         except RuntimeError as error:
             raise SweepError(
                 f"the executor takes no more work ({error}); finished points are kept. Run again to go on"
             ) from error
-        flying[future] = waiting.popleft()
-        future.add_done_callback(ended.put)
+        self.flying[future] = point
+        future.add_done_callback(self.ended.put)
+
+    def collect(self, *, alone: bool) -> None:
+        """Wait for the next point, and pass on its outcome or count the death of its worker."""
+        future = self.next_ended()
+        point = self.flying.pop(future)
+        try:
+            outcome = future.result()
+        except CancelledError as error:
+            raise SweepError(
+                "the executor gave up its work (it was closed, or its scheduler is gone); finished points are kept. "
+                "Run again to go on"
+            ) from error
+        except SweepError:
+            raise
+        except BrokenExecutor as error:
+            raise _broken() from error
+        except TookTooLong as error:
+            outcome = Outcome(failure=Failure("TimeoutError", str(error)))
+        except WorkerDied as error:
+            self.died(point, 1, str(error), certain=True)
+            return
+        except Exception as error:
+            # Of Dask, recognised by its name: distributed is imported by users of Dask only.
+            if type(error).__name__ == "KilledWorker":
+                count = 1 + int(getattr(error, "allowed_failures", 0) or 0)
+                self.died(point, count, "as Dask reports", certain=alone)
+                return
+            # The point or its result could not be pickled.
+            outcome = Outcome(failure=failure_of(error))
+        self.take(point, outcome)
+
+    def next_ended(self) -> Future[Outcome]:
+        said = ""
+        while True:
+            try:
+                return self.ended.get(timeout=_SILENCE)
+            except Empty:
+                trouble = self.engine.trouble()
+                if trouble and trouble != said:
+                    warnings.warn(
+                        f"{trouble}: the sweep waits. Add workers, or stop and run again later: finished points are "
+                        "kept",
+                        IsometryWarning,
+                        stacklevel=2,
+                    )
+                said = trouble
+
+    def died(self, point: Point, count: int, how: str, *, certain: bool) -> None:
+        """Count the deaths of workers that ran the point, and run it again unless it has failed."""
+        self.deaths[point.key] += count
+        if not certain:
+            self.suspects.append(point)
+        elif self.deaths[point.key] >= DEATHS:
+            self.fail(point, how)
+        else:
+            self.again.append(point)
+
+    def fail(self, point: Point, how: str) -> None:
+        count = self.deaths[point.key]
+        text = (
+            f"its worker died each of the {count} times that it ran ({how}): ended by its own code, crashed in native "
+            "code, or killed by the system, perhaps for want of memory"
+        )
+        self.take(point, Outcome(failure=Failure("WorkerDied", text)))
 
 
-def _collected(
-    ended: SimpleQueue[Future[Outcome]],
-    flying: dict[Future[Outcome], Point],
-    take: Callable[[Point, Outcome], None],
-) -> tuple[Exception | None, Point]:
-    """Wait for the next point and pass on its outcome; the error and the point where its worker has died."""
-    future = ended.get()
-    point = flying.pop(future)
-    try:
-        outcome = future.result()
-    except CancelledError as error:
-        raise SweepError(
-            "the executor gave up its work (it was closed, or its scheduler is gone); finished points are kept. Run "
-            "again to go on"
-        ) from error
-    except Exception as error:
-        if worker_died(error):
-            return error, point
-        # The point or its result could not be pickled.
-        outcome = Outcome(failure=failure_of(error))
-    take(point, outcome)
-    return None, point
+def _broken() -> SweepError:
+    return SweepError(
+        "a worker died and took the executor with it. Finished points are kept; run again to continue, without "
+        "executor= or with a new one. With processes of its own a sweep continues by itself"
+    )

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isometry.sweeps.configuration import Point
-from isometry.sweeps.grid import Grid, points_of
+from isometry.sweeps.grid import MAX_POINTS, Grid, Plan
 
 # Forward passes of a Jacobian product, and of a training step (the backward pass costs two).
 _FORWARDS_OF_A_PRODUCT = 1.25
@@ -69,12 +68,14 @@ class Estimate:
         ]
 
 
-def estimate(grid: Grid, path: str | Path, *, workers: int | None = None) -> Estimate:
+def estimate(
+    grid: Grid, path: str | Path, *, workers: int | None = None, max_points: int = MAX_POINTS
+) -> Estimate:
     """Count the points of a grid and estimate the time of those not finished; nothing is written.
 
     Parameters
     ----------
-    grid, path, workers
+    grid, path, workers, max_points
         As for `isometry.sweep`.
 
     Raises
@@ -85,31 +86,41 @@ def estimate(grid: Grid, path: str | Path, *, workers: int | None = None) -> Est
     from isometry.sweeps.engines import default_workers, local_devices
     from isometry.sweeps.ledger import Ledger
 
-    points = points_of(grid)
-    left, failed = points, 0
-    if Path(path).exists():
-        ledger = Ledger(Path(path), mode="r")
-        left = [point for point in points if not ledger.finished(point)]
-        failed = sum(ledger.failed(point) for point in left)
-    seconds = _seconds(left)
+    ledger = Ledger(Path(path), mode="r") if Path(path).exists() else None
+    total = failed = left = 0
+    groups: dict[tuple[str, Any], _Group] = {}
+    for point in Plan(grid, max_points=max_points):
+        total += 1
+        if ledger is not None and ledger.finished(point):
+            continue
+        left += 1
+        failed += ledger is not None and ledger.failed(point)
+        groups.setdefault((point.kind, point.values.get("model")), _Group(point)).add(point)
+    seconds = [time for group in groups.values() for time in group.seconds()]
     count = workers or default_workers(local_devices())
     return Estimate(
-        len(points), len(points) - len(left), failed, count, min(seconds, default=0.0), max(seconds, default=0.0),
+        total, total - left, failed, count, min(seconds, default=0.0), max(seconds, default=0.0),
         max(sum(seconds) / count, max(seconds, default=0.0)),
     )  # fmt: skip
 
 
-def _seconds(points: Sequence[Point]) -> list[float]:
-    """Of each point."""
-    times: dict[str, float] = {}
-    groups: dict[tuple[str, Any], list[Point]] = {}
-    for point in points:
-        groups.setdefault((point.kind, point.values.get("model")), []).append(point)
-    for group in groups.values():
-        low, high = min(group, key=_operations), max(group, key=_operations)
-        ends = (_operations(low), _tried(low)), (_operations(high), _tried(high))
-        times |= {point.key: _between(*ends, _operations(point)) for point in group}
-    return [times[point.key] for point in points]
+class _Group:
+    """Points of one kind and model: the cheapest, the most expensive, and the operations of each."""
+
+    def __init__(self, point: Point) -> None:
+        self.low = self.high = point
+        self.operations: list[float] = []
+
+    def add(self, point: Point) -> None:
+        count = _operations(point)
+        self.low = point if count < _operations(self.low) else self.low
+        self.high = point if count > _operations(self.high) else self.high
+        self.operations.append(count)
+
+    def seconds(self) -> list[float]:
+        """Estimated, of each point."""
+        ends = (_operations(self.low), _tried(self.low)), (_operations(self.high), _tried(self.high))
+        return [_between(*ends, count) for count in self.operations]
 
 
 def _between(low: tuple[float, float], high: tuple[float, float], operations: float) -> float:

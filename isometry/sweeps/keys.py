@@ -8,8 +8,10 @@ training runs follow from `isometry.nn.options` and `isometry.training.options`.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -27,6 +29,15 @@ _NO_TRAINING_KEYS = frozenset({"checkpoint_every"})
 
 class Wrong(ValueError):
     """A value that its key does not accept; the text states what it accepts."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+
+
+def shown(value: Any) -> str:
+    """A value in an error message, shortened where it is long or deep."""
+    return _SHORT.repr(value)
 
 
 def whole(least: int = 1) -> Reader:
@@ -51,7 +62,10 @@ def number(least: float = -math.inf, *, above: bool = False) -> Reader:
     def read(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, Real):
             raise Wrong(words)
-        found = float(value)
+        try:
+            found = float(value)
+        except OverflowError:  # a whole number of more than 308 digits
+            raise Wrong(words) from None
         if not math.isfinite(found) or found < least or (above and found == least):
             raise Wrong(words)
         return found + 0.0  # no negative zero, which would be another key
@@ -124,6 +138,7 @@ def reader_of(option: Option) -> Reader:
     return truth if option.type is bool else text
 
 
+@lru_cache
 def network_keys(model: str, *, sampled: bool = True) -> dict[str, Reader]:
     """Settings of a built-in network; only those that change a prediction, where it is not ``sampled``."""
     return {
@@ -136,6 +151,7 @@ def network_keys(model: str, *, sampled: bool = True) -> dict[str, Reader]:
 COMPARISON_KEYS: Mapping[str, Reader] = {"theory": choice("ensemble", "layers")}
 
 
+@lru_cache
 def measurement_keys() -> dict[str, Reader]:
     """The options of a measurement."""
     from isometry.estimators.blocks import PROBES
@@ -175,6 +191,7 @@ def prediction_keys() -> dict[str, Reader]:
     return {"init": choice(*laws), "q0": number(0, above=True), "readout": truth}
 
 
+@lru_cache
 def training_keys() -> dict[str, Reader]:
     """Keys of a training run: data, network, and the fields of `TrainingOptions`."""
     run = {"data": text, "folder": text, "limit": whole(), "device": text, "spectrum_every": whole()}
@@ -201,4 +218,4 @@ def read_value(key: str, value: Any, reader: Reader, what: str) -> Any:
     try:
         return reader(value)
     except Wrong as error:
-        raise SpecError(f"{what}: {key} is {error}; got {value!r}") from error
+        raise SpecError(f"{what}: {key} is {error}; got {shown(value)}") from error

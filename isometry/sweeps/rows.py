@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -51,6 +51,8 @@ class Row:
         The ensemble of its network, where one is recorded.
     law : str
         Name in the file of the law that it was compared with.
+    files : mapping
+        SHA-256 of the files that its configuration names.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Row:
     numbers: dict[str, Any]
     ensemble: Mapping[str, Any] | None = field(default=None, repr=False)
     law: str = ""
+    files: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def get(self, column: str) -> Any:
         """The value in a column; None where the row has none."""
@@ -94,15 +97,44 @@ def rows_of(store: Store) -> list[Row]:
             Row(
                 name, str(sweep.get("kind", spectrum.kind)), _settings(spectrum.provenance), numbers_of(spectrum),
                 ensemble if isinstance(ensemble, Mapping) else None, str(spectrum.provenance.get("theory", "")),
+                _files(spectrum.provenance),
             )
         )  # fmt: skip
-    curves = set(store.series_names())
+    curves = store.series_names()
     for name in curves:
         if evaluation_name(name) in curves and not name.startswith(FAILED):
             series = store.series(name)
             ends = _ends(series) | _ends(store.series(evaluation_name(name)))
-            rows.append(Row(name, "train", _settings(series.attributes), ends))
-    return sorted(rows, key=_order)
+            rows.append(
+                Row(name, "train", _settings(series.attributes), ends, files=_files(series.attributes))
+            )
+    return sorted(_with_versions(rows), key=_order)
+
+
+def _with_versions(rows: Sequence[Row]) -> list[Row]:
+    """The rows, told apart where a file that their configurations name had different contents.
+
+    The settings ``model_version``, ``weights_version``, ``input_version`` and ``data_version`` count the contents of
+    each such file in the order in which results came.
+    """
+    versions: dict[tuple[str, Any], dict[Any, int]] = {}
+
+    def contents(row: Row) -> Iterator[tuple[str, dict[Any, int], Any]]:
+        for key in ("model", "weights", "input", "data"):
+            if key in row.settings:
+                known = versions.setdefault((key, repr(row.settings[key])), {})
+                yield key, known, (row.files.get(key), row.files.get(f"{key} imports"))
+
+    for row in rows:
+        for _, known, content in contents(row):
+            known.setdefault(content, len(known) + 1)
+    return [
+        replace(row, settings={
+            **row.settings,
+            **{f"{key}_version": known[content] for key, known, content in contents(row) if len(known) > 1},
+        })
+        for row in rows
+    ]  # fmt: skip
 
 
 def failures_of(store: Store) -> list[Row]:
@@ -201,6 +233,11 @@ def check_columns(rows: Sequence[Row], columns: Iterable[str]) -> None:
 def _sweep_of(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     sweep = provenance.get("sweep")
     return sweep if isinstance(sweep, Mapping) else {}
+
+
+def _files(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    files = _sweep_of(provenance).get("files")
+    return {key: str(value) for key, value in files.items()} if isinstance(files, Mapping) else {}
 
 
 def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:

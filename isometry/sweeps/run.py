@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isometry.errors import InputError, StoreError, SweepError
-from isometry.progress import Progress, progress_listener
+from isometry.progress import Progress, ended_as_interrupted, progress_listener
 from isometry.sweeps.configuration import Point
-from isometry.sweeps.grid import Grid, points_of
+from isometry.sweeps.grid import MAX_POINTS, Grid, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,6 +78,8 @@ def sweep(
     *,
     executor: Executor | None = None,
     workers: int | None = None,
+    timeout: float | None = None,
+    max_points: int = MAX_POINTS,
     progress: Progress | bool | None = None,
     on_failure: Callable[[Point, Failure], object] | None = None,
 ) -> SweepResult:
@@ -93,6 +96,11 @@ def sweep(
         default new processes, with one torch thread each, and a GPU each where there are several.
     workers : int, optional
         Number of such processes; by default one for each GPU, or else for each processor.
+    timeout : float, optional
+        Seconds that a point may take; one that takes longer fails, and its process is ended. Not for an executor, whose
+        threads or workers a sweep cannot end.
+    max_points : int
+        A grid of more points is refused before they are made.
     progress : callable or bool, optional
         As for `isometry.measure`: a bar with the time left on a terminal by default, False for none.
     on_failure : callable, optional
@@ -141,13 +149,19 @@ def sweep(
         raise InputError("workers counts the processes that a sweep starts itself; an executor has its own")
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise InputError(f"workers is a whole number of 1 or more; got {workers!r}")
-    points = points_of(grid)
+    _check_timeout(timeout, executor)
+    plan = Plan(grid, max_points=max_points)
     path = Path(path)
     failures: dict[str, Failure] = {}
-    with coordinating(path):
+    with ended_as_interrupted(), coordinating(path):
+        # All points are made and checked here, and again one by one when it is their turn.
+        known = Ledger(path, "r") if path.exists() else None
+        total = skipped = 0
+        for point in plan:
+            total += 1
+            skipped += known is not None and known.finished(point)
         ledger = Ledger(path)
-        open_points = [point for point in points if not ledger.finished(point)]
-        done = 0
+        left, done = total - skipped, 0
 
         def take(point: Point, outcome: Outcome) -> None:
             nonlocal done
@@ -163,27 +177,42 @@ def sweep(
                 failures[point.name] = outcome.failure
                 if on_failure is not None:
                     on_failure(point, outcome.failure)
-            tell(done, len(open_points), _text(done, len(open_points), len(failures)))
+            tell(done, left, _text(done, left, len(failures)))
 
-        if open_points:
+        if left:
             with (
                 progress_listener(progress, "sweep") as tell,
-                _engine(executor, workers, len(open_points)) as engine,
+                _engine(executor, workers, left, timeout) as engine,
             ):
-                tell(0, len(open_points), "sweep")
-                run_all(open_points, engine, take, folder=str(Path.cwd()))
+                tell(0, left, "sweep")
+                waiting = (point for point in plan if not ledger.finished(point))
+                run_all(waiting, engine, take, folder=str(Path.cwd()))
     return SweepResult(
         path,
-        len(points),
-        len(points) - len(open_points),
+        total,
+        skipped,
         done - len(failures),
         failures,
         time.monotonic() - began,
     )
 
 
+def _check_timeout(timeout: float | None, executor: Executor | None) -> None:
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+        raise InputError(f"timeout is a number of seconds above 0; got {timeout!r}")
+    if executor is not None:
+        raise InputError(
+            "timeout ends the process that computes a point: a thread cannot be ended, and the workers of an executor "
+            f"({type(executor).__name__}) are not the sweep's to end. Leave executor out, or timeout"
+        )
+
+
 @contextmanager
-def _engine(executor: Executor | None, workers: int | None, count: int) -> Iterator[Engine]:
+def _engine(
+    executor: Executor | None, workers: int | None, count: int, timeout: float | None
+) -> Iterator[Engine]:
     """The engine that runs the points; it is stopped when the block ends."""
     from isometry.sweeps.engines import Processes, UserExecutor, default_workers, local_devices
 
@@ -192,7 +221,7 @@ def _engine(executor: Executor | None, workers: int | None, count: int) -> Itera
         engine = UserExecutor(executor)
     else:
         devices = local_devices()
-        engine = Processes(min(workers or default_workers(devices), count), devices)
+        engine = Processes(min(workers or default_workers(devices), count), devices, timeout)
     try:
         yield engine
     finally:

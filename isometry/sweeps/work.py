@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -25,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 from isometry.errors import InputError, IsometryWarning
 from isometry.loading.builtin import settings_text
 from isometry.nn.options import NETWORKS
-from isometry.sweeps.configuration import Point
+from isometry.sweeps.configuration import Point, digests, model_source
 from isometry.sweeps.keys import network_keys
 from isometry.sweeps.names import LAW, ON_THE_WAY
+from isometry.sweeps.sources import imported_files
 
 if TYPE_CHECKING:
     from isometry.loading import LoadedInput, LoadedModel
@@ -92,33 +95,69 @@ def run_point(point: Point, folder: str) -> Outcome:
     failure: Failure | None = None
     spectra: tuple[Spectrum, ...] = ()
     record: TrainingRecord | None = None
+    signals = _Interrupts()
     try:
-        with _ONE_AT_A_TIME, one_thread(), contextlib.redirect_stdout(sys.stderr):
+        with signals, _ONE_AT_A_TIME, one_thread(), contextlib.redirect_stdout(sys.stderr):
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always", IsometryWarning)
+                _check_files(point, Path(folder))
                 if point.kind == "train":
                     spectra, record = _train(point, Path(folder))
                 elif point.kind == "predict":
                     spectra = (_predict(point),)
                 else:
                     spectra = _measure(point, Path(folder))
+                _check_files(point, Path(folder))
             words = sorted(
                 {str(entry.message) for entry in said if issubclass(entry.category, IsometryWarning)}
             )
             if words:
                 spectra = tuple(_noted(spectrum, words) for spectrum in spectra)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        # What a model raises fails its point, KeyboardInterrupt included; Ctrl-C itself ends the sweep.
+        if signals.interrupted:
+            raise
         failure = failure_of(error)
     return Outcome(
         spectra, record, failure, time.perf_counter() - began, f"{socket.gethostname()}:{os.getpid()}"
     )
 
 
+class _Interrupts:
+    """Whether Ctrl-C was pressed while the block lasts; in a thread other than the main one it never is."""
+
+    interrupted = False
+
+    def __enter__(self) -> None:
+        self._before: Any = None
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            self._before = signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.interrupted = True
+        signal.default_int_handler(number, frame)
+
+
+# Characters of a message and of a traceback that are kept.
+_MESSAGE, _TRACE = 20_000, 100_000
+
+
 def failure_of(error: BaseException) -> Failure:
     """The record of an exception."""
+    try:
+        message = str(error)
+    except Exception as second:
+        message = f"(its message cannot be made: {type(second).__name__})"
     frames = traceback.extract_tb(error.__traceback__)
     trace = "".join(traceback.format_list(frames[1:])) if frames else ""
-    return Failure(type(error).__name__, str(error), trace)
+    return Failure(type(error).__name__, message[:_MESSAGE], trace[-_TRACE:])
 
 
 def theory_name(ensemble: Mapping[str, Any]) -> str:
@@ -126,6 +165,56 @@ def theory_name(ensemble: Mapping[str, Any]) -> str:
     weights = ensemble["weights"] if isinstance(ensemble["weights"], str) else "mixed"
     digest = hashlib.sha256(json.dumps(dict(ensemble), sort_keys=True).encode()).hexdigest()
     return f"theory {ensemble['activation']}, {weights}, depth {ensemble['depth']} [{digest[:16]}]"
+
+
+def _check_files(point: Point, folder: Path) -> None:
+    """Raise where a file is no longer the one that the point is named after."""
+    found = digests(point.values, folder, point.name)
+    changed = sorted(key for key in {*found, *point.files} if found.get(key) != point.files.get(key))
+    if changed:
+        raise InputError(
+            f"{' and '.join(changed)} changed after the sweep had begun: run it again, and the point is that of "
+            "the file as it is then"
+        )
+
+
+# Files of modules that models import, and the SHA-256 that each had when it was last read in this process.
+_READ: dict[Path, str] = {}
+
+
+def _read_imports_anew(values: Mapping[str, Any], folder: Path) -> None:
+    """Have the modules that a model imports from its own folder be those that are there now.
+
+    Python keeps a module that was imported once: also where its file has changed since, and where another model has
+    imported one of the same name from another folder.
+    """
+    from isometry.loading.models import first_on_path
+
+    source = model_source(values, folder)
+    if source is None:
+        return
+    is_file = str(values["model"]).rpartition(":")[0].endswith(".py")
+    base = source.resolve().parent if is_file else folder.resolve()
+    files = {*imported_files(source), *(() if is_file else (source.resolve(),))}
+    now = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    changed = any(_READ.get(file) != digest for file, digest in now.items())
+    names = {_module_name(file, base) for file in files}
+    for name, module in list(sys.modules.items()):
+        place = getattr(module, "__file__", None)
+        if name == "__main__" or not place:
+            continue
+        file = Path(place).resolve()
+        # All of them: one that is unchanged may hold what it took from one that is not.
+        if (changed and file in files) or (name in names and file in _READ and file not in files):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    _READ.update(now)
+    first_on_path(base)
+
+
+def _module_name(file: Path, base: Path) -> str:
+    words = file.relative_to(base).with_suffix("").parts if file.is_relative_to(base) else (file.stem,)
+    return ".".join(words[:-1] if words[-1] == "__init__" else words)
 
 
 # ---- kinds ---------------------------------------------------------------------------------------------
@@ -277,6 +366,7 @@ def model_of(values: Mapping[str, Any], folder: Path) -> LoadedModel:
         settings = {key: values[key] for key in network_keys(kind) if key in values} | {"seed": seed}
         loaded = built_in_model(kind, settings, f"{kind}:{settings_text(settings)}")
     else:
+        _read_imports_anew(values, folder)
         place, _, name = kind.rpartition(":")
         spec = f"{folder / place}:{name}" if place.endswith(".py") else kind
         loaded = replace(load_model(spec, seed=seed), spec=kind)

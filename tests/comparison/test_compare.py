@@ -261,22 +261,35 @@ def test_probe_error_is_not_held_against_a_spectrum():
     assert wrong.agrees is False
 
 
-def test_one_probe_alone_gives_no_verdict():
+def test_one_probe_alone_has_an_error_too():
+    """From the law of the probes: a spectrum of its own law agrees, one of twice the size does not."""
     rng = np.random.default_rng(2)
     values = np.linspace(0.2, 2.0, 60)
-    found = compare(probed(values, 1, rng), spectrum(values), width=math.inf)
+    assert compare(probed(values, 1, rng), spectrum(values), width=math.inf).agrees is True
+    assert compare(probed(2 * values, 1, rng), spectrum(values), width=math.inf).agrees is False
+
+
+def test_one_step_of_one_probe_gives_no_verdict():
+    rule = Spectrum(
+        Quadrature(np.ones((1, 1, 1)), np.ones((1, 1, 1)), np.zeros(1), np.zeros((1, 1, 1), bool)),
+        method="lanczos",
+        shape=(60, 60),
+    )
+    found = compare(rule, spectrum(np.linspace(0.2, 2.0, 60)), width=math.inf)
     assert found.agrees is None
     assert "cannot tell" in found.verdict()
     assert found.to_dict()["agrees"] is None
 
 
 def test_the_error_band_holds_the_bounds_of_a_gauss_rule():
-    # One row, two Gauss nodes with masses 1/4 and 3/4: between them the cdf is anywhere in [0, 1].
+    # One row, two Gauss nodes with masses 1/4 and 3/4: between them the cdf is anywhere in [0, 1], and chance on top:
+    # three standard errors sqrt(2 F (1 - F) / (2 + 2)) of F = 1/4.
     nodes, weights = np.array([[[1.0, 2.0]]]), np.array([[[0.25, 0.75]]])
     rule = Spectrum(Quadrature(nodes, weights, np.zeros(1), np.zeros(nodes.shape, bool)), method="lanczos")
     down, up = error_band(rule, np.log([0.5, 1.5, 2.5]))
-    np.testing.assert_allclose(down, [0.0, 0.25, 0.75])
-    np.testing.assert_allclose(up, [0.25, 0.75, 0.0])
+    chance = 3 * math.sqrt(2 * 0.25 * 0.75 / 4)
+    np.testing.assert_allclose(down, chance + np.array([0.0, 0.25, 0.75]))
+    np.testing.assert_allclose(up, chance + np.array([0.25, 0.75, 0.0]))
 
 
 # ---- right and wrong ensembles --------------------------------------------------------------------------

@@ -103,6 +103,7 @@ def test_the_block_at_fault_is_named() -> None:
         # What alternates is nobody's fault: ReLU halves what its layer doubles.
         ((2**0.5, 0.5**0.5) * 4, None, "no block stands out"),
         ((1.0, 0.0, 1.0), 1, "nothing passes block 1"),
+        ((1.0, 0.1, 1.0, 1.0, 0.01, 1.0), 4, "the median block by 1; 1 stands out as well"),
         ((0.01,), 0, "block 0 (Linear) is at fault"),
         ((1.0, 1e-3), 1, "block 1 (Linear) is at fault"),
     ],

@@ -140,3 +140,37 @@ def test_patterns_that_name_no_separable_module_are_refused() -> None:
         recorded_blocks(segments, re.compile(r"layers\..").fullmatch)
     with pytest.raises(InputError, match="no module's whole name matches"):
         measure_blocks(Dense(), torch.randn(4), blocks="absent", progress=False)
+
+
+class Exploding(nn.Module):
+    """Fifty blocks x + W x, each of which multiplies mean s² by 2.5, and a last layer of singular values 0.05."""
+
+    def __init__(self, size: int = 12) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(size, size, bias=False) for _ in range(50))
+        self.last = nn.Linear(size, size, bias=False)
+        for layer in self.blocks:
+            nn.init.normal_(layer.weight, std=(1.5 / size) ** 0.5)
+        nn.init.orthogonal_(self.last.weight, 0.05)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.blocks:
+            x = x + layer(x)
+        return self.last(x)
+
+
+def test_a_last_layer_that_shrinks_is_not_to_blame_for_blocks_that_explode() -> None:
+    torch.manual_seed(0)
+    profile = measure_blocks(Exploding().double(), torch.ones(12).double(), progress=False)
+    assert profile.log10_mean_square[-1] > 12
+    assert profile.log10_gain[-1] == pytest.approx(np.log10(0.0025), abs=1e-6)
+    assert profile.at_fault() is None
+    assert "grows along the whole depth" in profile.verdict()
+
+
+def test_a_first_layer_is_not_to_blame_for_what_all_lose() -> None:
+    model = isometry.nn.MLP(32, 64, sigma_w=0.9, seed=0)
+    profile = measure_blocks(model, torch.ones(64), progress=False)
+    assert profile.log10_mean_square[-1] < -2
+    assert profile.at_fault() is None
+    assert "falls along the whole depth" in profile.verdict()

@@ -91,7 +91,7 @@ def test_a_small_memory_changes_the_way_and_not_the_answer(known) -> None:
     for spectrum in (tight, roomy):
         assert spectrum.extremes.top[0, :12] == pytest.approx(truth.s[:12], rel=1e-6)
         assert abs(spectrum.mean_square - wanted) < 5 * spectrum.mean_square_stderr
-        assert spectrum.mean_square_stderr < 1e-3 * wanted
+        assert spectrum.mean_square_stderr < 2e-3 * wanted
     with pytest.raises(InputError, match="a space for 12 leading triplets takes"):
         randomized(operator, rank=12, memory_limit=10 * 400 * 8)
 

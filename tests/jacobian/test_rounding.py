@@ -216,6 +216,13 @@ class HalfReverse(torch.autograd.Function):
         return u.half().to(u.dtype)
 
 
+class Rotation(nn.Module):
+    """Computes a constant in float32, which J does not round by."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z * torch.arange(40, dtype=torch.float32).cos().to(z.dtype)
+
+
 class Autocast(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -269,6 +276,8 @@ def test_residuals_hold_where_the_model_casts(name: str, dtype: torch.dtype, met
         (nn.Sequential(nn.Linear(40, 40), Autocast(weight(40, 40))), torch.ones(40).cumsum(0).sin(),
          r"module '1' computes in bfloat16"),
         (lambda z: z.half().float().tanh(), torch.ones(40).cumsum(0).sin(), "the model computes in float16"),
+        (nn.Sequential(Rotation(), nn.Linear(40, 40), RMSNorm()).to(D), torch.ones(40, dtype=D).cumsum(0).sin(),
+         "module '2' computes in float32"),
         (lambda z: HalfReverse.apply(z), torch.ones(40).cumsum(0).sin(), "the model computes in float16"),
     ],
 )  # fmt: skip

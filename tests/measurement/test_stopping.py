@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import optimize, stats
 from torch import nn
 
 from isometry.measurement import measure
@@ -80,17 +81,16 @@ def rows_of(values: list[float], masses: list[list[float]], *, resolved: bool) -
     )  # fmt: skip
 
 
-def test_the_error_of_the_mean_square_is_the_larger_of_two() -> None:
-    """Two probes that happen to agree: Student's interval is a point, the sphere knows better."""
-    alike = rows_of([1.0, 2.0], [[0.5, 0.5], [0.5, 0.5]], resolved=True)
+def test_the_error_of_the_mean_square_is_that_of_the_law_of_the_probes() -> None:
+    """Two probes that happen to agree: their spread is a point, the sphere knows better."""
     mean, second = 2.5, 8.5
-    stderr = math.sqrt(2 * (second - mean**2) / (8 + 2) / 2)
-    # The 97.5 % quantile of Student's t with one degree of freedom.
-    error = Goal("mean_square").error_of(alike)
-    assert error.size == pytest.approx(12.7062 * stderr / mean, rel=1e-5)
-    assert error.limited_by == "probes"
-    apart = rows_of([1.0, 2.0], [[1.0, 0.0], [0.0, 1.0]], resolved=True)
-    assert Goal("mean_square").error_of(apart).size == pytest.approx(12.7062 * 1.5 / 2.5, rel=1e-5)
+    scale = 2 * (second - mean**2) / (8 + 2) / 2 / mean
+    # The 95 % interval by SciPy: the Gamma law of this scale of which 2.5 is the 2.5 % quantile.
+    high = optimize.brentq(lambda end: stats.gamma.cdf(mean, end / scale, scale=scale) - 0.025, mean, 10)
+    for masses in ([[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]]):
+        error = Goal("mean_square").error_of(rows_of([1.0, 2.0], masses, resolved=True))
+        assert error.size == pytest.approx((high - mean) / mean, rel=1e-6)
+        assert error.limited_by == "probes"
     assert Goal("mean_square").error_of(rows_of([1.0], [[1.0]], resolved=False)).size == math.inf
 
 

@@ -151,7 +151,8 @@ def test_a_leading_value_has_no_sampling_error_but_its_residual() -> None:
     nodes = np.array([[[3.0, 1.0], [3.0, 1.0]]])
     weights = np.full(nodes.shape, [0.25, 0.75])
     spectrum = Spectrum(
-        Quadrature(nodes, weights, np.zeros(1), np.ones(nodes.shape, bool)), "randomized", (4, 4),
+        Quadrature(nodes, weights, np.zeros(1), np.ones(nodes.shape, bool), counted=np.ones(nodes.shape, bool)),
+        "randomized", (4, 4),
         Extremes(np.array([[3.0]]), np.array([[0.01]]), np.ones(1), np.zeros(1), np.ones(1, bool)),
     )  # fmt: skip
     d = spectrum.quadrature

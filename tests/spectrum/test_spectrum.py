@@ -396,19 +396,21 @@ def test_standard_errors_over_probes_and_over_inputs() -> None:
         np.std([2, 12], ddof=1) / math.sqrt(2), rel=1e-14
     )
     low, high = spectrum.mean_square_interval(0.95)
-    half = stats.t.ppf(0.975, 2) * spectrum.mean_square_stderr
-    assert (low, high) == pytest.approx((7 - half, 7 + half), rel=1e-8)
-    # Mass at or below sqrt(3): rows 1, 1, 0, 0, no spread inside an input.
+    # One Gauss node tells no E s^4: Student's t with the degrees of Welch, (1 + 4)^2 / (1^2 + 4^2).
+    half = stats.t.ppf(0.975, 25 / 17) * spectrum.mean_square_stderr
+    assert (low, high) == pytest.approx((max(7 - half, 0), 7 + half), rel=1e-8)
+    # Mass at or below sqrt(3): rows 1, 1, 0, 0. At sqrt(2) half of the first input, of one dimension: 2 F (1 - F) / 3.
     assert spectrum.cdf_stderr(math.sqrt(3.0)) == 0.0
-    assert spectrum.cdf_stderr(math.sqrt(2.0)) == pytest.approx(math.sqrt((0.5 / 2 + 0) / 4), rel=1e-14)
-    assert spectrum.isometry_stderr(1.2, 2.0) == pytest.approx(math.sqrt((0.5 / 2 + 0) / 4), rel=1e-14)
+    wanted = pytest.approx(math.sqrt(2 * 0.25 / 3 / 2) / 2, rel=1e-14)
+    assert spectrum.cdf_stderr(math.sqrt(2.0)) == wanted
+    assert spectrum.isometry_stderr(1.2, 2.0) == wanted
     with pytest.raises(InputError, match='"probes" or "inputs"'):
         spectrum.moment_stderr(1, over="seeds")
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 30, 99, 100, 1000])
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
-def test_the_interval_uses_students_t(degrees: int, level: float) -> None:
+def test_rules_of_one_step_have_students_t(degrees: int, level: float) -> None:
     """degrees + 1 probes; SciPy's t distribution is the reference."""
     squares = np.linspace(1, 2, degrees + 1)
     shape = (1, degrees + 1, 1)
@@ -418,7 +420,7 @@ def test_the_interval_uses_students_t(degrees: int, level: float) -> None:
     )
     low, high = spectrum.mean_square_interval(level)
     wanted = stats.t.interval(level, degrees, loc=squares.mean(), scale=stats.sem(squares))
-    assert (low, high) == pytest.approx(wanted, rel=1e-9)
+    assert (low, high) == pytest.approx((max(wanted[0], 0), wanted[1]), rel=1e-9)
 
 
 def test_one_input_of_several() -> None:

@@ -197,7 +197,7 @@ def test_info_reads_no_array(tmp_path, monkeypatch):
     info = store.info("measured")
     assert info | {"provenance": None, "written_by": None} == {
         "name": "measured",
-        "encoding": ["spectrum-quadrature", 4],
+        "encoding": ["spectrum-quadrature", 5],
         "kind": "measured",
         "method": "lanczos",
         "shape": [12, 7],

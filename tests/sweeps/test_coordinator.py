@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isometry.errors import SweepError
-from isometry.sweeps import Point, points_of
+from isometry.errors import IsometryWarning, SweepError
+from isometry.sweeps import Point, coordinator, points_of
 from isometry.sweeps.coordinator import run_all
+from isometry.sweeps.engines import WorkerDied
 from isometry.sweeps.work import Outcome
 
 POINTS = points_of({"fixed": {"model": "mlp", "width": 4}, "seeds": 12})
@@ -20,6 +22,8 @@ POINTS = points_of({"fixed": {"model": "mlp", "width": 4}, "seeds": 12})
 
 class KilledWorker(Exception):
     """As Dask raises it, told by its name."""
+
+    allowed_failures = 1
 
 
 class Dies:
@@ -29,21 +33,19 @@ class Dies:
     ----------
     killers : set of int
         Seeds of the points that kill their worker, each time.
-    as_pool : bool
-        Whether one death takes everything under way with it, as in a pool of processes, or only its point and the next
-        one, as Dask may suspect a bystander.
+    certain : bool
+        Whether a death is reported of its own point alone, as by processes, or of the next one too, as Dask may suspect
+        a bystander.
     """
 
-    def __init__(self, killers: set[int], window: int | None, as_pool: bool) -> None:
-        self.killers, self.window, self.as_pool = killers, window, as_pool
+    def __init__(self, killers: set[int], window: int, certain: bool) -> None:
+        self.killers, self.window, self.certain = killers, window, certain
         self.pending: list[tuple[Future[Outcome], Point]] = []
-        self.broken = False
-        self.restarted = 0
         self.lock = threading.Lock()
+        self.ran: Counter[int] = Counter()
+        self.cause = ""
 
     def submit(self, function, point, folder):
-        if self.broken:
-            raise BrokenProcessPool("broken before")
         future: Future[Outcome] = Future()
         with self.lock:
             self.pending.append((future, point))
@@ -59,31 +61,27 @@ class Dies:
         victims = 0
         for future, point in pending:
             seed = point.values["seed"]
-            if self.broken:
-                future.set_exception(BrokenProcessPool("gone"))
-                continue
+            self.ran[seed] += 1
             if seed in self.killers:
-                self.broken = self.as_pool
-                victims = 0 if self.as_pool else 2
-                future.set_exception(BrokenProcessPool("gone") if self.as_pool else KilledWorker("gone"))
+                victims = 0 if self.certain else 2
+                future.set_exception(WorkerDied("exit code 7") if self.certain else KilledWorker("gone"))
             elif victims > 1:
                 victims = 0
                 future.set_exception(KilledWorker("was beside it"))
             else:
                 future.set_result(Outcome(worker="here"))
 
-    def restart(self) -> None:
-        self.broken = False
-        self.restarted += 1
+    def trouble(self) -> str:
+        return self.cause
 
     def stop(self) -> None:
         pass
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.sets(st.integers(0, 11), max_size=5), st.sampled_from([1, 3, None]), st.booleans())
-def test_every_point_has_one_outcome_and_only_killers_fail(killers, window, as_pool):
-    engine, taken = Dies(killers, window, as_pool), {}
+@given(st.sets(st.integers(0, 11), max_size=5), st.sampled_from([1, 3, 100]), st.booleans())
+def test_every_point_has_one_outcome_and_only_killers_fail(killers, window, certain):
+    engine, taken = Dies(killers, window, certain), {}
 
     def take(point, outcome):
         assert point.key not in taken
@@ -93,7 +91,36 @@ def test_every_point_has_one_outcome_and_only_killers_fail(killers, window, as_p
     assert len(taken) == len(POINTS)
     failed = {point.values["seed"] for point in POINTS if taken[point.key].failure is not None}
     assert failed == killers
-    assert bool(engine.restarted) == bool(killers)
+    if certain:
+        assert engine.ran == {seed: 3 if seed in killers else 1 for seed in range(12)}
+
+
+def test_points_are_taken_one_by_one_when_there_is_room():
+    made = []
+
+    def points():
+        for point in POINTS:
+            made.append(point)
+            yield point
+
+    seen = []
+    run_all(points(), Dies(set(), 3, True), lambda *_: seen.append(len(made)), folder=".")
+    assert all(count <= done + 4 for done, count in enumerate(seen))
+
+
+def test_a_silent_engine_says_why_once(monkeypatch):
+    monkeypatch.setattr(coordinator, "_SILENCE", 0.02)
+
+    class Silent(Dies):
+        def run(self) -> None:
+            time.sleep(0.2)
+            super().run()
+
+    engine = Silent(set(), 100, True)
+    engine.cause = "there is no worker left"
+    with pytest.warns(IsometryWarning, match="there is no worker left: the sweep waits") as said:
+        run_all(POINTS[:2], engine, lambda *_: None, folder=".")
+    assert len(said) == 1
 
 
 def test_what_storing_raises_ends_the_work_and_nothing_goes_on():
@@ -103,7 +130,7 @@ def test_what_storing_raises_ends_the_work_and_nothing_goes_on():
             if not future.done():
                 future.set_result(Outcome())
 
-    engine = Slow(set(), None, True)
+    engine = Slow(set(), 100, True)
 
     def full(point, outcome):
         raise SweepError("no room")
@@ -121,4 +148,4 @@ def test_a_scheduler_that_is_gone_ends_the_sweep():
                 future.cancel()
 
     with pytest.raises(SweepError, match="its scheduler is gone"):
-        run_all(POINTS[:2], Gone(set(), None, True), lambda *_: None, folder=".")
+        run_all(POINTS[:2], Gone(set(), 100, True), lambda *_: None, folder=".")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+import warnings
 from pathlib import Path
 
 import pytest
-from sweep_samples import GRID, contents, models
+from sweep_samples import GRID, MEASURED, contents, models
 
 import isometry
 from isometry.cli.entry import run
@@ -74,3 +76,29 @@ def test_a_point_that_kills_its_worker_fails_alone(client, tmp_path):
     assert (result.finished, len(result.failures)) == (4, 1)
     assert all(":fine" in row.get("model") for row in rows_of(isometry.open_store(path)))
     assert {row.get("error_type") for row in failures_of(isometry.open_store(path))} == {"WorkerDied"}
+
+
+def test_a_cluster_without_workers_is_told_within_30_seconds_and_waited_for(tmp_path):
+    """As several points leave it that kill their workers until the nannies give up."""
+    said = []
+
+    with (
+        distributed.LocalCluster(
+            n_workers=0, threads_per_worker=1, processes=False, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        distributed.Client(cluster) as alone,
+    ):
+        began = time.monotonic()
+
+        def listen(message, *_, **__):
+            said.append((time.monotonic() - began, str(message)))
+            cluster.scale(1)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = listen
+            executor = alone.get_executor(pure=False)
+            result = isometry.sweep(MEASURED, tmp_path / "a.h5", executor=executor, progress=False)
+    (first,) = [entry for entry in said if "the Dask cluster has no worker left: the sweep waits" in entry[1]]
+    assert first[0] < 30
+    assert (result.finished, result.failures) == (4, {})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,13 @@ from isometry.errors import InputError, NonFiniteError, StoreError
 from isometry.nn.models import VanillaCNN
 from isometry.spectrum import Spectrum
 from isometry.store import open_store
+from isometry.training import checkpoint
+from isometry.training.checkpoint import load_checkpoint
 from isometry.training.data import Dataset
-from isometry.training.loop import accuracy, train
+from isometry.training.loop import _plan, accuracy, train
 from isometry.training.options import TrainingOptions, learning_rate
 from isometry.training.record import TrainingRecord, curve_names, read_record, record_from, write_record
-from isometry.training.updates import signal_scales
+from isometry.training.updates import make_optimizer, signal_scales
 
 
 def two_classes(count: int = 96, size: int = 4) -> Dataset:
@@ -230,6 +234,112 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     Path(f"{path}.checkpoint").write_bytes(b"nothing of the kind")
     with pytest.raises(StoreError, match="cannot be read as a checkpoint"):
         train(network(), two_classes(), record_path=path, resume=True, progress=False)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Path:
+    """A checkpoint after 4 updates, and the one before it, after 2."""
+    path = tmp_path_factory.mktemp("checkpoints") / "run.h5"
+    options = TrainingOptions(steps=4, batch=16, checkpoint_every=2, optimizer="adam")
+    train(network(), two_classes(), options=options, record_path=path, progress=False)
+    return Path(f"{path}.checkpoint")
+
+
+def resumed(path: Path) -> tuple[int, dict[str, list[float]]]:
+    options = TrainingOptions(steps=4, batch=16, checkpoint_every=2, optimizer="adam")
+    model = network()
+    optimizer, _ = make_optimizer(model, list(model.parameters()), options)
+    return load_checkpoint(path, model, optimizer, _plan(model, two_classes(), options))
+
+
+def copied(checkpoints: Path, folder: Path) -> Path:
+    for suffix in ("", ".previous"):
+        shutil.copy(f"{checkpoints}{suffix}", folder / f"c{suffix}")
+    return folder / "c"
+
+
+def test_one_flipped_bit_anywhere_in_a_checkpoint_is_refused(checkpoints: Path, tmp_path: Path) -> None:
+    path = copied(checkpoints, tmp_path)
+    whole = path.read_bytes()
+    assert resumed(path)[0] == 4
+    generator = np.random.default_rng(0)
+    places = [*range(0, len(whole), 31), *range(len(whole) - 110, len(whole))]
+    for place in places:
+        changed = bytearray(whole)
+        changed[place] ^= 1 << generator.integers(8)
+        path.write_bytes(changed)
+        with pytest.raises(StoreError, match=r"after 2 updates, is .*c\.previous"):
+            resumed(path)
+    path.write_bytes(whole)
+    assert resumed(path)[0] == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[:-1],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-80],
+        lambda data: data + b"\0",
+        lambda data: b"",
+        lambda data: data[:1000] + bytes(512) + data[1512:],
+        lambda data: data[512:1024] + data[:512] + data[1024:],
+    ],
+    ids=["a byte short", "half", "digest cut", "longer", "empty", "a block of zeros", "blocks exchanged"],
+)
+def test_a_checkpoint_torn_in_other_ways_is_refused_too(change, checkpoints: Path, tmp_path: Path) -> None:
+    path = copied(checkpoints, tmp_path)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(StoreError, match=r"after 2 updates, is .*c\.previous"):
+        resumed(path)
+    # What the message says works.
+    os.replace(f"{path}.previous", path)
+    assert resumed(path)[0] == 2
+
+
+def test_the_last_good_checkpoint_is_not_named_where_it_is_damaged_too(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    path = copied(checkpoints, tmp_path)
+    for place in (path, Path(f"{path}.previous")):
+        place.write_bytes(place.read_bytes()[:-1] + b"x")
+    with pytest.raises(StoreError) as refusal:
+        resumed(path)
+    assert "last good" not in str(refusal.value)
+
+
+def test_a_checkpoint_that_reads_back_otherwise_takes_nobodys_place(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = copied(checkpoints, tmp_path)
+    before = {place.name: place.read_bytes() for place in tmp_path.iterdir()}
+    model = network()
+    optimizer, _ = make_optimizer(model, list(model.parameters()), TrainingOptions())
+    seal = checkpoint._seal
+
+    def torn(draft: Path) -> None:
+        seal(draft)
+        data = bytearray(draft.read_bytes())
+        data[len(data) // 3] ^= 4
+        draft.write_bytes(data)
+
+    monkeypatch.setattr(checkpoint, "_seal", torn)
+    with pytest.raises(StoreError, match="other bytes than were written"):
+        checkpoint.save_checkpoint(path, model, optimizer, {}, 5, {})
+    assert {place.name: place.read_bytes() for place in tmp_path.iterdir()} == before
+
+
+def test_a_checkpoint_without_digest_by_an_earlier_version_is_resumed(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "c"
+    state = torch.load(checkpoints, weights_only=True)
+    torch.save({**state, "version": 1}, path)
+    assert resumed(path)[0] == 4
+    # A newer one that has lost its digest is not taken for an older one.
+    torch.save(state, path)
+    with pytest.raises(StoreError, match="SHA-256"):
+        resumed(path)
 
 
 def test_learning_rates_follow_their_schedules() -> None:
