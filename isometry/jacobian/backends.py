@@ -125,6 +125,7 @@ def _first_working(
 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """The first product that works on one vector, and what it gives; a FallbackWarning where it is not the fastest."""
     first: Exception | None = None
+    texts: list[str] = []
     for note, make in candidates:
         try:
             with evaluation.numerics(), torch_warnings_silenced():
@@ -136,6 +137,7 @@ def _first_working(
             if is_out_of_memory(error):
                 raise no_memory_for_one_probe() from error
             first = first or error
+            texts.append(str(error))
             if "mutate a captured Tensor" in str(error):
                 # Plain autograd would run it, and change what belongs to the caller at every product.
                 break
@@ -143,7 +145,7 @@ def _first_working(
         if note is not None:
             warnings.warn(f"{note} ({first_line(first)})", FallbackWarning, stacklevel=6)
         return product, found
-    raise no_product(first) from first
+    raise no_product(first, "; ".join(texts)) from first
 
 
 def _largest_tensor(evaluation: Evaluation) -> int:

@@ -48,14 +48,19 @@ def no_memory_for_one_probe() -> IsometryError:
     )
 
 
-def no_product(error: Exception | None) -> ModelError:
-    """The error where no backend can differentiate the model; ``error`` is PyTorch's, of the first one."""
+def no_product(error: Exception | None, texts: str) -> ModelError:
+    """The error where no backend can differentiate the model.
+
+    ``error`` is PyTorch's, of the first one; ``texts`` those of all together.
+    """
     return ModelError(
-        f"no Jacobian product works for this model: {_likely_cause(str(error))}. PyTorch says: {first_line(error)}"
+        f"no Jacobian product works for this model: {_likely_cause(texts)}. PyTorch says: {first_line(error)}"
     )
 
 
 def _likely_cause(text: str) -> str:
+    if "use_reentrant" in text:
+        return "it uses gradient checkpointing with use_reentrant=True, which has no second derivative: pass False there"
     if "in-place" in text:
         return (
             "it changes a tensor in place that belongs to the model (a running statistic in training mode?): call "

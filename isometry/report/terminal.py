@@ -61,7 +61,7 @@ def _print_block(console: Console, spectra: Sequence[Spectrum]) -> None:
     for summary in summaries:
         grid.add_column(Text(plain(summary.name) or summary.method, style="bold"), width=column)
     for name, label, texts in table(summaries):
-        styles = [STYLES[summary.level] if name == "isometry" else "" for summary in summaries]
+        styles = [STYLES[summary.level] if name == "spread" else "" for summary in summaries]
         grid.add_row(
             Text(label),
             *(Text(text, style=style, overflow="fold") for text, style in zip(texts, styles, strict=True)),

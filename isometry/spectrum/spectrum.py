@@ -22,7 +22,7 @@ from isometry.errors import InputError
 from .curve import Curve
 from .error_model import NO_PROBES, ErrorModel
 from .extremes import Extremes
-from .formatting import plain
+from .formatting import number_text, plain
 from .log_scale import exponential
 from .plotting import report_package
 from .quadrature import Quadrature
@@ -338,6 +338,19 @@ class Spectrum:
         hidden = self.distribution.share_below_floor(low) if low > 0 else 0.0
         return share, min(1.0, share + hidden)
 
+    def spread_bounds(self, factor: float = 2.0) -> tuple[float, float]:
+        """(least, most) fraction of singular values within a factor of the root mean square, as `isometry_bounds`.
+
+        It does not depend on the scale: that of c J is the same.
+        """
+        d = self.distribution
+        middle, width = 0.5 * d.log_moment(2), math.log(factor)
+        if not math.isfinite(middle):
+            return (0.0, 0.0)
+        share = float(d.cdf(middle + width)) - float(d.cdf(middle - width, left=True))
+        hidden = d.share_below_floor(exponential(middle - width))
+        return share, min(1.0, share + hidden)
+
     def isometry_band(
         self, low: float = 0.5, high: float = 2.0, confidence: float = 0.95
     ) -> tuple[float, float]:
@@ -610,6 +623,9 @@ class Spectrum:
             log10_quantiles=logs,
             floor=self.floor,
             zero_mass=self.zero_mass,
+            scale=_representable(math.sqrt(self.mean_square), log10_mean_square / 2),
+            log10_scale=log10_mean_square / 2,
+            spread=self.spread_bounds(),
             isometry=self.isometry_bounds(),
             isometry_stderr=self.isometry_stderr(),
             isometry_limits95=self.isometry_band(),
@@ -640,9 +656,14 @@ class Spectrum:
         return self.stopped.get("reason") == "interrupted"
 
     def verdict(self, low: float = 0.5, high: float = 2.0) -> str:
-        """One sentence: is this dynamical isometry?"""
+        """One sentence: is this dynamical isometry, perhaps up to a scale outside of [low, high]?
+
+        The scale is the root mean square s; the spread, the share within a factor of two of it, decides.
+        """
         median = float(self.log10_quantile(0.5)), self.quantile_text(0.5)
-        return verdict_text(self.isometry_bounds(low, high), median, self.zero_mass, self.floor, low, high)
+        log10 = 0.5 * self.log10_moment(1)
+        scale = log10, number_text(_representable(exponential(log10 * math.log(10)), log10), log10)
+        return verdict_text(self.spread_bounds(), scale, median, self.zero_mass, self.floor, low, high)
 
     def to_dict(self) -> dict[str, Any]:
         """The reported numbers as plain JSON values; None stands for what is unknown, infinite or below the floor.
@@ -665,7 +686,8 @@ class Spectrum:
 
         ``s_max``, ``s_max_residual``, ``s_min``, ``s_min_residual``, ``s_min_upper_bound``, ``condition_number``,
         ``mean_square``, ``mean_square_stderr``, ``log10_mean_square``, ``variance``, ``quantile_0.01`` to
-        ``quantile_0.99``, ``isometry``, the fraction of the singular values in [0.5, 2], with ``isometry_stderr`` and
+        ``quantile_0.99``, ``scale`` (the root mean square) and ``spread`` (the fraction within a factor of two of it),
+        ``isometry``, the fraction of the singular values in [0.5, 2], with ``isometry_stderr`` and
         its limits of 95 % ``isometry_lower`` and ``isometry_upper``, ``zero_mass``, ``floor``, ``inputs``, ``probes``,
         ``null_dimension``, ``products``, ``seconds``. They are the names of `to_dict` and of ``isometry table``.
 

@@ -35,6 +35,8 @@ LABELS: Mapping[str, str] = {
     "mean_square": "mean s²",
     "mean_square_stderr_inputs": "± over inputs",
     "zero_mass": "zero mass",
+    "scale": "scale (rms s)",
+    "spread": "near the scale",
     "isometry": f"in [{LOW:g}, {HIGH:g}]",
     "isometry_limits95": "95 % limits",
 }
@@ -67,6 +69,10 @@ class Summary:
         By their levels, as texts: ``"0.5"``.
     floor, zero_mass : float
         Largest s that cannot be told from zero, and the fraction of singular values at or below it.
+    scale, log10_scale : float
+        The root mean square singular value, sqrt(E[s^2]), and its log10.
+    spread : (float, float)
+        Least and largest fraction of singular values within a factor of two of the scale, whatever that is.
     isometry : (float, float)
         Least and largest fraction of singular values in [0.5, 2]; they differ where the floor is above 0.5.
     isometry_stderr : float
@@ -113,6 +119,9 @@ class Summary:
     verdict: str
     products: int
     seconds: float
+    scale: float = math.nan
+    log10_scale: float = math.nan
+    spread: tuple[float, float] = (math.nan, math.nan)
     top: Sequence[tuple[float, float]] = ()
     seed: Any = None
     dtype: Any = None
@@ -152,6 +161,9 @@ class Summary:
             "floor": self.floor,
             "below_floor": self.zero_mass,
             "zero_mass": self.zero_mass,
+            "scale": self.scale,
+            "log10_scale": self.log10_scale,
+            "spread": {"factor": 2.0, "fraction": self.spread[0], "fraction_at_most": self.spread[1]},
             "isometry": {
                 "low": LOW,
                 "high": HIGH,
@@ -193,6 +205,8 @@ class Summary:
             "log10_mean_square": self.log10_mean_square,
             "variance": self.variance,
             **{f"quantile_{p}": value for p, value in self.quantiles.items()},
+            "scale": self.scale,
+            "spread": self.spread[0] if self.spread[0] == self.spread[1] else math.nan,
             "isometry": least if most == least else math.nan,
             "isometry_stderr": self.isometry_stderr,
             "isometry_lower": lower,
@@ -228,6 +242,8 @@ class Summary:
             "mean_square": error_text(self.mean_square, self.mean_square_stderr, self.log10_mean_square),
             "mean_square_stderr_inputs": f"{self.mean_square_stderr_inputs:.2g}" if self.inputs > 1 else "",
             "zero_mass": self._zero_text(),
+            "scale": number_text(self.scale, self.log10_scale),
+            "spread": percent_text(*self.spread),
             "isometry": share,
             "isometry_limits95": limits if limits != share else "",
         }
@@ -266,7 +282,7 @@ class Summary:
     @property
     def level(self) -> str:
         """ "good", "partly" or "bad": the colour of the verdict. "partly" also where the floor leaves it open."""
-        least, most = self.isometry
+        least, most = self.spread
         return "good" if least >= 0.95 else "partly" if most >= 0.5 else "bad"
 
     @property
@@ -311,48 +327,54 @@ def quantile_text(value: float, log10: float, floor: float) -> str:
 
 
 def verdict_text(
-    share: tuple[float, float],
+    spread: tuple[float, float],
+    scale: tuple[float, str],
     median: tuple[float, str],
     zero_mass: float,
     floor: float,
     low: float,
     high: float,
 ) -> str:
-    """One sentence: is this dynamical isometry?
+    """One sentence: is this dynamical isometry? Spread and scale apart: a network may be isometric up to scale.
 
     Parameters
     ----------
-    share : (float, float)
-        Least and largest fraction of singular values in [low, high].
-    median : (float, str)
-        log10 of the median, and its text.
+    spread : (float, float)
+        Least and largest fraction of singular values within a factor of two of the scale.
+    scale, median : (float, str)
+        log10 of the root mean square and of the median, and their texts.
     zero_mass, floor : float
         As of `Summary`.
     low, high : float
+        Scales from ``low`` to ``high`` are 1.
     """
-    least, most = share
-    reach = f"{percent_text(least, most)} of the singular values lie in [{low:g}, {high:g}]"
+    if zero_mass > 1 - 1e-9:
+        place = f"lie below the floor, {number_text(floor)}" if floor > 0 else "are zero"
+        return f"not isometric, no signal passes: all singular values {place}"
+    least, most = spread
+    small = low > 0 and scale[0] < math.log10(low)
+    large = scale[0] > (math.log10(high) if high > 0 else -math.inf)
+    up_to = " up to scale" if small or large else ""
+    passes = " (signals fade)" if small else " (signals grow)" if large else ""
+    reach = f"scale {scale[1]}{passes}, {percent_text(least, most)} of the singular values within a factor 2 of it"
     if least >= 0.95:
-        return f"isometric: {reach}"
+        return f"isometric{up_to}: {reach}"
     if (least < 0.5 <= most) or most >= 0.95:
         return (
             f"not resolved: {reach}; more steps or exact resolve those below the floor, {number_text(floor)}"
         )
     if least >= 0.5:
-        return f"partly isometric: {reach}"
-    if zero_mass > 1 - 1e-9:
-        place = f"lie below the floor, {number_text(floor)}" if floor > 0 else "are zero"
-        return f"not isometric, no signal passes: all singular values {place}"
-    if low > 0 and median[0] < math.log10(low):
-        if median[0] == -math.inf:
-            place = f"below the floor, {number_text(floor)}" if floor > 0 else "zero"
-            where = f"{percent_text(zero_mass)} are {place}"
-        else:
-            where = f"half are at most {median[1]}"
-        return f"not isometric, signals vanish in most directions: {reach}, {where}"
-    if median[0] > math.log10(high):
-        return f"not isometric, signals grow in most directions: {reach}, half are at least {median[1]}"
-    return f"not isometric: {reach}"
+        return f"partly isometric{up_to}: {reach}"
+    if median[0] >= scale[0] - math.log10(2):
+        return f"not isometric: {reach}"
+    if median[0] == -math.inf:
+        place = f"below the floor, {number_text(floor)}" if floor > 0 else "zero"
+        where = f"{percent_text(zero_mass)} are {place}"
+    else:
+        where = f"half are at most {median[1]}"
+    vanish = low > 0 and median[0] < math.log10(low)
+    which = "signals vanish in most directions" if vanish else "few directions dominate"
+    return f"not isometric, {which}: {reach}, {where}"
 
 
 def table(summaries: Sequence[Summary]) -> list[tuple[str, str, list[str]]]:

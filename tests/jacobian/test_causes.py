@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from isometry.errors import ConvergenceWarning, InputError, ModelError
 from isometry.jacobian import JacobianOperator, named_layers
@@ -144,6 +145,17 @@ def test_derivatives_inside_the_model(dense_jacobian) -> None:
         assert "shape" not in str(caught.value)
     gradient = torch.func.grad(lambda z: net(z).square().sum())
     assert_measured(gradient, X, gradient, dense_jacobian)
+
+
+def test_checkpointing_that_cannot_be_differentiated_twice_is_named() -> None:
+    inner = network()
+    with pytest.raises(ModelError, match="use_reentrant=True, which has no second derivative: pass False"):
+        JacobianOperator(lambda z: checkpoint(inner, z, use_reentrant=True), X)
+
+
+def test_checkpointing_in_a_function(dense_jacobian) -> None:
+    inner = network()
+    assert_measured(lambda z: checkpoint(inner, z, use_reentrant=False), X, inner, dense_jacobian)
 
 
 # ---- zero ------------------------------------------------------------------------------------------------------

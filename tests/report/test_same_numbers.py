@@ -107,6 +107,9 @@ def test_programs_get_the_same_names_and_numbers(spectrum: Spectrum, tmp_path: P
     share = record["isometry"]
     known["isometry"] = share["fraction"] if share["fraction"] == share["fraction_at_most"] else None
     known["isometry_stderr"] = share["stderr"]
+    spread = record["spread"]
+    least, most = spread["fraction"], spread["fraction_at_most"]
+    known["spread"] = least if least == most else None
     known["isometry_lower"], known["isometry_upper"] = share["limits95"]
     flat = {key: value if math.isfinite(value) else None for key, value in spectrum.summary().items()}
     assert flat == {key: known[key] for key in flat}

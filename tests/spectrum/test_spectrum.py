@@ -595,12 +595,15 @@ def test_questions_without_an_answer_are_refused() -> None:
             ask()
 
 
-def test_verdicts_follow_the_share_and_the_median() -> None:
+def test_verdicts_follow_spread_and_scale() -> None:
     verdicts = {
-        "isometric:": [1.0] * 20,
-        "partly isometric:": [1.0] * 12 + [100.0] * 8,
-        "signals vanish in most directions": [1e-4] * 15 + [1.0] * 5,
-        "signals grow in most directions": [1e4] * 15 + [1.0] * 5,
+        "isometric: scale 1, 100 % of the singular values within a factor 2 of it": [1.0] * 20,
+        "isometric up to scale: scale 0.01 (signals fade), 100 %": [0.01] * 20,
+        "isometric up to scale: scale 1e+04 (signals grow), 100 %": [1e4] * 20,
+        "partly isometric: scale 0.7772": [1.0] * 12 + [0.1] * 8,
+        "not isometric, few directions dominate: scale 64.56 (signals grow), 0 %": [500.0] + [1.0] * 59,
+        "partly isometric up to scale: scale 8660 (signals grow), 75 %": [1e4] * 15 + [1.0] * 5,
+        "not isometric, signals vanish in most directions: scale 0.5, 25 %": [1e-4] * 15 + [1.0] * 5,
         "no signal passes: all singular values are zero": [0.0] * 20,
         "75 % are zero": [0.0] * 15 + [1.0] * 5,
     }
@@ -619,11 +622,11 @@ def test_a_floor_above_the_lower_end_leaves_the_share_open() -> None:
 
     coarse, fine = known_down_to(0.9), known_down_to(0.2)
     assert coarse.isometry_bounds() == pytest.approx((0.5, 1.0))
-    assert coarse.verdict().startswith("not resolved: 50 to 100 % of the singular values lie in [0.5, 2]")
+    assert coarse.verdict().startswith("not resolved: scale")
     assert coarse.to_dict()["isometry"]["fraction_at_most"] == pytest.approx(1.0)
     assert dict(coarse.rows())["in [0.5, 2]"] == "50 to 100 %"
     assert fine.isometry_bounds() == pytest.approx((0.5, 0.5))
-    assert fine.verdict() == "partly isometric: 50 % of the singular values lie in [0.5, 2]"
+    assert fine.verdict().startswith("partly isometric: scale 0.955")
     # From zero on nothing is hidden, and a share that is high enough without the hidden mass is a verdict.
     assert coarse.isometry_bounds(0.0, 2.0) == pytest.approx((1.0, 1.0))
     assert coarse.isometry_bounds(0.95, 1.2) == pytest.approx((0.2, 0.2))
