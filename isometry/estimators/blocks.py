@@ -6,16 +6,21 @@ where n <= m and J^T otherwise, and the |m - n| forced zeros never enter.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from isometry.errors import InputError, NonFiniteError
+from isometry.jacobian import strict_numerics
 from isometry.spectrum.error_model import NO_PROBES, PROBES, ErrorModel
+
+Result = TypeVar("Result")
 
 
 class Operator(Protocol):
@@ -32,6 +37,22 @@ class Operator(Protocol):
     def matmat(self, vectors: Tensor) -> Tensor: ...
 
     def rmatmat(self, vectors: Tensor) -> Tensor: ...
+
+
+def strictly(estimator: Callable[..., Result]) -> Callable[..., Result]:
+    """The estimator, or method of one, under strict numerics: what it does with products is as precise as these are.
+
+    Under TF32, bfloat16 products or autocast, as the caller may have set them, a re-orthogonalisation or a residual
+    would be rounded to three digits.
+    """
+
+    @functools.wraps(estimator)
+    def strict(*args: Any, **kwargs: Any) -> Result:
+        operator = next((a for a in (*args, *kwargs.values()) if hasattr(a, "matmat")), None)
+        with strict_numerics(torch.device(getattr(operator, "device", "cpu"))):
+            return estimator(*args, **kwargs)
+
+    return strict
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from isometry.errors import ConvergenceError
 from isometry.progress import StepProgress
 from isometry.spectrum import Quadrature, Spectrum
 
-from .blocks import Operator, ShortSide
+from .blocks import Operator, ShortSide, strictly
 from .extreme_values import extremes_of_all
 
 
+@strictly
 def exact(operator: Operator, *, block: int = 256, progress: StepProgress | None = None) -> Spectrum:
     """The spectrum from the dense matrix, built in blocks from its shorter side, by its float64 SVD.
 

@@ -10,10 +10,11 @@ from isometry.progress import StepProgress
 from isometry.spectrum import Spectrum
 
 from . import defaults
-from .blocks import Operator, ShortSide
+from .blocks import Operator, ShortSide, strictly
 from .probe_rules import basis_bytes, measure_probes, merge, probe_groups
 
 
+@strictly
 def lanczos(
     operator: Operator,
     *,

@@ -21,7 +21,7 @@ from isometry.errors import InputError
 from isometry.spectrum import Extremes, Quadrature, Spectrum
 
 from . import defaults
-from .blocks import Operator, Precision, ShortSide, random_block
+from .blocks import Operator, Precision, ShortSide, random_block, strictly
 from .exclusion import below_probes
 from .extreme_values import extremes_of_found
 from .golub_kahan import Recurrence, breakdown_floor
@@ -88,6 +88,7 @@ class ProbeRecurrence:
         length they are kept in pinned host memory.
     """
 
+    @strictly
     def __init__(
         self,
         operator: Operator,
@@ -122,6 +123,7 @@ class ProbeRecurrence:
         """Products spent so far."""
         return self._products + self._side.products
 
+    @strictly
     def advance(
         self, operator: Operator, steps: int, *, on_step: Callable[[int], None] | None = None
     ) -> None:
@@ -141,6 +143,7 @@ class ProbeRecurrence:
         )  # fmt: skip
 
 
+@strictly
 def measure_probes(
     operator: Operator,
     inputs: range,

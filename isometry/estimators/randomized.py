@@ -24,7 +24,7 @@ from isometry.spectrum import Quadrature, Spectrum
 
 from . import defaults
 from .block_krylov import BlockKrylov, RitzTriplets
-from .blocks import Operator, ShortSide, random_block
+from .blocks import Operator, ShortSide, random_block, strictly
 from .exclusion import below_probes
 from .extreme_values import extremes_of_all, extremes_of_found
 from .golub_kahan import Bidiagonals, golub_kahan
@@ -41,6 +41,7 @@ _PRODUCTS_EACH, _BEYOND = 6, 10
 _END_PRODUCTS = 4
 
 
+@strictly
 def randomized(
     operator: Operator,
     *,

@@ -23,7 +23,7 @@ from isometry.progress import StepProgress
 
 from . import exclusion
 from .block_krylov import BlockKrylov, RitzTriplets
-from .blocks import Operator, ShortSide, random_block
+from .blocks import Operator, ShortSide, random_block, strictly
 
 Array = NDArray[np.float64]
 
@@ -81,6 +81,7 @@ class SmallestSingularValue:
         return "\n".join(lines)
 
 
+@strictly
 def smallest_singular_value(
     operator: Operator,
     *,

@@ -30,7 +30,7 @@ from isometry.spectrum import Extremes
 
 from . import exclusion
 from .block_krylov import BlockKrylov, RitzTriplets
-from .blocks import Operator, ShortSide, random_block
+from .blocks import Operator, ShortSide, random_block, strictly
 
 Array = NDArray[np.float64]
 
@@ -91,6 +91,7 @@ class LeadingTriplets:
         return Extremes(self.values, self.residuals, self.lowest, self.lowest_residual, resolved)
 
 
+@strictly
 def leading_triplets(
     operator: Operator,
     rank: int = 6,

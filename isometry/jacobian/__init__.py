@@ -4,7 +4,7 @@ from .checks import refuse_training_mode
 from .function import point_function
 from .layers import LayerInfo, named_layers
 from .matrix import MatrixOperator
-from .numerics import strict_numerics
+from .numerics import strict_numerics, warnings_silenced
 from .operator import DEFAULT_MEMORY_LIMIT, JacobianOperator
 from .outputs import Output
 from .replay import ModuleCall
@@ -13,5 +13,5 @@ from .segments import JacobianSegment, JacobianSegments, SegmentOperator
 __all__ = [
     "DEFAULT_MEMORY_LIMIT", "JacobianOperator", "JacobianSegment", "JacobianSegments", "LayerInfo", "MatrixOperator",
     "ModuleCall", "Output", "SegmentOperator", "named_layers", "point_function", "refuse_training_mode",
-    "strict_numerics",
+    "strict_numerics", "warnings_silenced",
 ]  # fmt: skip

@@ -76,14 +76,14 @@ def choose_products(evaluation: Evaluation, *, check: bool = True) -> Products:
         reason = f"no linear map for {missing}"
     except Disagreement as wrong:
         reason = f"the recorded map is wrong: {wrong}"
-        warnings.warn(f"{reason}. Products come from torch.func instead", FallbackWarning, stacklevel=3)
+        warnings.warn(f"{reason}. Products come from torch.func instead", FallbackWarning, stacklevel=4)
     return _torch_func(evaluation, reason, check=check)
 
 
 def _replay(evaluation: Evaluation, *, check: bool) -> Products:
     on_output = evaluation.refuse_random if check else None
     try:
-        with torch.no_grad(), evaluation.numerics(), torch_warnings_silenced():
+        with evaluation.numerics(), torch_warnings_silenced():
             replay = checked_replay(
                 evaluation.function,
                 evaluation.point,
@@ -128,7 +128,7 @@ def _first_working(
     texts: list[str] = []
     for note, make in candidates:
         try:
-            with torch.no_grad(), evaluation.numerics(), torch_warnings_silenced():
+            with evaluation.numerics(), torch_warnings_silenced():
                 product = make()
                 (found,) = product(vector[None])
         except IsometryError:
@@ -143,14 +143,14 @@ def _first_working(
                 break
             continue
         if note is not None:
-            warnings.warn(f"{note} ({first_line(first)})", FallbackWarning, stacklevel=5)
+            warnings.warn(f"{note} ({first_line(first)})", FallbackWarning, stacklevel=6)
         return product, found
     raise no_product(first, "; ".join(texts)) from first
 
 
 def _largest_tensor(evaluation: Evaluation) -> int:
     """Bytes of the largest tensor on the way to f(x), of all samples of the batch together."""
-    with torch.no_grad(), evaluation.numerics(), _LargestTensor() as watch:
+    with evaluation.numerics(), _LargestTensor() as watch:
         evaluation.function(evaluation.point)
     return max(watch.largest, evaluation.point.nbytes, evaluation.value.nbytes)
 

@@ -51,7 +51,7 @@ class ChunkedProducts:
     def _chunked(self, block: Tensor, *, transposed: bool) -> Tensor:
         product = self.products.rmatmat if transposed else self.products.matmat
         parts, start, count = [], 0, block.shape[0]
-        with torch.no_grad(), self._evaluation.numerics():
+        with self._evaluation.numerics():
             while start < count:
                 piece = block[start : start + self.chunk]
                 try:
@@ -73,7 +73,7 @@ class ChunkedProducts:
             return
         first, at = "", self._evaluation
         if self.products.backend == "replay" and bool(torch.isfinite(block).all()):
-            with torch.no_grad(), at.numerics(), torch_warnings_silenced():
+            with at.numerics(), torch_warnings_silenced():
                 found = first_nonfinite(at.function, at.point, at.module, block, transposed=transposed)
             first = f"; the first that makes one is {found}" if found else ""
         raise NonFiniteError(

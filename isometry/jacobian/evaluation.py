@@ -95,7 +95,7 @@ class Evaluation:
     @cached_property
     def sensitivity(self) -> float:
         """By how much rounding moves f(x), in the norm."""
-        with torch.no_grad(), self.numerics(), torch_warnings_silenced():
+        with self.numerics(), torch_warnings_silenced():
             return sensitivity(self.function, self.point)
 
 
@@ -158,7 +158,7 @@ def _value(
     function: Callable[[Tensor], Tensor], point: Tensor, numerics: AbstractContextManager[None]
 ) -> Tensor:
     try:
-        with torch.no_grad(), numerics:
+        with numerics:
             return function(point)
     except IsometryError:
         raise

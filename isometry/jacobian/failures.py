@@ -60,7 +60,7 @@ def no_product(error: Exception | None, texts: str) -> ModelError:
 
 def _likely_cause(text: str) -> str:
     if "use_reentrant" in text:
-        return "it uses gradient checkpointing with use_reentrant=True, which has no second derivative: pass False there"
+        return "it uses gradient checkpointing with use_reentrant=True, which has no second derivative: pass False"
     if "in-place" in text:
         return (
             "it changes a tensor in place that belongs to the model (a running statistic in training mode?): call "

@@ -7,6 +7,7 @@ tensor that leaves another.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 
 from isometry.errors import InputError
 
+from .numerics import default_device
 from .outputs import Output, select_output
 from .placement import working_dtype_and_device
-from .pure_call import pure_call
+from .private_module import PrivateModule
 from .submodel import named_module, run_between, tensor_entering
 
 
@@ -31,8 +33,8 @@ class PointFunction:
         Pure: Tensor -> Tensor.
     point : Tensor
         Where J is taken.
-    module : nn.Module or None
-        The module behind the function, for messages.
+    private : PrivateModule or None
+        The copy with its state, which another function of the same model may share.
     recurrent : bool
         Whether it holds fused recurrent layers.
     description : str
@@ -41,9 +43,14 @@ class PointFunction:
 
     function: Callable[[Tensor], Tensor]
     point: Tensor
-    module: nn.Module | None
+    private: PrivateModule | None
     recurrent: bool
     description: str
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The copy of the model's module, for messages."""
+        return None if self.private is None else self.private.module
 
 
 def point_function(
@@ -55,6 +62,8 @@ def point_function(
     output: Output = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    private: PrivateModule | None = None,
+    factories_are_placed: bool = False,
 ) -> PointFunction:
     """The function whose Jacobian is wanted, with its point.
 
@@ -72,6 +81,10 @@ def point_function(
         The element of an output that is a tuple, list, dict or object with attributes.
     dtype, device : optional
         Where and in what precision to evaluate; those of the model if not given.
+    private : PrivateModule, optional
+        The copy of the model made for another input.
+    factories_are_placed : bool
+        Whether the caller has set a device on which new tensors are made: those of the model are then made on its own.
     """
     model = uncompiled(model)
     module = _module_behind(model)
@@ -86,24 +99,36 @@ def point_function(
     x = x.detach().to(device).clone()
     if x.is_floating_point():
         x = x.to(dtype)
-    call = pure_call(model, module, dtype, device)
     source_module, target_module = named_module(module, source), named_module(module, target)
+    if module is None:
+        call: Callable[[Tensor], Any] = model
+        lock: AbstractContextManager[Any] = nullcontext()
+    else:
+        private = private or PrivateModule(module, dtype, device)
+        call, lock = private, private.lock
+        source_module, target_module = (
+            None if named is None else private.counterpart(named) for named in (source_module, target_module)
+        )
 
+    factories = device if factories_are_placed else torch.device("cpu")
     if source_module is None:
         point = x
 
         def function(z: Tensor) -> Tensor:
             # A clone, so that a model which works in place on its input does not change the point.
-            return select_output(run_between(call, z.clone(), None, None, target_module, target), output)
+            with lock, default_device(factories):
+                return select_output(run_between(call, z.clone(), None, None, target_module, target), output)
     else:
-        point = tensor_entering(call, x, source_module, str(source))
+        with lock, default_device(factories):
+            point = tensor_entering(call, x, source_module, str(source))
 
         def function(z: Tensor) -> Tensor:
-            return select_output(run_between(call, x, source_module, z, target_module, target), output)
+            with lock, default_device(factories):
+                return select_output(run_between(call, x, source_module, z, target_module, target), output)
 
     part = "" if source is None and target is None else f" [{source or 'input'} -> {target or 'output'}]"
     recurrent = module is not None and any(isinstance(part_, nn.RNNBase) for part_ in module.modules())
-    return PointFunction(function, point, module, recurrent, _describe(model, module) + part)
+    return PointFunction(function, point, private, recurrent, _describe(model, module) + part)
 
 
 def uncompiled(model: Any) -> Any:

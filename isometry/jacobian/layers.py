@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from isometry.errors import InputError
 
 from .function import uncompiled
+from .placement import refuse_lazy_parameters
+from .private_module import PrivateModule
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ def named_layers(model: nn.Module, x: Tensor) -> list[LayerInfo]:
     model = uncompiled(model)
     if not isinstance(model, nn.Module):
         raise InputError(f"layers are listed for an nn.Module; got {type(model).__name__}")
+    refuse_lazy_parameters(model)
     inputs: dict[str, tuple[int, ...] | None] = {}
     outputs: dict[str, tuple[int, ...] | None] = {}
-    handles = []
 
     def note_input(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -55,16 +57,13 @@ def named_layers(model: nn.Module, x: Tensor) -> list[LayerInfo]:
         return hook
 
     modules = {name: module for name, module in model.named_modules() if name}
+    private = PrivateModule(model)
     for name, module in modules.items():
-        handles.append(module.register_forward_pre_hook(note_input(name), with_kwargs=True))
-        handles.append(module.register_forward_hook(note_output(name)))
-    state = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        with torch.no_grad():
-            torch.func.functional_call(model, state, (x,))
-    finally:
-        for handle in handles:
-            handle.remove()
+        part = private.counterpart(module)
+        part.register_forward_pre_hook(note_input(name), with_kwargs=True)
+        part.register_forward_hook(note_output(name))
+    with torch.no_grad():
+        private(x)
     return [
         LayerInfo(
             name,

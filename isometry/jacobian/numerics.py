@@ -1,15 +1,117 @@
-"""Contexts under which a Jacobian is evaluated; every setting is afterwards as it was before."""
+"""Contexts under which a Jacobian is evaluated; every setting is afterwards as it was before.
+
+Many of PyTorch's settings, and Python's filters of warnings, are those of the whole process. If each thread saved and
+restored them for itself, one would restore what the other had set. So they are set while any thread asks for them, and
+the last one out restores the caller's.
+"""
 
 from __future__ import annotations
 
 import gc
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# PyTorch counts the levels of forward-mode differentiation for the whole process: of two threads that differentiate at
+# once one takes the tangents of the other.
+ONE_FORWARD_MODE = threading.RLock()
+
+
+_D = TypeVar("_D", bound=Hashable)
+
+
+class _ProcessWide(Generic[_D]):
+    """Settings of the whole process, made for the demands of all threads that are inside.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the settings for a set of demands, the innermost of each thread, and leaves on a stack what undoes it.
+    """
+
+    def __init__(self, make: Callable[[ExitStack, frozenset[_D]], None]) -> None:
+        self._make = make
+        self._lock = threading.RLock()
+        self._inside: dict[int, list[tuple[object, _D]]] = {}
+        # None while settings are being changed, which an interrupt may leave half done.
+        self._made: frozenset[_D] | None = frozenset()
+        self._undo = ExitStack()
+
+    @contextmanager
+    def demanded(self, demand: _D) -> Iterator[None]:
+        """The settings for this demand and those of other threads, until the block ends."""
+        thread, ticket = threading.get_ident(), object()
+        try:
+            with self._lock:
+                self._inside.setdefault(thread, []).append((ticket, demand))
+                self._update()
+            yield
+        finally:
+            try:
+                self._leave(thread, ticket)
+            except BaseException:
+                # Interrupted: what is left of it.
+                self._leave(thread, ticket)
+                raise
+
+    def _leave(self, thread: int, ticket: object) -> None:
+        with self._lock:
+            kept = [entry for entry in self._inside.get(thread, []) if entry[0] is not ticket]
+            if kept:
+                self._inside[thread] = kept
+            else:
+                self._inside.pop(thread, None)
+            self._update()
+
+    def _update(self) -> None:
+        wanted = frozenset(entries[-1][1] for entries in self._inside.values())
+        if wanted == self._made:
+            return
+        self._made = None
+        self._undo.close()
+        if wanted:
+            self._undo = ExitStack()
+            self._make(self._undo, wanted)
+        self._made = wanted
+
+
+class _Demand(NamedTuple):
+    cuda: bool
+    recurrent: bool
+    tf32: bool
+
+
+def _make_strict(stack: ExitStack, demands: frozenset[_Demand]) -> None:
+    backends: Any = torch.backends
+    tf32 = all(demand.tf32 for demand in demands)
+    recurrent = {demand.cuda for demand in demands if demand.recurrent}
+    # Per backend, not by the one old switch: reading that raises where a user has set a single backend.
+    for backend in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
+        _set(stack, backend, "fp32_precision", "tf32" if tf32 else "ieee")
+    for backend in (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn):
+        _set(stack, backend, "fp32_precision", "ieee")
+    stack.callback(backends.mha.set_fastpath_enabled, backends.mha.get_fastpath_enabled())
+    backends.mha.set_fastpath_enabled(False)
+    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    stack.enter_context(torch.compiler.set_stance("force_eager"))
+    if any(demand.cuda for demand in demands):
+        _set(stack, backends.cudnn, "benchmark", False)
+        _set(stack, backends.cudnn, "deterministic", True)
+    if True in recurrent:
+        _set(stack, backends.cudnn, "enabled", False)
+    if False in recurrent:
+        # Not by torch.backends.mkldnn.flags, which also sets, and warns of, precisions.
+        stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
+        torch._C._set_mkldnn_enabled(False)
+
+
+_STRICT = _ProcessWide(_make_strict)
 
 
 @contextmanager
@@ -22,7 +124,8 @@ def strict_numerics(device: torch.device, *, recurrent: bool = False, tf32: bool
       (pytorch issue 128971), and neither has the fused encoder layer.
     - Recurrent layers leave their fused kernels (oneDNN, cuDNN), which have no forward-mode derivative and no
       second derivative either.
-    - Autocast is off.
+    - Autocast, inference mode and gradients are off, new tensors are on the processor unless said otherwise, and NumPy
+      does not raise.
     - Compiled modules and functions run as they were written: a compiled graph keeps intermediates from the recording.
 
     Parameters
@@ -34,30 +137,27 @@ def strict_numerics(device: torch.device, *, recurrent: bool = False, tf32: bool
     tf32 : bool
         Whether convolutions and matrix products on a GPU may round their factors to 10 bits.
     """
-    backends: Any = torch.backends
-    with warnings.catch_warnings(), ExitStack() as stack:
-        # Switching oneDNN off and on again warns about a setting that is not touched here.
-        warnings.filterwarnings("ignore", message=".*TF32 behavior.*|.*TF32 acceleration.*")
-        # Per backend, not by the one old switch: reading that raises where a user has set a single backend.
-        for backend in (
-            backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn,
-            backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn,
-        ):  # fmt: skip
-            on_gpu = backend not in (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn)
-            _set(stack, backend, "fp32_precision", "tf32" if tf32 and on_gpu else "ieee")
-        stack.callback(backends.mha.set_fastpath_enabled, backends.mha.get_fastpath_enabled())
-        backends.mha.set_fastpath_enabled(False)
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if device.type == "cuda":
-            _set(stack, backends.cudnn, "benchmark", False)
-            _set(stack, backends.cudnn, "deterministic", True)
-            if recurrent:
-                _set(stack, backends.cudnn, "enabled", False)
-        elif recurrent:
-            stack.enter_context(backends.mkldnn.flags(enabled=False))
-        yield
+    gradients = torch.is_grad_enabled()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(_STRICT.demanded(_Demand(device.type == "cuda", recurrent, tf32)))
+            for kind in {"cpu", device.type}:
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(default_device(torch.device("cpu")))
+            stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+            stack.enter_context(torch.no_grad())
+            yield
+    finally:
+        # An interrupt may have come between no_grad and its block.
+        torch.set_grad_enabled(gradients)
+
+
+def default_device(device: torch.device) -> Any:
+    """A context in which new tensors are made on that device; nothing is entered where they are anyway."""
+    return nullcontext() if torch.get_default_device() == device else device
 
 
 @contextmanager
@@ -72,13 +172,23 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-@contextmanager
-def torch_warnings_silenced() -> Iterator[None]:
+def _silence(stack: ExitStack, demands: frozenset[tuple[type[Warning], ...]]) -> None:
+    stack.enter_context(warnings.catch_warnings())
+    for category in {category for demand in demands for category in demand}:
+        warnings.simplefilter("ignore", category)
+
+
+_SILENCE = _ProcessWide(_silence)
+
+
+def torch_warnings_silenced() -> Any:
     """Without torch's warnings of its own slow paths and, at the first jvp, of its own old code."""
-    with warnings.catch_warnings():
-        for category in (UserWarning, DeprecationWarning, FutureWarning):
-            warnings.simplefilter("ignore", category)
-        yield
+    return warnings_silenced(UserWarning, DeprecationWarning, FutureWarning)
+
+
+def warnings_silenced(*categories: type[Warning]) -> Any:
+    """A context without warnings of these categories."""
+    return _SILENCE.demanded(categories)
 
 
 def _set(stack: ExitStack, owner: Any, name: str, value: object) -> None:

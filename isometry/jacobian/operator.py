@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ from .checks import refuse_training_mode
 from .chunks import ChunkedProducts, chunk_within
 from .evaluation import Evaluation, evaluate
 from .function import point_function
-from .numerics import no_collection
+from .numerics import no_collection, strict_numerics
 from .outputs import Output
+from .private_module import PrivateModule
 from .product_checks import adjoint_error, checked_rounding, expected_rounding, linearity_error
 from .zero import cause_of_zero
 
@@ -32,7 +34,9 @@ class JacobianOperator:
     Parameters
     ----------
     model : nn.Module or callable
-        f. A module keeps its parameters, buffers, gradients and mode exactly as they are.
+        f. A module is copied with its weights, and nothing of it is touched: parameters, buffers, gradients, mode,
+        hooks. J stays that of the model as it is now, also while another thread trains it. A function is called as it
+        is, with the tensors and modules that it refers to: leave those as they are.
     x : Tensor
         The input: one, exactly as the model takes it; or B of them stacked first with ``batched=True``.
     batched : bool
@@ -74,6 +78,8 @@ class JacobianOperator:
         that has none.
     bytes_per_probe : int
         About the memory that the intermediates of a product take for each probe, of all inputs of the batch together.
+    copied_bytes : int
+        Memory that the copy of the model takes; operators of its groups of inputs share it. 0 for a function.
     rounding : float
         Relative error of a product by rounding: 8 units, or twice what the checks find, whichever is larger. They
         compare products with those of torch.func, from another evaluation of the model, and test both for linearity
@@ -129,16 +135,29 @@ class JacobianOperator:
             "batched": batched, "source": source, "target": target, "output": output, "dtype": dtype,
             "device": device, "chunk": chunk, "memory_limit": memory_limit, "check": check, "tf32": tf32,
         }  # fmt: skip
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        # As it is now, whatever becomes of it before a group of inputs is measured.
+        self._inputs = x.detach().clone() if batched and isinstance(x, Tensor) else x
+        self._set_up(x, None)
+
+    def _set_up(self, x: Tensor, private: PrivateModule | None) -> None:
+        """Linearise at ``x``, by a copy of the model that another operator has made."""
+        model, options = self.model, self.options
+        batched, source, tf32, check, chunk = (
+            options[name] for name in ("batched", "source", "tf32", "check", "chunk")
+        )
+        devices = list(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else [])
+        factories_are_placed = torch.get_default_device() != torch.device("cpu")
         # Whatever the model draws here, the caller's random state stays as it is.
-        with torch.random.fork_rng(devices=list(devices)), no_collection():
+        with strict_numerics(torch.device("cpu")), torch.random.fork_rng(devices=devices), no_collection():
             part = point_function(
-                model, x, source=source, target=target, output=output, dtype=dtype, device=device
-            )
+                model, x, source=source, target=options["target"], output=options["output"],
+                dtype=options["dtype"], device=options["device"], private=private,
+                factories_are_placed=factories_are_placed,
+            )  # fmt: skip
             evaluation = evaluate(part, x, batched=batched, source=source, tf32=tf32)
             products = choose_products(evaluation, check=check)
             if chunk is None:
-                chunk = chunk_within(memory_limit, products.bytes_per_probe, part.point.device)
+                chunk = chunk_within(self.memory_limit, products.bytes_per_probe, part.point.device)
             chunked = ChunkedProducts(evaluation, products, chunk)
             found = (
                 checked_rounding(evaluation, chunked, is_module=isinstance(model, nn.Module))
@@ -149,12 +168,13 @@ class JacobianOperator:
         v, jv, _, jtu = products.checked
         is_zero = not bool((jv != 0).any()) and not bool((jtu != 0).any())
         self.zero_cause = cause_of_zero(evaluation, v) if is_zero else ""
-        self._evaluation, self._chunked = evaluation, chunked
+        self._evaluation, self._chunked, self._private = evaluation, chunked, part.private
         self.point, self.description, self.batch = part.point, part.description, evaluation.batch
         self.input_shape, self.output_shape = evaluation.input_shape, evaluation.output_shape
         self.shape = (self.output_shape.numel(), self.input_shape.numel())
         self.dtype, self.device = self.point.dtype, self.point.device
         self.backend, self.bytes_per_probe = products.backend, products.bytes_per_probe
+        self.copied_bytes = 0 if part.private is None else part.private.nbytes
         self.products = 0
 
     @property
@@ -181,7 +201,10 @@ class JacobianOperator:
 
     def of_inputs(self, inputs: range) -> JacobianOperator:
         """The operator of some inputs of the batch, with the options of this one."""
-        return JacobianOperator(self.model, self.x[inputs.start : inputs.stop], **self.options)
+        part = copy.copy(self)
+        part.x = part._inputs = self._inputs[inputs.start : inputs.stop]
+        part._set_up(part.x, self._private)
+        return part
 
     def adjoint_test(self, seed: int = 0) -> float:
         """|<J v, u> - <v, J^T u>| / (|J v| |u| + |v| |J^T u|) for one random pair.

@@ -33,10 +33,8 @@ def working_dtype_and_device(
     tensors: Sequence[Tensor] = [] if module is None else [*module.parameters(), *module.buffers()]
     _refuse_meta([x, *tensors])
     _refuse_input(x, has_source=has_source)
-    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
-        raise ModelError(
-            "the model has lazy parameters that are not yet made; call it once on an input first"
-        )
+    if module is not None:
+        refuse_lazy_parameters(module)
     first = next((t for t in tensors if t.is_floating_point() or t.is_complex()), None)
     if dtype is None:
         dtype = first.dtype if first is not None else x.dtype
@@ -47,6 +45,14 @@ def working_dtype_and_device(
             f"dtype is torch.float32 or torch.float64; got {dtype} (too coarse for singular values)"
         )
     return dtype, _usable_device(device, default=first.device if first is not None else x.device)
+
+
+def refuse_lazy_parameters(module: nn.Module) -> None:
+    """Raise ModelError where a parameter or buffer has no shape yet."""
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        raise ModelError(
+            "the model has lazy parameters that are not yet made; call it once on an input first"
+        )
 
 
 def _refuse_input(x: Tensor, *, has_source: bool) -> None:
@@ -68,13 +74,9 @@ def _refuse_input(x: Tensor, *, has_source: bool) -> None:
 
 
 def _refuse_meta(tensors: Sequence[Tensor]) -> None:
-    """Raise InputError where a tensor, or what is made without a device, would hold no numbers."""
+    """Raise InputError where a tensor holds no numbers."""
     if any(tensor.is_meta for tensor in tensors):
         raise InputError(_META)
-    if torch.get_default_device().type == "meta":
-        raise InputError(
-            'the default device is "meta", on which tensors hold no numbers: measure outside of it'
-        )
 
 
 def _usable_device(device: torch.device | str | None, *, default: torch.device) -> torch.device:

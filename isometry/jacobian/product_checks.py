@@ -99,7 +99,7 @@ def checked_rounding(evaluation: Evaluation, products: ChunkedProducts, *, is_mo
         f"{cast or 'large terms cancel, or rounding grows from layer to layer'}. "
         "Residuals, floors and bands include it",
         ConvergenceWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
     return Rounding(found, found / UNITS_OF_ROUNDING)
 
@@ -120,11 +120,11 @@ def _error_of_torch_func(evaluation: Evaluation, products: ChunkedProducts) -> f
     reverse = products.rmatmat(with_sum(u, generic_vectors(at.value, 1, seed=4)[0]))
 
     def of_rmatmat() -> float:
-        with torch.no_grad(), at.numerics(), torch_warnings_silenced():
+        with at.numerics(), torch_warnings_silenced():
             return sensitivity_of_rmatmat(at.function, at.point, u, jtu)
 
     def of_matmat() -> float:
-        with torch.no_grad(), at.numerics(), torch_warnings_silenced():
+        with at.numerics(), torch_warnings_silenced():
             return max(sensitivity_of_matmat(at.function, at.point, v, jv), of_rmatmat())
 
     found = [nonlinearity(forward), nonlinearity(reverse)]
@@ -193,7 +193,6 @@ def _first_cast(evaluation: Evaluation, u: Tensor) -> str:
     """The first operation of f or J^T u in a coarser type, with its module; "" where there is none."""
     at = evaluation
     with (
-        torch.no_grad(),
         at.numerics(),
         torch_warnings_silenced(),
         module_names(at.module) as current,
@@ -285,5 +284,5 @@ def _warn_of_a_batch(evaluation: Evaluation, products: ChunkedProducts) -> None:
         f"the input's first axis looks like a batch of {size} independent samples: this is the one block-diagonal "
         "Jacobian of all of them. Pass batched=True for a Jacobian each",
         FallbackWarning,
-        stacklevel=4,
+        stacklevel=5,
     )

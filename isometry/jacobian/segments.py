@@ -182,7 +182,7 @@ class JacobianSegments:
     def _record(self) -> RecordedSegments:
         at = self._evaluation
         try:
-            with torch.no_grad(), at.numerics(), torch_warnings_silenced():
+            with at.numerics(), torch_warnings_silenced():
                 return recorded_segments(at.function, at.point, at.module)
         except NoRule as missing:
             raise ModelError(
@@ -220,7 +220,7 @@ class JacobianSegments:
         ends = [at.point.new_zeros(()).expand(shape) for shape in (part.input_shape, part.output_shape)]
         here = Evaluation(at.function, ends[0], ends[1], at.batch, None, at.recurrent, at.tf32)
         replay = self._replay(part, graph)
-        with torch.no_grad(), at.numerics(), torch_warnings_silenced():
+        with at.numerics(), torch_warnings_silenced():
             peaks = [
                 program.with_peak_bytes(torch.zeros_like(end)[None])[1]
                 for program, end in ((replay.direct, ends[0]), (replay.transposed, ends[1]))
@@ -252,7 +252,7 @@ class JacobianSegments:
         waiting: list[Segment] = []
         for position, part in enumerate(parts):
             waiting.append(part)
-            with torch.no_grad(), self._evaluation.numerics(), torch_warnings_silenced():
+            with self._evaluation.numerics(), torch_warnings_silenced():
                 block = self._replay(part).matmat(block)
             # Deep products leave the range of floats, and zero tells nothing.
             block = block / (float(block.abs().max()) or 1.0)
@@ -276,7 +276,7 @@ class JacobianSegments:
             (whole.matmat(v), v, [replay.matmat for replay in replays]),
             (whole.rmatmat(u), u, [replay.rmatmat for replay in reversed(replays)]),
         ):
-            with torch.no_grad(), at.numerics(), torch_warnings_silenced():
+            with at.numerics(), torch_warnings_silenced():
                 for product in products:
                     found = product(found)
             difference, size = float((found - expected).double().norm()), float(expected.double().norm())

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from .numerics import ONE_FORWARD_MODE
+
 Function = Callable[[Tensor], Tensor]
 Product = Callable[[Tensor], Tensor]
 """A block of vectors (k, ...) to a block of vectors."""
@@ -49,7 +51,11 @@ def matmat_candidates(function: Function, point: Tensor, value: Tensor) -> Candi
     """J v: (k, *input) -> (k, *output); ``value`` is function(point)."""
 
     def by_jvp() -> Product:
-        return lambda v: jvp(function, (point,), (v,))[1]
+        def product(v: Tensor) -> Tensor:
+            with ONE_FORWARD_MODE:
+                return jvp(function, (point,), (v,))[1]
+
+        return product
 
     def by_double_vjp() -> Product:
         def transposed(u: Tensor) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 from isometry.errors import FallbackWarning
 from isometry.estimators.probe_rules import join_inputs
-from isometry.jacobian import JacobianOperator
+from isometry.jacobian import JacobianOperator, warnings_silenced
 from isometry.measurement.distributed import SINGLE_PROCESS, ProcessGroup
 from isometry.progress import StepProgress
 from isometry.spectrum import Spectrum
@@ -29,9 +28,8 @@ class Operators:
 
     def __call__(self, inputs: range) -> JacobianOperator:
         if inputs != self._inputs:
-            with warnings.catch_warnings():
-                # The first operator has warned for all of them.
-                warnings.simplefilter("ignore", FallbackWarning)
+            # The first operator has warned for all of them.
+            with warnings_silenced(FallbackWarning):
                 self._last = self.whole.of_inputs(inputs)
             self._inputs = inputs
         return self._last

@@ -197,9 +197,9 @@ def test_what_cancels_is_not_taken_for_a_wrong_rule() -> None:
     assert operator.backend == "replay"
 
 
-def test_a_parameter_that_changed_is_refused_and_not_mixed_with_old_slopes() -> None:
+def test_a_function_whose_tensors_changed_is_refused_and_not_mixed_with_old_slopes() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
-    operator = JacobianOperator(model, torch.ones(3))
+    operator = JacobianOperator(lambda z: model(z), torch.ones(3))
     with torch.no_grad():
         model[2].weight.mul_(2)
     for product in (operator.matmat, operator.rmatmat):

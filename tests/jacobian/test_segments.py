@@ -159,16 +159,20 @@ def test_cuts_are_found_in_linear_time_by_counting() -> None:
         assert cuts_of(graph) == [0, *without, count - 1]
 
 
-def test_a_parameter_that_has_changed_is_refused() -> None:
+def test_segments_keep_the_parameters_they_were_made_with_and_those_of_a_function_are_refused() -> None:
     torch.manual_seed(0)
     model = Lists().double()
-    segments = JacobianSegments(model, torch.randn(5, dtype=torch.float64))
+    x, ones = torch.randn(5, dtype=torch.float64), torch.ones(1, 5, dtype=torch.float64)
+    own = JacobianSegments(model, x)
+    kept = own.operator(1, 2).matmat(ones)
+    segments = JacobianSegments(lambda z: model(z), x)
     first, second = segments.operator(0, 1), segments.operator(1, 2)
     with torch.no_grad():
         model.layers[1].weight.mul_(2)
-    first.matmat(torch.ones(1, 5, dtype=torch.float64))
+    first.matmat(ones)
     with pytest.raises(ModelError, match="changed since"):
-        second.matmat(torch.ones(1, 5, dtype=torch.float64))
+        second.matmat(ones)
+    torch.testing.assert_close(own.operator(1, 2).matmat(ones), kept)
 
 
 def random_program(seed: int) -> Callable[[Tensor], Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -189,10 +190,13 @@ def fast_settings():
 class Witness(nn.Module):
     """Writes down under which settings it was evaluated, and multiplies a matrix."""
 
+    # Of the class: a copy of the module has its own attributes.
+    seen: ClassVar[list[dict[str, object]]] = []
+
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(64, 64)
-        self.seen: list[dict[str, object]] = []
+        self.seen.clear()
 
     def forward(self, z: Tensor) -> Tensor:
         self.seen.append(settings_of_torch())
@@ -207,6 +211,7 @@ def test_settings_are_strict_inside_and_the_users_again_outside(fast_settings: N
     operator = JacobianOperator(model, torch.randn(64))
     operator.matmat(torch.randn(2, 64))
     assert settings_of_torch() == before
+    assert model.seen
     for inside in model.seen:
         assert set(inside["precisions"]) == {"ieee"}
         assert inside["attention"] == (False, False, True)

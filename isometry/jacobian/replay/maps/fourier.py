@@ -97,7 +97,9 @@ class FourierConvolution(UnfusedMap):
                 self._weight.shape[0],
             ),
         ):
-            vector = torch.randn((1, channels, *self._size), generator=generator).to(self._weight)
+            vector = torch.randn((1, channels, *self._size), generator=generator, dtype=torch.float32).to(
+                self._weight
+            )
             difference = (product(vector) - exact(vector, False).reshape(1, -1, *self._size)).double().norm()
             # Frobenius norm of K times the length of x bounds what is summed, however much of it cancels.
             bound = _UNITS * _unit(self._weight) * size * float(vector.double().norm())

@@ -73,7 +73,7 @@ def _by_factor(
 
 def _multiple(operation: Operation, name: str) -> tuple[LinearMap, ...]:
     factor = float(argument(operation, name, 1))
-    return () if factor == 1.0 else (diagonal(torch.tensor(factor), ()),)
+    return () if factor == 1.0 else (diagonal(torch.tensor(factor, dtype=torch.float64), ()),)
 
 
 def _added(operation: Operation, bias: Tensor) -> list[Link]:

@@ -1,0 +1,356 @@
+"""A model as a pure function of its input: a private copy of its modules runs, and nothing of the user's is touched.
+
+Parameters and buffers are copied too, so that J stays that of the model as it was: whatever an optimiser, ``.data`` or
+another thread does to the weights afterwards, no product changes. It costs one copy of the weights.
+
+Copied are modules, the containers they hold, and functions, bound methods and plain objects through which they refer
+to one another. Any other attribute (a lock, a file, a generator, a trainer) is shared: it need not be copyable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import copyreg
+import functools
+import threading
+import types
+import warnings
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from isometry.errors import FallbackWarning, InputError
+
+from .failures import first_line
+
+_Place = tuple[dict[str, Any], str, Tensor]
+"""A dict of a module, a name in it, and the tensor to put there."""
+_CONTAINERS = (list, deque, set, dict, OrderedDict, defaultdict)
+_PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
+_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
+
+
+class PrivateModule:
+    """A private copy of a module, evaluated in ``dtype`` on ``device``: each call starts from the same state.
+
+    Parameters
+    ----------
+    original : nn.Module
+    dtype, device : optional
+        Of the copies of parameters and buffers; their own if not given, as those of all other tensors.
+
+    Attributes
+    ----------
+    module : nn.Module
+        The copy.
+    nbytes : int
+        Of the tensors that were copied.
+    lock : RLock
+        Held by whoever runs the copy, so that two threads may use one operator.
+    """
+
+    def __init__(
+        self, original: nn.Module, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> None:
+        # Tensors made under inference_mode could not be differentiated.
+        with torch.inference_mode(False), torch.no_grad():
+            self._copies = _Copies(original, dtype, device)
+        self.module, self.nbytes = self._copies.of(original), self._copies.nbytes
+        self.lock = threading.RLock()
+        self._watched = False
+        # A scripted module keeps its tensors in C++.
+        parts = [part for part in self.module.modules() if not isinstance(part, torch.jit.ScriptModule)]
+        self._attributes = [(part.__dict__, dict(part.__dict__)) for part in parts]
+        self._changing = list(_changing_state(parts))
+
+    def counterpart(self, part: nn.Module) -> nn.Module:
+        """The copy of one of the original's modules."""
+        return self._copies.of(part)
+
+    def __call__(self, x: Tensor) -> Any:
+        # Before the call, and not only after it: an interrupt may leave the copy in any state.
+        self._restore_attributes()
+        clones = {id(tensor): tensor.clone() for _, _, tensor in self._changing}
+        for holder, name, tensor in self._changing:
+            holder[name] = clones[id(tensor)]
+        try:
+            return self.module(x) if self._watched else self._watched_call(x)
+        finally:
+            self._restore_attributes()
+
+    def _restore_attributes(self) -> None:
+        """Restore the plain attributes in which a forward pass stores tensors: an attention map, a normalised weight.
+
+        Inside a transform of torch.func such a tensor is a wrapper that is dead afterwards.
+        """
+        for attributes, old in self._attributes:
+            _restore_tensors(attributes, old)
+
+    def _watched_call(self, x: Tensor) -> Any:
+        """The first call, which finds out whether the copy still reaches tensors of the original."""
+        originals = self._copies.originals
+        watch = _Watch(originals)
+        try:
+            with watch:
+                value = self.module(x)
+        except Exception as error:
+            if watch.found:
+                raise InputError(
+                    f"the model fails where it uses its tensor {watch.found[0]}: it comes to it not through its "
+                    f"modules but through another object, which is not copied and not of {self._copies.dtype}. Convert "
+                    f"the model first, model.to(dtype) ({type(error).__name__}: {first_line(error)})"
+                ) from error
+            raise
+        self._watched = True
+        if watch.found:
+            warnings.warn(
+                f"the model comes to its tensor {watch.found[0]} not through its modules but through another object, "
+                "which is not copied: leave the weights as they are until the measurement has ended",
+                FallbackWarning,
+                stacklevel=9,
+            )
+        return value
+
+
+class _Copies:
+    """The copies of everything that belongs to a module, by the identity of the originals.
+
+    Attributes
+    ----------
+    originals : dict
+        id of each parameter and buffer of the original -> its name.
+    nbytes : int
+        Of the tensors copied.
+    """
+
+    def __init__(
+        self, original: nn.Module, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> None:
+        self.dtype, self._device = dtype, device
+        # With the originals, so that no identity is used twice.
+        self._known: dict[int, tuple[Any, Any]] = {}
+        self._replaced = self.nbytes = 0
+        self.originals: dict[int, str] = {}
+        for named in (original.named_parameters, original.named_buffers):
+            for name, tensor in named(remove_duplicate=False):
+                self.originals[id(tensor)] = repr(name)
+                self._placed(tensor)
+        # A queue and no recursion: trees may be deeper than Python's stack.
+        self._empty: list[tuple[nn.Module, nn.Module]] = []
+        self.of(original)
+        while self._empty:
+            self._fill(*self._empty.pop())
+
+    def of(self, value: Any) -> Any:
+        """The copy of a value, or the value itself where it is shared."""
+        kind = type(value)
+        if kind in _PLAIN:
+            return value
+        if id(value) in self._known:
+            made = self._known[id(value)][1]
+            self._replaced += made is not value
+            return made
+        if issubclass(kind, nn.Parameter):
+            return self._placed(value)
+        if issubclass(kind, Tensor):
+            return self._tensor(value, None, None)
+        if issubclass(kind, nn.Module):
+            return self._module(value)
+        if kind in _CONTAINERS:
+            return self._container(value)
+        if kind is types.FunctionType:
+            return self._function(value)
+        return self._if_replaced(value, lambda: self._other(value, kind))
+
+    def _keep(self, value: Any, made: Any) -> Any:
+        self._known[id(value)] = (value, made)
+        return made
+
+    def _if_replaced(self, value: Any, make: Callable[[], Any]) -> Any:
+        """``make()`` where something in it is a copy, else the value itself."""
+        before = self._replaced
+        made = make()
+        return self._keep(value, value if self._replaced == before else made)
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        """The copy of a parameter or buffer, in the precision and on the device wanted."""
+        if id(tensor) in self._known:
+            return self.of(tensor)
+        dtype = self.dtype
+        if dtype is not None and tensor.is_complex():
+            dtype = dtype.to_complex()
+        elif not tensor.is_floating_point():
+            dtype = None
+        return self._tensor(tensor, dtype, self._device)
+
+    def _tensor(self, tensor: Tensor, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
+        made: Tensor = tensor.detach().to(device=device, dtype=dtype, copy=True)
+        self._replaced += 1
+        self.nbytes += made.numel() * made.element_size() if made.layout == torch.strided else 0
+        return self._keep(tensor, made)
+
+    def _module(self, part: nn.Module) -> Any:
+        self._replaced += 1
+        if type(part).__name__ == "OptimizedModule" and isinstance(
+            getattr(part, "_orig_mod", None), nn.Module
+        ):
+            # What torch.compile made of a module; its Jacobian is that of the module.
+            return self._keep(part, self.of(part._orig_mod))
+        if isinstance(part, torch.jit.ScriptModule):
+            scripted = copy.deepcopy(part).to(self._device, self.dtype)
+            for parameter in scripted.parameters():
+                parameter.requires_grad_(False)
+                self.nbytes += parameter.nbytes
+            return self._keep(part, scripted)
+        try:
+            made = object.__new__(type(part))
+        except TypeError:
+            # A module that is a list or a dict as well, say.
+            return self._keep(part, part)
+        self._empty.append((part, made))
+        return self._keep(part, made)
+
+    def _fill(self, part: nn.Module, made: nn.Module) -> None:
+        # Lists of the items: another thread may be running the module.
+        for tensor in list(part._buffers.values()):
+            if tensor is not None:
+                self._placed(tensor)
+        for name in copyreg._slotnames(type(part)):  # type: ignore[attr-defined]
+            if hasattr(part, name):
+                object.__setattr__(made, name, self.of(getattr(part, name)))
+        attributes = made.__dict__
+        for name, value in list(part.__dict__.items()):
+            if type(value) in _PLAIN:
+                attributes[name] = value
+            elif name in _OF_EVERY_MODULE and not value:
+                attributes[name] = value.copy()
+            else:
+                attributes[name] = self.of(value)
+        # Module.compile() keeps a function of the original here.
+        attributes.pop("_compiled_call_impl", None)
+
+    def _container(self, value: Any) -> Any:
+        made = self._keep(value, value.copy())
+        if not value:
+            return made
+        if isinstance(value, dict):
+            for key, item in list(value.items()):
+                made[key] = self.of(item)
+        else:
+            items = [self.of(item) for item in list(value)]
+            made.clear()
+            made.update(items) if isinstance(made, set) else made.extend(items)
+        return made
+
+    def _function(self, function: types.FunctionType) -> Any:
+        """A function with copies in its closure and its defaults, which may refer to itself."""
+        if not (function.__closure__ or function.__defaults__ or function.__kwdefaults__):
+            return function
+        cells = tuple(types.CellType() for _ in function.__closure__ or ())
+        code, scope = function.__code__, function.__globals__
+        made = self._keep(function, types.FunctionType(code, scope, function.__name__, None, cells or None))
+        before = self._replaced
+        for cell, original in zip(cells, function.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):
+                # A cell may be empty.
+                cell.cell_contents = self.of(original.cell_contents)
+        made.__defaults__ = self.of(function.__defaults__)
+        made.__kwdefaults__ = self.of(function.__kwdefaults__)
+        made.__dict__.update(function.__dict__)
+        return made if self._replaced > before else self._keep(function, function)
+
+    def _other(self, value: Any, kind: Any) -> Any:
+        """A tuple, a bound method, a partial, a weak reference or a plain object of copies."""
+        if issubclass(kind, tuple):
+            items = [self.of(item) for item in value]
+            if hasattr(kind, "_make"):
+                return kind._make(items)
+            return tuple(items) if kind is tuple else value
+        if kind is types.MethodType:
+            return types.MethodType(self.of(value.__func__), self.of(value.__self__))
+        if kind is functools.partial:
+            keywords = {name: self.of(item) for name, item in value.keywords.items()}
+            return functools.partial(self.of(value.func), *map(self.of, value.args), **keywords)
+        if kind is weakref.ref or kind in _PROXIES:
+            # The method of a proxy is bound to what it stands for.
+            target = value() if kind is weakref.ref else getattr(value.__repr__, "__self__", None)
+            make: Any = weakref.ref if kind is weakref.ref else weakref.proxy
+            return make(self.of(target)) if id(target) in self._known else value
+        return self._object(value)
+
+    def _object(self, value: Any) -> Any:
+        """A plain object with an attribute that is a module or a parameter; every other one is shared."""
+        try:
+            attributes = object.__getattribute__(value, "__dict__")
+        except AttributeError:
+            return value
+        if type(attributes) is not dict or isinstance(value, types.ModuleType):
+            return value
+        if not any(issubclass(type(held), nn.Module | nn.Parameter) for held in list(attributes.values())):
+            return value
+        try:
+            made = copy.copy(value)
+            made.__dict__.update({})
+        except Exception:
+            return value
+        self._keep(value, made)
+        made.__dict__.update({name: self.of(held) for name, held in list(attributes.items())})
+        return made
+
+
+def _changing_state(parts: list[nn.Module]) -> Iterator[_Place]:
+    """Where the modules keep the tensors that a call may change."""
+    # An embedding with max_norm rescales its weight in place whenever it is called.
+    rescaled = {id(p) for part in parts if getattr(part, "max_norm", None) for p in part.parameters()}
+    for part in parts:
+        yield from ((part._buffers, name, t) for name, t in part._buffers.items() if t is not None)
+        for name, tensor in part._parameters.items():
+            if tensor is not None and id(tensor) in rescaled:
+                yield part._parameters, name, tensor
+
+
+class _Watch(TorchFunctionMode):
+    """Notes which tensors of the original the functions called inside it are given."""
+
+    def __init__(self, originals: dict[int, str]) -> None:
+        super().__init__()
+        self._originals = originals
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for argument in (*args, *kwargs.values()):
+            for item in argument if isinstance(argument, list | tuple) else (argument,):
+                if id(item) in self._originals:
+                    self.found.append(self._originals[id(item)])
+        return func(*args, **kwargs)
+
+
+def _restore_tensors(attributes: dict[str, Any], old: dict[str, Any]) -> None:
+    if (
+        len(attributes) == len(old)
+        and all(map(is_, attributes, old))
+        and all(map(is_, attributes.values(), old.values()))
+    ):
+        return
+    for name in [name for name in attributes if name not in old]:
+        if _holds_tensors(attributes[name]):
+            del attributes[name]
+    for name, value in old.items():
+        now = attributes.get(name)
+        if now is not value and (_holds_tensors(value) or _holds_tensors(now)):
+            attributes[name] = value
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return any(isinstance(item, Tensor) for item in (value if isinstance(value, list | tuple) else [value]))
