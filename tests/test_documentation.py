@@ -7,6 +7,8 @@ import importlib
 import pkgutil
 import re
 import shlex
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 import isometry
 from isometry.cli.entry import run
+from isometry.sweeps.engines import UserExecutor
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -41,9 +44,11 @@ def modules() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep starts one process, not one for each processor: each loads torch for a handful of points."""
-    monkeypatch.setattr("isometry.sweeps.engines.default_workers", lambda devices: 1)
+def _no_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A sweep runs in a thread, not in new interpreters, each of which loads torch for a handful of points."""
+    with ThreadPoolExecutor(1) as threads:
+        monkeypatch.setattr("isometry.sweeps.engines.Processes", lambda *_: UserExecutor(threads))
+        yield
 
 
 @pytest.mark.parametrize("name", modules())
