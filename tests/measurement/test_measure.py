@@ -108,8 +108,7 @@ def test_dtype_is_that_of_the_model_or_of_the_user() -> None:
     assert next(network.parameters()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_residuals_hold_what_four_hundred_layers_of_float32_rounding_do(method: str) -> None:
+def test_residuals_hold_what_four_hundred_layers_of_float32_rounding_do() -> None:
     """Here s_max of the float32 products is off by some 35 units of rounding; 8 are stated for a shallow network.
 
     The operator measures its own rounding by a linearity test and states twice that.
@@ -121,13 +120,14 @@ def test_residuals_hold_what_four_hundred_layers_of_float32_rounding_do(method: 
         nn.init.orthogonal_(layers[-2].weight, math.sqrt(2))
     network, x = nn.Sequential(*layers), 0.3 * torch.randn(24)
     truth = measure(network, x, "exact", dtype=torch.float64)
-    single = measure(network, x, method, probes=3, steps=8)
-    relative = abs(single.s_max - truth.s_max) / truth.s_max
-    assert relative <= single.s_max_residual / single.s_max
-    # Not bought by stating anything at all: a thousand units of rounding are 1e-4.
-    assert single.s_max_residual / single.s_max < 1000 * 2**-23
-    # The floor stays where the small values are: their error is below one unit.
-    assert single.floor >= 8 * 2**-23 * single.s_max * (1 - 1e-9)
+    for method in METHODS:
+        single = measure(network, x, method, probes=3, steps=8)
+        relative = abs(single.s_max - truth.s_max) / truth.s_max
+        assert relative <= single.s_max_residual / single.s_max, method
+        # Not bought by stating anything at all: a thousand units of rounding are 1e-4.
+        assert single.s_max_residual / single.s_max < 1000 * 2**-23, method
+        # The floor stays where the small values are: their error is below one unit.
+        assert single.floor >= 8 * 2**-23 * single.s_max * (1 - 1e-9), method
 
 
 def test_parts_and_outputs_reach_the_operator() -> None:
@@ -473,10 +473,13 @@ def test_the_error_that_was_asked_for_is_reached_and_holds(quantity: str, rtol: 
         assert found.extremes.top[0, :count] == pytest.approx(s[:count], rel=rtol)
     # Not more than it took: half of it does not do.
     assert found.n_probes >= 8
+    assert found.products == 2 * found.n_probes * found.provenance["steps"]
+    if quantity == "cdf":
+        return  # the longest; that a decision repeats is shown by the others
     again = measure(network, x, "lanczos", rtol=rtol, quantity=quantity, seed=1)
     assert np.array_equal(again.distribution.nodes, found.distribution.nodes)
     assert again.provenance["stopped"] == stopped
-    assert again.products == found.products == 2 * found.n_probes * found.provenance["steps"]
+    assert again.products == found.products
 
 
 def test_smaller_errors_cost_more_and_keep_what_was_there() -> None:
