@@ -169,10 +169,10 @@ def assert_agrees(estimate: Spectrum, exact: Spectrum, slack: float) -> None:
     assert estimate.s_min_bound >= s[-1] - slack
     if not np.isnan(estimate.s_min):
         assert estimate.s_min == pytest.approx(s[-1], abs=estimate.s_min_residual + slack)
-    # The mean square in its interval of level 0.9999, which is no wider than 30 % here.
+    # The mean square in its interval of level 0.9999; the law of the probes puts its standard error below 40 % here.
     low, high = estimate.mean_square_interval(0.9999)
     assert low - slack * s[0] <= exact.mean_square <= high + slack * s[0]
-    assert estimate.mean_square_stderr < 0.3 * exact.mean_square
+    assert estimate.mean_square_stderr < 0.4 * exact.mean_square
     # The cdf between the truncation bounds, moved by the statistics of Dirichlet masses: six standard deviations
     # sqrt(2 F (1 - F) / d / probes).
     places = np.geomspace(max(estimate.floor, 1e-9 * s[0]), 1.1 * s[0], 60)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from isometry.errors import InputError
 
 from .backends import choose_products
+from .batch_rows import BatchReference, BatchRows
 from .checks import refuse_training_mode
 from .chunks import ChunkedProducts, chunk_within
 from .evaluation import Evaluation, evaluate
@@ -168,7 +169,9 @@ class JacobianOperator:
         v, jv, _, jtu = products.checked
         is_zero = not bool((jv != 0).any()) and not bool((jtu != 0).any())
         self.zero_cause = cause_of_zero(evaluation, v) if is_zero else ""
-        self._evaluation, self._chunked, self._private = evaluation, chunked, part.private
+        self._evaluation, self._private = evaluation, part.private
+        self._chunked: ChunkedProducts | BatchRows = chunked
+        self._reference: BatchReference | None = None
         self.point, self.description, self.batch = part.point, part.description, evaluation.batch
         self.input_shape, self.output_shape = evaluation.input_shape, evaluation.output_shape
         self.shape = (self.output_shape.numel(), self.input_shape.numel())
@@ -200,10 +203,21 @@ class JacobianOperator:
         return self._counted(self._chunked.rmatmat(block))
 
     def of_inputs(self, inputs: range) -> JacobianOperator:
-        """The operator of some inputs of the batch, with the options of this one."""
+        """The operator of some inputs of the batch, with the options of this one.
+
+        Its Jacobians are those that the inputs have in the batch: where the model lets the values of the others in,
+        its products are those of the whole batch, and take as long.
+        """
         part = copy.copy(self)
         part.x = part._inputs = self._inputs[inputs.start : inputs.stop]
         part._set_up(part.x, self._private)
+        if self.options["check"] and self.batch is not None and len(inputs) < self.batch:
+            if self._reference is None:
+                self._reference = BatchReference(self._chunked, self.point, self.rounding)
+            if not self._reference.holds_for(part._chunked, part._evaluation, inputs, part.rounding):
+                part._chunked = BatchRows(self._chunked, self.batch, inputs)
+                part.rounding, part.backend = self.rounding, f"{self.backend}, of the whole batch"
+                part.bytes_per_probe = self.bytes_per_probe
         return part
 
     def adjoint_test(self, seed: int = 0) -> float:

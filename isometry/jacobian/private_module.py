@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from isometry.errors import FallbackWarning, InputError
+from isometry.errors import FallbackWarning, InputError, IsometryError
 
 from .failures import first_line
 
@@ -299,6 +299,8 @@ class _Copies:
         try:
             made = copy.copy(value)
             made.__dict__.update({})
+        except IsometryError:
+            raise
         except Exception:
             return value
         self._keep(value, made)
