@@ -262,7 +262,7 @@ class Randomized(_Method):
             rank=self.rank, probes=self.probes, steps=self.steps, memory_limit=operator.memory_limit,
         )  # fmt: skip
         text = f"search for {self.rank} triplets {_amount(search)}, {self.probes} probes {_amount(sampling)}"
-        return _peak(operator, self.probes, inputs, max(search, sampling), text)
+        return _peak(operator, self.probes, inputs, max(search, sampling) + min(search, _PACKED), text)
 
     def run(
         self,
