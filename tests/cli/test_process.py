@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,15 @@ def test_a_full_disk_behind_standard_output_is_code_1() -> None:
     assert done.stderr.strip() == "error: No space left on device"
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C is heard here: a shell starts background jobs with interrupts ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_is_code_130_without_a_traceback(isometry, tmp_path) -> None:
     """Before the first product, when there is nothing to store."""
     model = tmp_path / "interrupted.py"
@@ -143,6 +153,7 @@ def assert_a_part_is_stored(width: int, file: Path, out: str, err: str) -> None:
     assert stored.n_probes == 16
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_on_the_way_stores_what_is_known(isometry, tmp_path, monkeypatch) -> None:
     """Ctrl-C at the tenth product, in this process."""
     from isometry.jacobian import JacobianOperator
