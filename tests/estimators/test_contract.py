@@ -7,7 +7,9 @@ statistical its level is given.
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import torch
 from isometry.errors import InputError, NonFiniteError
 from isometry.estimators import exact, lanczos, randomized
 from isometry.jacobian import MatrixOperator
-from isometry.spectrum import Quadrature
+from isometry.spectrum import Quadrature, Spectrum
 
 ESTIMATORS = {
     "exact": exact,
@@ -61,14 +63,27 @@ def rounding(dtype: torch.dtype, s_max: float) -> float:
     return (8 * torch.finfo(dtype).eps + 8 * np.finfo(float).eps) * s_max
 
 
+@pytest.fixture(scope="module")
+def measured(known) -> Callable[[str, str, torch.dtype], tuple[Any, Spectrum, int]]:
+    """(estimator, matrix, dtype) -> the known matrix, the spectrum, measured once for all tests, and its products."""
+    truth_of = cache(lambda matrix, dtype: known(*MATRICES[matrix], dtype))
+
+    @cache
+    def measure(estimator: str, matrix: str, dtype: torch.dtype) -> tuple[Any, Spectrum, int]:
+        truth = truth_of(matrix, dtype)
+        operator = MatrixOperator(truth.a)
+        spectrum = ESTIMATORS[estimator](operator)
+        return truth, spectrum, operator.products
+
+    return measure
+
+
 @every_estimator
 @every_matrix
 @every_dtype
-def test_values_keep_their_promises(estimator: str, matrix: str, dtype: torch.dtype, known) -> None:
-    s, shape = MATRICES[matrix]
-    truth = known(s, shape, dtype)
-    operator = MatrixOperator(truth.a)
-    spectrum = ESTIMATORS[estimator](operator)
+def test_values_keep_their_promises(estimator: str, matrix: str, dtype: torch.dtype, measured) -> None:
+    shape = MATRICES[matrix][1]
+    truth, spectrum, products = measured(estimator, matrix, dtype)
     sigma, noise = truth.s, rounding(dtype, truth.s[0])
     d, e = spectrum.distribution, spectrum.extremes
     assert isinstance(d, Quadrature)
@@ -77,7 +92,7 @@ def test_values_keep_their_promises(estimator: str, matrix: str, dtype: torch.dt
     assert spectrum.shape == shape
     assert spectrum.null_dimension == abs(shape[0] - shape[1])
     assert (spectrum.n_inputs, spectrum.kind) == (1, "measured")
-    assert spectrum.products == operator.products > 0
+    assert spectrum.products == products > 0
     assert spectrum.provenance["dtype"] == str(dtype).removeprefix("torch.")
     assert spectrum.seconds > 0
 
@@ -111,9 +126,10 @@ def test_values_keep_their_promises(estimator: str, matrix: str, dtype: torch.dt
 @every_estimator
 @every_matrix
 @every_dtype
-def test_the_mean_square_is_within_its_error(estimator: str, matrix: str, dtype: torch.dtype, known) -> None:
-    truth = known(*MATRICES[matrix], dtype)
-    spectrum = ESTIMATORS[estimator](MatrixOperator(truth.a))
+def test_the_mean_square_is_within_its_error(
+    estimator: str, matrix: str, dtype: torch.dtype, measured
+) -> None:
+    truth, spectrum, _ = measured(estimator, matrix, dtype)
     # Squares of 1e-30 in units of the largest: neither side may leave the range of floats.
     scale = truth.s[0] or 1.0
     value, wanted = spectrum.scaled(1 / scale).mean_square, float(np.mean((truth.s / scale) ** 2))
@@ -136,14 +152,13 @@ def test_the_mean_square_is_within_its_error(estimator: str, matrix: str, dtype:
     "estimator", sorted(ESTIMATORS.keys() - {"one probe, one step", "randomized, a bare sketch"})
 )
 @pytest.mark.parametrize("matrix", ["spread", "rank deficient", "twelve decades", "tall", "wide", "isometry"])
-def test_the_distribution_is_within_its_bounds(estimator: str, matrix: str, known) -> None:
+def test_the_distribution_is_within_its_bounds(estimator: str, matrix: str, measured) -> None:
     """The true cdf lies between the truncation bounds, moved by the statistical error.
 
     Level: six standard errors of a cdf over the probes, 6 * sqrt(F (1 - F) / d / 2) / sqrt(probes) with Dirichlet
     weights of d = 40 components; the measured standard error of 2 to 6 probes is too rough for a band.
     """
-    truth = known(*MATRICES[matrix])
-    spectrum = ESTIMATORS[estimator](MatrixOperator(truth.a))
+    truth, spectrum, _ = measured(estimator, matrix, torch.float64)
     s = np.geomspace(max(spectrum.floor, 1e-14), 3.0, 97)
     # Not at the very values, where rounding decides.
     s = s[np.abs(s[:, None] / np.maximum(truth.s, 1e-300) - 1).min(axis=1) > 1e-9]
@@ -160,10 +175,10 @@ def test_the_distribution_is_within_its_bounds(estimator: str, matrix: str, know
 @every_estimator
 @every_dtype
 @pytest.mark.parametrize("matrix", ["spread", "tall", "rank deficient"])
-def test_doubling_the_matrix_doubles_every_number(estimator: str, dtype, matrix: str, known) -> None:
+def test_doubling_the_matrix_doubles_every_number(estimator: str, dtype, matrix: str, measured) -> None:
     """A power of two scales without rounding: the very same bits, scaled."""
-    a = known(*MATRICES[matrix], dtype).a
-    one, two = ESTIMATORS[estimator](MatrixOperator(a)), ESTIMATORS[estimator](MatrixOperator(4 * a))
+    truth, one, _ = measured(estimator, matrix, dtype)
+    two = ESTIMATORS[estimator](MatrixOperator(4 * truth.a))
     assert np.array_equal(4 * one.distribution.nodes, two.distribution.nodes)
     assert np.array_equal(one.distribution.weights, two.distribution.weights)
     assert np.array_equal(4 * one.extremes.top, two.extremes.top, equal_nan=True)
@@ -184,10 +199,11 @@ def test_a_matrix_and_its_transpose_have_one_spectrum(estimator: str, known) -> 
 
 
 @every_estimator
-def test_seeds_repeat_bit_for_bit_and_differ(estimator: str, known) -> None:
+def test_seeds_repeat_bit_for_bit_and_differ(estimator: str, measured) -> None:
     run = ESTIMATORS[estimator]
-    a = MatrixOperator(known(*MATRICES["spread"]).a)
-    first, again = run(a), run(a)
+    truth, first, _ = measured(estimator, "spread", torch.float64)
+    a = MatrixOperator(truth.a)
+    again = run(a)
     assert np.array_equal(first.distribution.nodes, again.distribution.nodes)
     assert np.array_equal(first.distribution.weights, again.distribution.weights)
     if estimator.startswith("exact"):

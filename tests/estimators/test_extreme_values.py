@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -128,16 +129,24 @@ def test_random_signs_that_miss_a_vector_rule_nothing_out() -> None:
 SCALES = {torch.float64: (1e-300, 1e-200, 1e-155, 1e155, 1e200, 1e300), torch.float32: (1e-30, 1e25, 1e36)}
 
 
+@cache
+def of_size_one(name: str, dtype: torch.dtype, known):
+    """The matrix, its spectrum by two estimators, its leading values and its smallest."""
+    base = known(np.ones(60) if name == "alike" else np.geomspace(0.2, 1.0, 60), dtype=dtype).a
+    unit = MatrixOperator(base)
+    spectra = [(estimator, estimator(unit)) for estimator in (lanczos, randomized)]
+    return base, spectra, leading_triplets(unit, 3), smallest_singular_value(unit)
+
+
 @pytest.mark.parametrize(("dtype", "scale"), [(dtype, scale) for dtype in SCALES for scale in SCALES[dtype]])
 @pytest.mark.parametrize("name", ["alike", "spread"])
 def test_every_size_of_j_is_measured_as_size_one(name: str, dtype: torch.dtype, scale: float, known) -> None:
-    s = np.ones(60) if name == "alike" else np.geomspace(0.2, 1.0, 60)
-    base = known(s, dtype=dtype).a
-    unit, extreme = MatrixOperator(base), MatrixOperator((base.double() * scale).to(dtype))
+    base, spectra, first, wanted = of_size_one(name, dtype, known)
+    extreme = MatrixOperator((base.double() * scale).to(dtype))
     # What rounding to the nearest floats of another size moves.
     close = {"rel": 2000 * torch.finfo(dtype).eps}
-    for estimator in (lanczos, randomized):
-        expected, spectrum = estimator(unit), estimator(extreme)
+    for estimator, expected in spectra:
+        spectrum = estimator(extreme)
         found = spectrum.scaled(1 / scale)
         assert found.s_max == pytest.approx(expected.s_max, **close)
         assert found.s_max_residual == pytest.approx(expected.s_max_residual, rel=0.1)
@@ -145,9 +154,9 @@ def test_every_size_of_j_is_measured_as_size_one(name: str, dtype: torch.dtype, 
         assert found.mean_square == pytest.approx(expected.mean_square, **close)
         json.dumps(spectrum.to_dict(), allow_nan=False)
     leading = leading_triplets(extreme, 3)
-    assert leading.values / scale == pytest.approx(leading_triplets(unit, 3).values, **close)
+    assert leading.values / scale == pytest.approx(first.values, **close)
     assert np.all(np.isfinite(leading.upper) & (leading.upper >= leading.values))
-    smallest, wanted = smallest_singular_value(extreme), smallest_singular_value(unit)
+    smallest = smallest_singular_value(extreme)
     assert smallest.upper / scale == pytest.approx(wanted.upper, **close)
     assert smallest.lower / scale == pytest.approx(wanted.lower, rel=0.01)
 
