@@ -1,12 +1,13 @@
-"""Which modules an import loads, and that no module stands where a public function belongs: in new interpreters."""
+"""Which modules an import loads, in new interpreters, and that no module stands where a public function belongs."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import pkgutil
 import subprocess
 import sys
-from typing import Any
+import types
 
 import pytest
 
@@ -41,11 +42,10 @@ def submodules(package: str) -> list[str]:
 WITHOUT_TORCH = ["isometry.theory", "isometry.store", "isometry.report", "isometry.cli"]
 
 
-@pytest.fixture(scope="module")
-def without_torch() -> dict[str, set[str]]:
-    """Names of the modules that are loaded after each import, one import after another in one new interpreter."""
-    steps = [["isometry"], ["isometry.spectrum", "isometry.spectrum.distribution"]]
-    steps += [submodules(package) for package in WITHOUT_TORCH]
+def test_importing_loads_no_more_than_it_needs() -> None:
+    """One import after another in one new interpreter, and the modules that are loaded after each."""
+    packages = [submodules(package) for package in WITHOUT_TORCH]
+    steps = [["isometry"], ["isometry.spectrum", "isometry.spectrum.distribution"], *packages]
     found = json.loads(
         fresh(
             "import importlib, json, sys\nfound = {}\n"
@@ -55,34 +55,29 @@ def without_torch() -> dict[str, set[str]]:
             "print(json.dumps(found))"
         )
     )
-    return {name: set(modules) for name, modules in found.items()}
+    loaded = {name: set(modules) for name, modules in found.items()}
+    heavy = {"matplotlib", "rich", "h5py", "isometry.cli", "torch", "scipy", "click", "jinja2"}
+    assert "isometry" in loaded["isometry"]
+    assert not loaded["isometry"] & heavy
+    # A spectrum is NumPy alone.
+    assert "numpy" in loaded["isometry.spectrum"]
+    assert not loaded["isometry.spectrum"] & {"torch", "scipy", "h5py", "matplotlib"}
+    for modules in packages:
+        assert len(modules) > 3
+        assert set(modules) <= loaded[modules[0]]
+        assert "torch" not in loaded[modules[0]], modules[0]
 
 
-@pytest.fixture(scope="module")
-def with_torch() -> dict[str, Any]:
-    """Modules loaded by a measurement, and then, with every module imported, whether each public name is a module."""
-    everything = [name for name in submodules("isometry") if not name.startswith("isometry.cli")]
-    return json.loads(
+def test_measuring_loads_no_drawing_no_files_and_no_command_line() -> None:
+    loaded = json.loads(
         fresh(
-            "import importlib, json, sys, torch, types, isometry\n"
+            "import json, sys, torch, isometry\n"
             "isometry.measure(torch.nn.Linear(3, 3), torch.ones(3))\n"
-            "loaded = sorted(sys.modules)\n"
-            f"[importlib.import_module(name) for name in {everything!r}]\n"
-            "kinds = {n: isinstance(getattr(isometry, n), types.ModuleType) for n in isometry.__all__}\n"
-            "print(json.dumps({'loaded': loaded, 'kinds': kinds}))"
+            "print(json.dumps(sorted(sys.modules)))"
         )
     )
-
-
-def test_import_isometry_is_light(without_torch: dict[str, set[str]]) -> None:
-    loaded = without_torch["isometry"]
-    heavy = {"matplotlib", "rich", "h5py", "isometry.cli", "torch", "scipy", "click", "jinja2"}
-    assert not loaded & heavy
-    assert "isometry" in loaded
-
-
-def test_measuring_loads_no_drawing_no_files_and_no_command_line(with_torch: dict[str, Any]) -> None:
-    assert not set(with_torch["loaded"]) & {
+    assert "isometry.measurement" in loaded
+    assert not set(loaded) & {
         "matplotlib",
         "rich",
         "h5py",
@@ -93,25 +88,13 @@ def test_measuring_loads_no_drawing_no_files_and_no_command_line(with_torch: dic
     }
 
 
-@pytest.mark.parametrize("package", WITHOUT_TORCH)
-def test_packages_that_never_load_torch(package: str, without_torch: dict[str, set[str]]) -> None:
-    modules = submodules(package)
-    assert len(modules) > 3
-    assert set(modules) <= without_torch[package]
-    assert "torch" not in without_torch[package]
-
-
-def test_a_spectrum_is_numpy_alone(without_torch: dict[str, set[str]]) -> None:
-    loaded = without_torch["isometry.spectrum"]
-    assert "numpy" in loaded
-    assert not loaded & {"torch", "scipy", "h5py", "matplotlib"}
-
-
-def test_every_public_name_is_there_and_is_no_module_by_accident(with_torch: dict[str, Any]) -> None:
-    """Whatever was imported before: a module of the same name would take a function's place."""
-    found = with_torch["kinds"]
-    assert set(found) == set(isometry.__all__)
-    assert {name for name, is_module in found.items() if is_module} == {"init", "nn"}
+def test_every_public_name_is_there_and_is_no_module_by_accident() -> None:
+    """With every module imported: a module of the same name would have taken a function's place."""
+    for name in submodules("isometry"):
+        if not name.startswith("isometry.cli"):
+            importlib.import_module(name)
+    modules = {name for name in isometry.__all__ if isinstance(getattr(isometry, name), types.ModuleType)}
+    assert modules == {"init", "nn"}
 
 
 def test_unknown_names_are_attribute_errors() -> None:

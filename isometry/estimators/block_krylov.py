@@ -65,6 +65,8 @@ class BlockKrylov:
         Vectors that each basis may hold, the next block not counted.
     seed, first_input : int
         For the random vectors that stand in where a block has become linearly dependent.
+    room : int
+        Vectors that there is room for at first; it doubles when it ends.
     deflation_basis : (B, p, short) tensor, optional
         Orthonormal rows to stay orthogonal to on the short side: A is then A (I - W^T W).
     """
@@ -77,6 +79,7 @@ class BlockKrylov:
         *,
         seed: int = 0,
         first_input: int = 0,
+        room: int = _FIRST_ROOM,
         deflation_basis: Tensor | None = None,
     ) -> None:
         self.side = side
@@ -85,7 +88,7 @@ class BlockKrylov:
         self._free = side.short - (0 if deflation_basis is None else deflation_basis.shape[1])
         self.capacity = min(capacity, self._free)
         self._seed, self._first_input, self._blocks = seed, first_input, 0
-        first = min(self.capacity, _FIRST_ROOM)
+        first = min(self.capacity, room)
         self._right, self._left = (
             torch.empty(side.batch, first, length, dtype=side.dtype, device=side.device)
             for length in (side.short, side.long)
@@ -158,10 +161,12 @@ class BlockKrylov:
 
     def vectors(self, triplets: RitzTriplets, count: int) -> tuple[Tensor, Tensor]:
         """(u, v) of the first ``count`` triplets, by rows: (B, count, long) and (B, count, short)."""
-        return (
-            self._tensor(triplets.left[:, :, :count].transpose(0, 2, 1)) @ self.left,
-            self._tensor(triplets.right[:, :, :count].transpose(0, 2, 1)) @ self.right,
-        )
+        left = self._tensor(triplets.left[:, :, :count].transpose(0, 2, 1)) @ self.left
+        return left, self.right_vectors(triplets, count)
+
+    def right_vectors(self, triplets: RitzTriplets, count: int) -> Tensor:
+        """v of the first ``count`` triplets, by rows: (B, count, short)."""
+        return self._tensor(triplets.right[:, :, :count].transpose(0, 2, 1)) @ self.right
 
     def restart(self, triplets: RitzTriplets, keep: int) -> None:
         """Cut the bases to the first ``keep`` triplets."""

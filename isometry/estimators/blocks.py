@@ -21,6 +21,8 @@ from isometry.jacobian import strict_numerics
 from isometry.spectrum.error_model import NO_PROBES, PROBES, ErrorModel
 
 Result = TypeVar("Result")
+# Square matrices at the peak of numpy's SVD of one: both factors, a copy, and LAPACK's work space of up to four.
+SVD_COPIES = 7
 
 
 class Operator(Protocol):
@@ -274,6 +276,13 @@ def random_block(
                 if first_probe <= number < first_probe + count:
                     block[number - first_probe, index] = torch.from_numpy(vector)
     return block.to(dtype=side.dtype, device=side.device)
+
+
+def random_bytes(short: int, vectors: int, dtype: torch.dtype, probe: str = "gaussian") -> int:
+    """Bytes at the peak of :func:`random_block`: the vectors in float64 and in ``dtype``, and what one group takes."""
+    # Normals of a group, transposed, as QR has them and its Q, and the result.
+    group = 5 * orthogonal_group(short) if probe == "orthogonal" else 3
+    return short * (vectors * (8 + dtype.itemsize) + group * 8)
 
 
 def _normals(entropy: tuple[int, ...], size: int) -> np.ndarray:

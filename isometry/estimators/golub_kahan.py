@@ -18,7 +18,7 @@ from torch import Tensor
 
 from isometry.errors import InputError
 
-from .blocks import ShortSide
+from .blocks import SVD_COPIES, ShortSide
 
 Array = NDArray[np.float64]
 
@@ -83,6 +83,26 @@ def breakdown_floor(breakdown_residual: Array) -> Array:
 def breakdown_tolerance(side: ShortSide) -> float:
     """The size, relative to the largest entry seen, up to which an alpha or beta is rounding: a breakdown."""
     return 10 * side.eps * math.sqrt(side.short)
+
+
+# The C library takes larger blocks from the system and gives them back (glibc's DEFAULT_MMAP_THRESHOLD_MAX).
+_LARGEST_HEAP_BLOCK = 32 * 2**20
+
+
+def recurrence_bytes(
+    shape: tuple[int, int], vectors: int, steps: int, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Bytes at the peak of so many steps from so many vectors and of their Gauss rules, products not counted.
+
+    Beside both bases a step holds v and u, and an orthogonalisation the vector, its correction and a mask. On a
+    processor a step may leave a hole in the heap for each of its two vectors: the next one, being aligned, does not fit
+    into it, and what a step keeps stands behind it (glibc before 2.38, bug 14581).
+    """
+    steps, block = min(steps, *shape), vectors * dtype.itemsize
+    bases = steps * block * sum(shape)
+    held = block * (sum(shape) + 3 * max(shape))
+    holes = sum(block * d for d in shape if block * d < _LARGEST_HEAP_BLOCK) if device.type == "cpu" else 0
+    return bases + held + steps * holes + (vectors + SVD_COPIES) * 8 * steps**2
 
 
 def golub_kahan(
@@ -293,9 +313,9 @@ def _orthogonal_unit(vector: Tensor, basis: Basis, steps: int) -> tuple[Tensor, 
     for _ in range(2):
         for panel in basis.panels(steps):
             overlap = torch.einsum("kbjd,kbd->kbj", panel, vector)
-            vector = vector - torch.einsum("kbjd,kbj->kbd", panel, overlap)
+            vector -= torch.einsum("kbjd,kbj->kbd", panel, overlap)
     length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-    unit = vector / torch.where(length > 0, length, torch.ones_like(length))
+    unit = vector.div_(torch.where(length > 0, length, torch.ones_like(length)))
     # Twice: a short remainder still leans on the basis by rounding over its length.
     full = (length.double() * scale.double())[..., 0].cpu().numpy()
     return unit, full
@@ -303,4 +323,6 @@ def _orthogonal_unit(vector: Tensor, basis: Basis, steps: int) -> tuple[Tensor, 
 
 def _zero_finished(vector: Tensor, breakdown: _Breakdown) -> Tensor:
     """The vectors with those of finished probes set to zero: normalised rounding must not enter products."""
+    if not breakdown.finished.any():
+        return vector
     return vector * torch.from_numpy(~breakdown.finished).to(vector.device)[..., None]

@@ -24,10 +24,10 @@ from isometry.spectrum import Quadrature, Spectrum
 
 from . import defaults
 from .block_krylov import BlockKrylov, RitzTriplets
-from .blocks import Operator, ShortSide, random_block, strictly
+from .blocks import SVD_COPIES, Operator, ShortSide, random_block, random_bytes, strictly
 from .exclusion import below_probes
 from .extreme_values import extremes_of_all, extremes_of_found
-from .golub_kahan import Bidiagonals, golub_kahan
+from .golub_kahan import Bidiagonals, golub_kahan, recurrence_bytes
 from .probe_rules import basis_bytes, counted_by, join_probes, probe_groups, quadrature_floor, times
 from .quadrature import GaussRules, gauss_rules
 
@@ -103,12 +103,13 @@ def randomized(
     side = ShortSide(operator)
     rank, width = min(rank, side.short), min(_BLOCK, side.short)
     budget = _budget(side.short, rank, width, products, probes, steps)
-    capacity = _capacity(side, rank, width, budget, memory_limit)
+    capacity = _capacity(side.shape, side.batch, side.dtype, rank, budget, memory_limit)
     counter = _Counter(
         progress, math.ceil(min(budget, 2 * side.short) / (2 * width)), min(steps, side.short) * probes
     )
     start = random_block(width, side, seed, first_input=first_input, stream=_LEADING)
-    space = BlockKrylov(side, start, capacity, seed=seed, first_input=first_input)
+    # All of it will be used: growing by halves would hold the old bases beside the new ones.
+    space = BlockKrylov(side, start, capacity, seed=seed, first_input=first_input, room=capacity)
     triplets = _leading(space, rank, budget, counter)
     if space.complete:
         counter.end()
@@ -146,6 +147,57 @@ def predicted_products(shape: tuple[int, int], rank: int, probes: int, steps: in
     if blocks * width >= short:
         return 2 * short
     return 2 * blocks * width + 2 * probes * min(steps, short - rank) + _END_PRODUCTS
+
+
+def search_bytes(shape: tuple[int, int], rank: int, dtype: torch.dtype) -> int:
+    """Bytes of the two bases of the search for the leading triplets of an input, without a memory limit."""
+    budget = _budget(min(shape), min(rank, min(shape)), min(_BLOCK, *shape), None, 1, 1)
+    return basis_bytes(shape, _capacity(shape, 1, dtype, rank, budget, None), dtype)
+
+
+def predicted_bytes(
+    shape: tuple[int, int],
+    inputs: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    rank: int,
+    probes: int,
+    steps: int,
+    memory_limit: int,
+) -> tuple[int, int]:
+    """Bytes at the peaks of the search and of the sampling of so many inputs together, products not counted.
+
+    How many triplets are deflated is known only afterwards: at most as many as the search has vectors.
+    """
+    (short, long), e = sorted(shape), dtype.itemsize
+    rank, width = min(rank, short), min(_BLOCK, short)
+    budget = _budget(short, rank, width, None, probes, steps)
+    capacity = _capacity(shape, inputs, dtype, rank, budget, memory_limit)
+    vectors = min(_blocks(budget, rank, width) * width, short)
+    # A restart makes both kinds of vectors beside the bases, the deflation those of the short side.
+    keep = min(rank + (capacity - rank) // 2, capacity - width) if vectors > capacity else 0
+    made = max(keep * (short + long), capacity * short if vectors < short else 0)
+    # A block, what of it lies along a basis, both factors of QR and its copies; and a start.
+    block = width * (10 * long * e + 2 * short * e) + random_bytes(short, width, dtype)
+    # H, its factors for each input with their copies in ``dtype``, and LAPACK's.
+    projected = (4 * inputs + SVD_COPIES) * 8 * capacity**2
+    search = inputs * (capacity * (short + long) + made) * e + inputs * block + projected
+    if vectors >= short:
+        return search, 0
+    deflated = min(vectors, capacity) * short * e * inputs
+    of_probe = inputs * basis_bytes(shape, steps, dtype)
+    groups = probe_groups(
+        range(probes), of_probe, max(memory_limit - rank * short * e * inputs, of_probe), device
+    )
+    together = len(groups[0])
+    # The vectors of both ends of each group, stacked, and one basis in float64 for them.
+    ends = 8 * short * (4 * len(groups) * inputs + min(steps, short))
+    # The projector makes a correction and a difference.
+    rest = (
+        recurrence_bytes(shape, together * inputs, steps, dtype, device) + 2 * together * inputs * short * e
+    )
+    return search, deflated + rest + ends
 
 
 class _Counter:
@@ -193,7 +245,9 @@ class _Deflation:
             np.where(present, x[:, :most], np.nan) for x in (triplets.values, triplets.residuals)
         )
         columns = torch.from_numpy(present[:, None]).to(space.side.device)
-        return cls(values, residuals, present, space.vectors(triplets, most)[1].transpose(1, 2) * columns)
+        return cls(
+            values, residuals, present, space.right_vectors(triplets, most).transpose(1, 2).mul_(columns)
+        )
 
     @property
     def most(self) -> int:
@@ -336,12 +390,16 @@ def _budget(short: int, rank: int, width: int, products: int | None, probes: int
     return budget
 
 
-def _capacity(side: ShortSide, rank: int, width: int, budget: int, memory_limit: int | None) -> int:
+def _capacity(
+    shape: tuple[int, int], inputs: int, dtype: torch.dtype, rank: int, budget: int, memory_limit: int | None
+) -> int:
     """Vectors of the leading space: all that the budget gives, as far as they fit."""
-    capacity = width * math.ceil(max(budget // 2, rank) / width)
+    short = min(shape)
+    rank, width = min(rank, short), min(_BLOCK, short)
+    capacity = min(width * math.ceil(max(budget // 2, rank) / width), short)
     if memory_limit is not None:
-        of_one = side.batch * basis_bytes(side.shape, 1, side.dtype)
-        least = min(side.short, capacity, rank + 2 * width)
+        of_one = inputs * basis_bytes(shape, 1, dtype)
+        least = min(capacity, rank + 2 * width)
         if least * of_one > memory_limit:
             raise InputError(
                 f"a space for {rank} leading triplets takes {least * of_one / 1e9:.3g} GB, more than memory_limit "

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 from isometry.errors import InputError
 from isometry.estimators import defaults, exact, lanczos, randomized
-from isometry.estimators.blocks import PROBES
+from isometry.estimators.blocks import PROBES, random_bytes
+from isometry.estimators.golub_kahan import recurrence_bytes
 from isometry.estimators.probe_rules import basis_bytes, probe_groups
-from isometry.estimators.randomized import predicted_products
+from isometry.estimators.randomized import predicted_bytes, predicted_products, search_bytes
 from isometry.jacobian import JacobianOperator
 from isometry.measurement.stopping import (
     EXTREME_QUANTITIES,
@@ -28,9 +29,8 @@ from isometry.spectrum import Spectrum
 _LARGEST_DENSE_SIDE = 6000
 # The matrix in float64, its copy and the work space of the decomposition.
 _DENSE_COPIES = 3
-# Vectors of a step besides the bases: those of the start in float64, both products, what re-orthogonalisation makes of
-# them; measured.
-_STEP_VECTORS = 12
+# Panels of a matrix that the BLAS packs and keeps; measured.
+_PACKED = 12 * 2**20
 _MAX_INPUTS_PER_GROUP = 64
 
 
@@ -52,7 +52,7 @@ class _Method:
         raise NotImplementedError
 
     def peak_bytes(self, operator: JacobianOperator) -> int:
-        """Predicted bytes at the peak, beside those of the model and the operator; within ``operator.memory_limit``."""
+        """Predicted bytes at the peak: beside the model, and beside the operator but for its copy of the model."""
         return self.peak(operator).size
 
 
@@ -92,10 +92,12 @@ class Exact(_Method):
         """The matrix with its decomposition, and the products."""
         (m, n), inputs = operator.shape, self.inputs_per_group(operator)
         matrix = inputs * self._dense_bytes(operator)
-        products, text = _chunk(operator, min(m, n), inputs)
-        return Peak(
-            matrix + products, f"the {m} x {n} matrix and its decomposition {_amount(matrix)}, {text}"
-        )
+        # Rows as they come, and in float64.
+        rows = min(operator.chunk, m, n) * inputs * max(m, n) * (2 * operator.dtype.itemsize + 8)
+        return _peak(
+            operator, min(m, n), inputs, matrix + rows + min(matrix, _PACKED),
+            f"the {m} x {n} matrix and its decomposition {_amount(matrix)}",
+        )  # fmt: skip
 
     def run(
         self,
@@ -184,16 +186,19 @@ class Lanczos(_Method):
         steps, inputs = first_steps(goal, steps), self.inputs_per_group(operator, goal)
         of_probe = inputs * basis_bytes(operator.shape, steps, operator.dtype)
         together = len(probe_groups(range(probes), of_probe, operator.memory_limit, operator.device)[0])
-        vectors = together * _STEP_VECTORS * inputs * (m + n) * operator.dtype.itemsize
-        products, text = _chunk(operator, probes, inputs)
+        bases, text = together * of_probe, f"bases of {together} probes of {steps} steps"
         if goal is not None and goal.adds_steps:
-            of_probe = basis_bytes(operator.shape, min(m, n), operator.dtype)
-            bases = min(operator.memory_limit, _inputs(operator) * probes * of_probe)
-            return Peak(bases + products + vectors, f"at most, with bases up to {_amount(bases)}, {text}")
-        bases = together * of_probe
-        return Peak(
-            bases + products + vectors,
-            f"bases of {together} probes of {steps} steps {_amount(bases)}, vectors {_amount(vectors)}, {text}",
+            # As many steps as bases of the fewest probes fit, all kept.
+            of_step = _inputs(operator) * min(probes, MIN_PROBES) * basis_bytes((m, n), 1, operator.dtype)
+            steps = max(steps, min(m, n, operator.memory_limit // of_step))
+            together = _inputs(operator) * min(probes, MIN_PROBES)
+            bases, text, inputs = together * basis_bytes((m, n), steps, operator.dtype), "at most, bases", 1
+        rules = recurrence_bytes((m, n), together * inputs, steps, operator.dtype, operator.device)
+        start = random_bytes(min(m, n), together * inputs, operator.dtype, self.probe)
+        # What the start took may stay in the heap.
+        size = rules + start
+        return _peak(
+            operator, together, inputs, size, f"{text} {_amount(bases)}, vectors {_amount(size - bases)}"
         )
 
     def run(
@@ -242,14 +247,22 @@ class Randomized(_Method):
 
     def inputs_per_group(self, operator: JacobianOperator) -> int:
         """Inputs measured together, as many as the memory limit holds with their probes."""
-        return _inputs_per_group(operator, min(self.probes, defaults.PROBES) * self._of_probe(operator))
+        of_probes = min(self.probes, defaults.PROBES) * basis_bytes(
+            operator.shape, self.steps, operator.dtype
+        )
+        return _inputs_per_group(
+            operator, max(of_probes, search_bytes(operator.shape, self.rank, operator.dtype))
+        )
 
     def peak(self, operator: JacobianOperator) -> Peak:
-        """The bases of the probes, and the products."""
+        """The search for the leading triplets, or what is left of it and the bases of the probes; and the products."""
         inputs = self.inputs_per_group(operator)
-        bases = self.probes * inputs * self._of_probe(operator)
-        products, text = _chunk(operator, self.probes, inputs)
-        return Peak(bases + products, f"bases of {self.probes} probes {_amount(bases)}, {text}")
+        search, sampling = predicted_bytes(
+            operator.shape, inputs, operator.dtype, operator.device,
+            rank=self.rank, probes=self.probes, steps=self.steps, memory_limit=operator.memory_limit,
+        )  # fmt: skip
+        text = f"search for {self.rank} triplets {_amount(search)}, {self.probes} probes {_amount(sampling)}"
+        return _peak(operator, self.probes, inputs, max(search, sampling) + min(search, _PACKED), text)
 
     def run(
         self,
@@ -264,9 +277,6 @@ class Randomized(_Method):
             operator, rank=self.rank, tol=self.tol or defaults.TOL, probes=self.probes, steps=self.steps, seed=seed,
             first_input=first_input, memory_limit=operator.memory_limit, progress=progress,
         )  # fmt: skip
-
-    def _of_probe(self, operator: JacobianOperator) -> int:
-        return basis_bytes(operator.shape, self.steps, operator.dtype)
 
 
 Method = Exact | Lanczos | Randomized
@@ -377,11 +387,14 @@ def _inputs_per_group(operator: JacobianOperator, bytes_of_input: int) -> int:
     return max(1, min(_inputs(operator), fitting, _MAX_INPUTS_PER_GROUP))
 
 
-def _chunk(operator: JacobianOperator, vectors: int, inputs: int) -> tuple[int, str]:
-    """Bytes of the products of one chunk of so many vectors of so many inputs, and the same as text."""
+def _peak(operator: JacobianOperator, vectors: int, inputs: int, size: int, text: str) -> Peak:
+    """The peak of a method that takes ``size`` itself, and products of so many vectors of so many inputs at most."""
     share = inputs / _inputs(operator)
-    size = int(min(operator.chunk, vectors) * operator.bytes_per_probe * share)
-    return size, f"products {_amount(size)}"
+    products = int(min(operator.chunk, vectors) * operator.bytes_per_probe * share)
+    copied = operator.copied_bytes
+    return Peak(
+        size + products + copied, f"{text}, products {_amount(products)}, copy of the model {_amount(copied)}"
+    )
 
 
 def _amount(size: int) -> str:

@@ -187,7 +187,7 @@ def test_no_reader_waits_for_a_pipe(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["axes = " + "[" * 100_000, "a = " + "{a=" * 5000, "a." * 20_000 + "a = 1", "seeds = " + "9" * 5000,
+    ["axes = " + "[" * 100_000, "a = " + "{a=" * 5000, "a." * 5000 + "a = 1", "seeds = " + "9" * 5000,
      "\0", "[axes]\ndepth = [inf, nan]", "[axes]\ndepth = [[[1]]]"],
     ids=["deep list", "deep table", "deep key", "long number", "zero", "infinity", "lists"],
 )  # fmt: skip

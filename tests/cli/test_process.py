@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,59 +108,86 @@ def test_a_full_disk_behind_standard_output_is_code_1() -> None:
     assert done.stderr.strip() == "error: No space left on device"
 
 
-def test_an_interrupt_is_code_130_without_a_traceback(tmp_path) -> None:
-    started = tmp_path / "started"
-    (tmp_path / "slow.py").write_text(
-        "import pathlib, time\nfrom torch import nn\n"
-        "class Slow(nn.Module):\n"
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C is heard here: a shell starts background jobs with interrupts ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_an_interrupt_is_code_130_without_a_traceback(isometry, tmp_path) -> None:
+    """Before the first product, when there is nothing to store."""
+    model = tmp_path / "interrupted.py"
+    model.write_text(
+        "import signal\nfrom torch import nn\n"
+        "class Interrupted(nn.Module):\n"
         "    def forward(self, x):\n"
-        f"        pathlib.Path({str(started)!r}).touch()\n"
-        "        time.sleep(60)\n        return x\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "        return x\n"
     )
-    process = subprocess.Popen(
-        [*COMMAND, "measure", f"{tmp_path / 'slow.py'}:Slow", "--input", "3"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
-        # A shell starts background jobs with interrupts ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    until = time.monotonic() + 60
-    while not started.exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert out == ""
-    assert "interrupted" in err
-    assert "Traceback" not in err
+    done = isometry("measure", f"{model}:Interrupted", "--input", "3")
+    assert done.code == 130
+    assert done.out == ""
+    assert "interrupted" in done.err
 
 
-@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "terminated"])
-def test_an_interrupt_on_the_way_stores_what_is_known(tmp_path, kill: signal.Signals) -> None:
-    """Half a second into 990 steps of 16 probes, which take a processor ten seconds or more."""
-    file = tmp_path / "runs.h5"
-    process = subprocess.Popen(
-        [*COMMAND, "measure", "mlp:depth=4,width=1000,init=gaussian,sigma_w=1", "--method", "lanczos",
-         "--probes", "16", "--steps", "990", "-o", file, "--name", "part", "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    assert process.stderr is not None
-    said = process.stderr.readline()
-    assert said.startswith("about 1")
-    assert "at the peak: bases of 16 probes of 990 steps" in said
-    time.sleep(0.5)
-    process.send_signal(kill)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+def part(width: int, file: Path) -> list[str]:
+    """The arguments of a measurement that takes a while."""
+    return [
+        "measure", f"mlp:depth=4,width={width},init=gaussian,sigma_w=1", "--method", "lanczos", "--probes", "16",
+        "--steps", f"{width - 10}", "-o", str(file), "--name", "part", "--json",
+    ]  # fmt: skip
+
+
+def assert_a_part_is_stored(width: int, file: Path, out: str, err: str) -> None:
     found = json.loads(out)
     assert found["stopped"] == {"reason": "interrupted", "inputs": "1 of 1"}
-    assert 0 < found["products"] < 2 * 16 * 990
+    assert 0 < found["products"] < 2 * 16 * (width - 10)
     assert "interrupted" in err
     assert f"stored as 'part (partial)' in {file}" in err
     assert "Traceback" not in err
     stored = open_store(file, "r")["part (partial)"]
     assert stored.provenance["stopped"]["reason"] == "interrupted"
     assert stored.n_probes == 16
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_an_interrupt_on_the_way_stores_what_is_known(isometry, tmp_path, monkeypatch) -> None:
+    """Ctrl-C at the tenth product, in this process."""
+    from isometry.jacobian import JacobianOperator
+
+    products, matmat = iter(range(1000)), JacobianOperator.matmat
+
+    def interrupted(self, vectors):
+        if next(products) == 10:
+            signal.raise_signal(signal.SIGINT)
+        return matmat(self, vectors)
+
+    monkeypatch.setattr(JacobianOperator, "matmat", interrupted)
+    file = tmp_path / "runs.h5"
+    done = isometry(*part(40, file))
+    assert done.code == 130
+    assert_a_part_is_stored(40, file, done.out, done.err)
+
+
+def test_a_terminated_process_stores_what_is_known(tmp_path) -> None:
+    """Soon after the start of 990 steps of 16 probes, which take a processor ten seconds or more."""
+    file = tmp_path / "runs.h5"
+    process = subprocess.Popen(
+        [*COMMAND, *part(1000, file)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert process.stderr is not None
+    said = process.stderr.readline()
+    assert said.startswith("about ")
+    assert "at the peak: bases of 16 probes of 990 steps" in said
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert_a_part_is_stored(1000, file, out, err)
 
 
 def test_an_unexpected_fault_is_one_line_and_a_way_to_learn_more(monkeypatch, capsys) -> None:

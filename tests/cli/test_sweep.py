@@ -75,10 +75,25 @@ def test_a_wrong_grid_is_a_usage_error(isometry, tmp_path, text, words):
     assert not (tmp_path / "a.h5").exists()
 
 
-def test_failures_are_a_line_each_and_exit_code_1(isometry, tmp_path):
+def test_failures_are_a_line_each_and_exit_code_1(isometry, tmp_path, monkeypatch):
+    """Workers of the command line are processes; what it says of a failure does not depend on that."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from isometry.sweeps.engines import UserExecutor
+
+    asked = []
+
+    def in_a_thread(workers, *_):
+        asked.append(workers)
+        return UserExecutor(threads)
+
+    threads = ThreadPoolExecutor(1)
+    monkeypatch.setattr("isometry.sweeps.engines.Processes", in_a_thread)
     (tmp_path / "bad.py").write_text("def net():\n    raise RuntimeError('broken\\nin two lines')\n")
     (tmp_path / "grid.toml").write_text(f"[fixed]\nmodel = '{tmp_path}/bad.py:net'\ninput = '3'\n")
     done = isometry("sweep", tmp_path / "grid.toml", "-o", tmp_path / "a.h5", "--workers", 1)
+    threads.shutdown()
+    assert asked == [1]
     assert done.code == 1
     assert "0 points finished, 0 there before, 1 failed, of 1" in done.out
     assert sum("RuntimeError: broken" in line and line.startswith("failed: bad.py:net") for line in

@@ -81,7 +81,7 @@ def hostile_file(path: Path, text: str) -> None:
         series.move("curve", f"c{name}")
 
 
-@settings(deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=1, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STORABLE)
 @example(f"={SIGNS}[2J")
 @example("x")
@@ -111,7 +111,7 @@ def test_no_command_lets_a_file_steer_the_terminal(tmp_path, capfd, text):
         assert "unexpected" not in done.err
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(HOSTILE)
 def test_whatever_a_caller_prints_is_plain(text):
     """The functions of output themselves; commands know no other."""
@@ -132,7 +132,7 @@ def test_whatever_a_caller_prints_is_plain(text):
     assert not steering(out.getvalue())
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(HOSTILE)
 def test_errors_warnings_and_results_in_a_terminal_are_plain(text):
     one = replace(Spectrum.from_singular_values([2.0, 0.5], name="one"), name=text, method=text)

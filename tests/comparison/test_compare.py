@@ -294,7 +294,7 @@ def test_the_error_band_holds_the_bounds_of_a_gauss_rule():
 
 # ---- right and wrong ensembles --------------------------------------------------------------------------
 
-WIDTH, DEPTH = 500, 4
+WIDTH, DEPTH = 300, 4
 
 
 def slopes_law(q):
@@ -322,7 +322,7 @@ def tanh_law(q, weights):
 
 
 def tanh_draw(q, weights, rng):
-    """Singular values of one critical tanh network of width 500, from its stationary state on."""
+    """Singular values of one critical tanh network of width 300, from its stationary state on."""
     sigma_w = 1 / math.sqrt(np.mean(slopes_law(q) ** 2))
     nodes = np.random.default_rng(0).standard_normal(200_000) * math.sqrt(q)
     sigma_b = math.sqrt(q - sigma_w**2 * np.mean(np.tanh(nodes) ** 2))
@@ -340,13 +340,13 @@ def tanh_draw(q, weights, rng):
 @pytest.fixture(scope="module")
 def orthogonal_draws():
     rng = np.random.default_rng(3)
-    return [tanh_draw(0.2, "orthogonal", rng) for _ in range(12)]
+    return [tanh_draw(0.2, "orthogonal", rng) for _ in range(8)]
 
 
 def test_draws_of_the_right_ensemble_agree(orthogonal_draws):
     law = tanh_law(0.2, "orthogonal")
     verdicts = [compare(draw, law).agrees for draw in orthogonal_draws]
-    assert sum(bool(verdict) for verdict in verdicts) >= 11
+    assert sum(bool(verdict) for verdict in verdicts) >= 7
 
 
 @pytest.mark.parametrize(("q", "weights"), [(0.4, "orthogonal"), (0.1, "orthogonal"), (0.2, "gaussian")])

@@ -66,7 +66,7 @@ def test_blocks_and_running_products_are_those_of_dense_jacobians() -> None:
 
 
 def test_the_errors_of_running_products_cover() -> None:
-    """Over 60 seeds the true values lie within two standard errors as often as a t distribution has it."""
+    """Over 30 seeds the true values lie within two standard errors as often as a t distribution has it."""
     torch.manual_seed(1)
     layers = [nn.Linear(20, 20, bias=False) for _ in range(3)]
     model = nn.Sequential(*layers).double()
@@ -75,12 +75,12 @@ def test_the_errors_of_running_products_cover() -> None:
     truth = np.log10([np.sum(product**2) / 20 for product in products])
     gains = np.diff(truth, prepend=0.0)
     inside = np.zeros((2, 3))
-    for seed in range(60):
+    for seed in range(30):
         profile = measure_blocks(model, x, probes=16, steps=2, seed=seed, progress=False)
         inside[0] += np.abs(profile.log10_mean_square - truth) < 2 * profile.log10_mean_square_stderr
         inside[1] += np.abs(profile.log10_gain - gains) < 2 * profile.log10_gain_stderr
-    # 93.6 % of a t distribution of 15 degrees; 60 trials have a standard deviation of 3.2 %, four of them are allowed.
-    assert np.all(inside / 60 > 0.936 - 4 * 0.032)
+    # 93.6 % of a t distribution of 15 degrees; 30 trials have a standard deviation of 4.5 %, four of them are allowed.
+    assert np.all(inside / 30 > 0.936 - 4 * 0.045)
 
 
 def test_the_block_at_fault_is_named() -> None:

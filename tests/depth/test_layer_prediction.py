@@ -31,12 +31,12 @@ def random_input(*shape, seed=0):
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
-        (lambda: MLP(6, 150, "tanh", "gaussian", q_star=0.5, seed=0), (150,)),
-        (lambda: MLP(6, 150, "tanh", "orthogonal", q_star=0.2, seed=1), (150,)),
-        (lambda: MLP(4, 150, "relu", "orthogonal", sigma_w=math.sqrt(2), seed=2), (150,)),
+        (lambda: MLP(6, 100, "tanh", "gaussian", q_star=0.5, seed=0), (100,)),
+        (lambda: MLP(6, 100, "tanh", "orthogonal", q_star=0.2, seed=1), (100,)),
+        (lambda: MLP(4, 100, "relu", "orthogonal", sigma_w=math.sqrt(2), seed=2), (100,)),
         (lambda: MLP(3, (100, 200, 150, 120), "relu", "gaussian", sigma_w=math.sqrt(2), seed=3), (100,)),
-        (lambda: VanillaCNN(4, 24, "tanh", "delta_orthogonal", q_star=0.3, seed=4), (24, 5, 5)),
-        (lambda: VanillaCNN(4, 24, "tanh", "gaussian", q_star=0.3, seed=5), (24, 5, 5)),
+        (lambda: VanillaCNN(4, 16, "tanh", "delta_orthogonal", q_star=0.3, seed=4), (16, 5, 5)),
+        (lambda: VanillaCNN(4, 16, "tanh", "gaussian", q_star=0.3, seed=5), (16, 5, 5)),
     ],
     ids=[
         "tanh-gaussian",

@@ -458,9 +458,9 @@ def interrupt_at_many_moments() -> None:
 
     old = signal.signal(signal.SIGALRM, interrupt)
     try:
-        for number in range(150):
+        for number in range(60):
             try:
-                signal.setitimer(signal.ITIMER_REAL, 2e-4 * (1 + number % 60))
+                signal.setitimer(signal.ITIMER_REAL, 2e-4 * (1 + number))
                 measure(model, x, "lanczos", progress=False, probes=2, steps=2, on_interrupt="raise")
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
@@ -469,7 +469,7 @@ def interrupt_at_many_moments() -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
-    assert interrupts > 20
+    assert interrupts > 8
     sound(model, x)
     assert torch.is_grad_enabled()
 

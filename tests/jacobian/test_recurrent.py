@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from isometry import measure
 from isometry.jacobian import JacobianOperator
 
+# The list of weights of a simpler layer is the beginning of that of these.
 FORMS = [
-    {},
-    {"bidirectional": True},
-    {"num_layers": 3},
-    {"num_layers": 2, "bidirectional": True, "bias": False},
-    {"proj_size": 2},
+    {"num_layers": 2, "bidirectional": True},
+    {"bias": False},
     {"proj_size": 2, "num_layers": 2, "bidirectional": True},
 ]
 CASES = [
@@ -65,11 +63,11 @@ def test_a_recurrent_layer_in_half_is_measured_in_float32(
 def test_a_batch_of_a_recurrent_layer_is_a_loop_over_its_samples(
     kind: type[nn.RNNBase], form: dict[str, Any]
 ) -> None:
-    model, x = made(kind, form), torch.randn(3, 5, 3)
+    model, x = made(kind, form), torch.randn(2, 3, 3)
     operator = JacobianOperator(model, x, output=0, dtype=torch.float64, batched=True)
-    v = torch.randn(2, 3, 5, 3, dtype=torch.float64)
+    v = torch.randn(2, 2, 3, 3, dtype=torch.float64)
     found, back = operator.matmat(v), operator.rmatmat(operator.matmat(v))
-    for index in range(3):
+    for index in range(2):
         one = JacobianOperator(model, x[index], output=0, dtype=torch.float64)
         torch.testing.assert_close(found[:, index], one.matmat(v[:, index]), rtol=0, atol=1e-14)
         torch.testing.assert_close(back[:, index], one.rmatmat(found[:, index]), rtol=0, atol=1e-14)

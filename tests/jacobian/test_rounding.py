@@ -66,8 +66,8 @@ X50, X100 = (torch.linspace(-1, 1, n).sin() for n in (50, 100))
 # ---- rounding and randomness ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("period", [2, 3, 5])
-@pytest.mark.parametrize(("depth", "gain"), [(1, 1.2), (20, 1.2), (100, 1.2), (30, 3.0)])
+@pytest.mark.parametrize("period", [2, 3])
+@pytest.mark.parametrize(("depth", "gain"), [(1, 1.2), (100, 1.2), (30, 3.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, D], ids=str)
 @pytest.mark.filterwarnings("ignore::isometry.errors.ConvergenceWarning")
 def test_another_order_of_summation_is_not_randomness(period, depth, gain, dtype) -> None:

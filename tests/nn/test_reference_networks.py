@@ -202,17 +202,17 @@ def test_checkpointing_starts_by_itself_when_much_would_be_kept():
         assert trunk._segments(large, 100) == 0
 
 
-def test_ten_thousand_layers_build_and_run():
+def test_thousands_of_layers_build_and_run():
     began = time.perf_counter()
-    model = VanillaCNN(10_000, 4, "linear", "delta_orthogonal", sigma_w=1.0, seed=0)
+    model = VanillaCNN(3000, 4, "linear", "delta_orthogonal", sigma_w=1.0, seed=0)
     seconds = time.perf_counter() - began
-    assert seconds < 30  # about one second on an idle core; a layer at a time it would take minutes
+    assert seconds < 10  # a third of a second on an idle core; a layer at a time it would take minutes
     x = torch.randn(4, 4, 4, generator=generator())
     with torch.no_grad():
         y = model(x)
-    # Each layer rounds the norm by about 1e-8 relative: 1e-6 if at random, 1e-4 if all one way.
-    assert float(y.norm() / x.norm()) == pytest.approx(1, abs=3e-4)
-    assert len(model.trunk) == model.depth == 10_000
+    # Each layer rounds the norm by about 1e-8 relative: 6e-7 if at random, 3e-5 if all one way.
+    assert float(y.norm() / x.norm()) == pytest.approx(1, abs=1e-4)
+    assert len(model.trunk) == model.depth == 3000
 
 
 def test_printing_folds_equal_layers():

@@ -60,7 +60,7 @@ DIFFICULT: dict[str, Callable[[], Spectrum]] = {
 }
 
 
-@pytest.fixture(params=DIFFICULT)
+@pytest.fixture(scope="module", params=DIFFICULT)
 def spectrum(request) -> Spectrum:
     return DIFFICULT[request.param]()
 

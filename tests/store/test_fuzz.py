@@ -102,7 +102,7 @@ def judge(outcome: str) -> None:
 PLACE = st.floats(0, 1, exclude_max=True)
 # ISOMETRY_FUZZ=2000 tries that many of each kind, other ones every time.
 MANY = settings(
-    max_examples=20 if "ISOMETRY_FUZZ" not in os.environ else int(os.environ["ISOMETRY_FUZZ"]),
+    max_examples=10 if "ISOMETRY_FUZZ" not in os.environ else int(os.environ["ISOMETRY_FUZZ"]),
     deadline=None,
     derandomize="ISOMETRY_FUZZ" not in os.environ,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

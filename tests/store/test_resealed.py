@@ -210,7 +210,7 @@ def original(tmp_path_factory) -> Path:
     return path
 
 
-MANY = int(os.environ.get("ISOMETRY_FUZZ", 20))
+MANY = int(os.environ.get("ISOMETRY_FUZZ", 8))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -92,8 +92,8 @@ def the_rest(path: Path, kind: str) -> None:
     assert wanted.items() <= found.items()
 
 
-def test_five_coordinators_killed_at_random_lose_nothing(tmp_path):
-    stored, begun = kill_at_random(tmp_path / "a.h5", 5, seed=0, kind="measure")
+def test_four_coordinators_killed_at_random_lose_nothing(tmp_path):
+    stored, begun = kill_at_random(tmp_path / "a.h5", 4, seed=0, kind="measure")
     # Some must have been stored for this to mean anything. What was computed and not stored is begun again.
     assert stored > 2
     assert begun >= stored

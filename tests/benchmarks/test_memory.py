@@ -1,0 +1,38 @@
+"""The predicted peak bounds the measured one, in fresh processes; tracemalloc does not see what torch allocates."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import memory
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="resident memory is read from /proc"
+)
+
+QUICK: list[memory.Case] = [
+    ("randomized", (6000, 6000), 0, "float32", {"rank": 300}),
+    ("randomized", (6000, 6000), 8, "float32", {"rank": 20}),
+    ("lanczos", (50_000, 50_000), 0, "float32", {"probes": 8, "steps": 20}),
+]
+
+
+@pytest.mark.parametrize("case", QUICK, ids=["many triplets", "several inputs", "probes"])
+def test_the_predicted_peak_bounds_the_measured_one(case: memory.Case) -> None:
+    predicted, measured = memory.fresh_peaks(case)
+    assert measured <= predicted <= 2 * measured
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", memory.CASES, ids=str)
+def test_the_prediction_bounds_every_method(case: memory.Case) -> None:
+    """Within a factor of two, but for a goal, whose prediction is the most it may take."""
+    predicted, measured = memory.fresh_peaks(case)
+    assert measured <= predicted
+    if measured > 50e6 and "rtol" not in case[-1]:
+        assert predicted <= 2 * measured
