@@ -63,9 +63,9 @@ def error_text(value: float, error: float, log10: float = math.nan) -> str:
 
 def percent_text(least: float, most: float | None = None) -> str:
     """A share in percent: one number, or from least to most where they differ in the digits shown."""
-    if most is not None and most - least > 5e-4:
-        return f"{100 * least:.3g} to {100 * most:.3g} %"
-    return f"{100 * least:.3g} %"
+    low = f"{100 * least:.3g}"
+    high = low if most is None else f"{100 * most:.3g}"
+    return f"{low} %" if low == high else f"{low} to {high} %"
 
 
 def json_ready(value: Any) -> Any:

@@ -13,6 +13,7 @@ from scipy import stats
 
 from isometry.errors import InputError
 from isometry.spectrum import Curve, Extremes, Quadrature, Spectrum
+from isometry.spectrum.formatting import percent_text
 from isometry.spectrum.summary import REPORTED_QUANTILES
 
 # A shared machine pauses now and then: no deadline. 40 draws of each property keep the file at seconds.
@@ -636,3 +637,16 @@ def test_names_are_escaped_in_a_notebook() -> None:
     html = Spectrum.from_singular_values([1.0], name="<script>")._repr_html_()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "text"),
+    [
+        (7.0e-5, 3.4e-4, "0.007 to 0.034 %"),
+        (0.25, 0.25, "25 %"),
+        (0.2500001, 0.25, "25 %"),
+        (0.98, 1.0, "98 to 100 %"),
+    ],
+)
+def test_limits_of_a_share_are_both_shown_where_their_digits_differ(least, most, text):
+    assert percent_text(least, most) == text
