@@ -155,9 +155,11 @@ class Curve:
         low, high = self.log_range
         if np.isnan(low):
             return np.full(p.shape, -np.inf)
-        a, b = np.full(p.shape, low), np.full(p.shape, high)
-        for _ in range(80):
-            middle = 0.5 * (a + b)
+        # Bisection, to the last bit, between the two grid points or atoms that hold p between them.
+        grid = np.unique(np.concatenate([self.log_s, self.atom_log_s[np.isfinite(self.atom_log_s)]]))
+        after = np.searchsorted(np.maximum.accumulate(self.cdf(grid)), p)
+        a, b = grid[np.clip(after - 1, 0, None)], grid[np.clip(after, None, grid.size - 1)]
+        while np.any((a < (middle := 0.5 * (a + b))) & (middle < b)):
             reached = self.cdf(middle) >= p
             a, b = np.where(reached, a, middle), np.where(reached, middle, b)
         # Rounding at the very top: what is asked for beyond the total mass is the upper edge.

@@ -199,17 +199,27 @@ def _read_imports_anew(values: Mapping[str, Any], folder: Path) -> None:
     now = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     changed = any(_READ.get(file) != digest for file, digest in now.items())
     names = {_module_name(file, base) for file in files}
+    # By device and inode: resolving the path of each of thousands of modules takes longer than a small point.
+    own = {_identity(str(file)) for file in files} if changed else set()
     for name, module in list(sys.modules.items()):
         place = getattr(module, "__file__", None)
         if name == "__main__" or not place:
             continue
-        file = Path(place).resolve()
+        other = name in names and (file := Path(place).resolve()) in _READ and file not in files
         # All of them: one that is unchanged may hold what it took from one that is not.
-        if (changed and file in files) or (name in names and file in _READ and file not in files):
+        if other or (own and _identity(place) in own):
             del sys.modules[name]
     importlib.invalidate_caches()
     _READ.update(now)
     first_on_path(base)
+
+
+def _identity(file: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _module_name(file: Path, base: Path) -> str:
