@@ -152,13 +152,13 @@ class Curve:
 
     def quantile(self, p: ArrayLike) -> Array:
         p = checked_probability(p)
-        low, high = self.log_range
+        low, _ = self.log_range
         if np.isnan(low):
             return np.full(p.shape, -np.inf)
         # Bisection, to the last bit, between the two grid points or atoms that hold p between them.
         grid = np.unique(np.concatenate([self.log_s, self.atom_log_s[np.isfinite(self.atom_log_s)]]))
-        after = np.searchsorted(np.maximum.accumulate(self.cdf(grid)), p)
-        a, b = grid[np.clip(after - 1, 0, None)], grid[np.clip(after, None, grid.size - 1)]
+        above = np.searchsorted(np.maximum.accumulate(self.cdf(grid)), p)
+        a, b = grid[np.clip(above - 1, 0, None)], grid[np.clip(above, None, grid.size - 1)]
         while np.any((a < (middle := 0.5 * (a + b))) & (middle < b)):
             reached = self.cdf(middle) >= p
             a, b = np.where(reached, a, middle), np.where(reached, middle, b)
