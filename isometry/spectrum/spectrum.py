@@ -569,12 +569,12 @@ class Spectrum:
     def reported(self) -> Summary:
         """The numbers that reports show, computed once. Every rendering of a spectrum takes them from here."""
         hidden = -math.inf if self.floor > 0 else math.nan
-        log_quantiles = self.distribution.quantile([float(p) for p in REPORTED_QUANTILES])
-        logs = {p: float(t) / math.log(10) for p, t in zip(REPORTED_QUANTILES, log_quantiles, strict=True)}
+        levels = [float(p) for p in REPORTED_QUANTILES]
+        logs = dict(zip(REPORTED_QUANTILES, self.log10_quantile(levels).tolist(), strict=True))
         quantiles = {
             # Below a floor above zero a quantile is not known.
-            p: math.nan if log10 == hidden else _representable(exponential(float(t)), log10)
-            for (p, log10), t in zip(logs.items(), log_quantiles, strict=True)
+            p: math.nan if log10 == hidden else _representable(value, log10)
+            for (p, log10), value in zip(logs.items(), self.quantile(levels).tolist(), strict=True)
         }
         ends = self.distribution.log_ends
         # Nothing is below zero: where the smallest value found is zero, s_min is known.
