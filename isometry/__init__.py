@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from isometry.comparison import Comparison, compare
     from isometry.depth import measure_blocks, predict_for, predict_from_layers
     from isometry.jacobian import JacobianOperator
-    from isometry.measurement import Exact, Goal, Lanczos, Randomized, measure
+    from isometry.measurement import Chain, Exact, Goal, Lanczos, Randomized, measure
     from isometry.nn import init
     from isometry.spectrum import Spectrum
     from isometry.store import open_store
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from isometry.training import IsometryCallback
 
 _HOMES = {
+    "Chain": "isometry.measurement",
     "Comparison": "isometry.comparison",
     "Ensemble": "isometry.theory",
     "Exact": "isometry.measurement",
@@ -51,6 +52,7 @@ _HOMES = {
     "sweep": "isometry.sweeps",
 }
 __all__ = [
+    "Chain",
     "Comparison",
     "Ensemble",
     "Exact",

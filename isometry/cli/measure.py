@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 @model_options
 @click.option(
     "--method",
-    type=click.Choice(["auto", "exact", "lanczos", "randomized"]),
+    type=click.Choice(["auto", "exact", "lanczos", "randomized", "chain"]),
     default="auto",
     show_default=True,
-    help="exact builds J; lanczos samples it with random probes; randomized finds the leading values; auto takes "
-    "exact where that is no dearer.",
+    help="exact builds J; lanczos samples it with random probes; randomized finds the leading values; chain finds all "
+    "over any number of decades, from the factors of J; auto takes exact where that is no dearer.",
 )
 @click.option(
     "--probes", type=click.IntRange(1), metavar="N", help="Random probes of each input (16; randomized 8)."

@@ -36,10 +36,13 @@ from .wide_scales import Scales
 Array = NDArray[np.float64]
 
 EPS = float(torch.finfo(torch.float64).eps)
-# Columns that a product of factors makes this dependent (length over the part orthogonal to those before) are
-# orthogonalised; the factors between two QRs are fewer where it was exceeded by the square.
-_DEPENDENCE = 1e4
+# Vectors that a product of factors makes this dependent (length over the part orthogonal to those before) are
+# orthogonalised; beyond the second number it is done again with fewer factors. Each digit of the first costs the smallest
+# values one and saves decompositions, which few values do not need.
+_DEPENDENCE_OF_FEW, _DEPENDENCE, _MOST_DEPENDENCE, _FEW = 1e2, 1e7, 1e9, 128
 _MOST_FACTORS = 64
+# Rows of T that are updated together, and the ratio of scales below which they have nothing to do with one another.
+_ROWS, _LN_NEGLIGIBLE = 128, -48.0
 # A perturbation of a factor, in units of rounding per square root of the length of its sums, and times its own rounding.
 _UNITS, _TIMES_ROUNDING = 2.0, 2.0
 # Pivots below so many units per square root of the length are zero to rounding.
@@ -49,6 +52,8 @@ _ZERO_UNITS = 16.0
 _TIMES_MOVED, _MOVEMENTS = 4.0, 8
 # Perturbed sweeps move so many values together at least, but are no more than the second number.
 _MOVED_VALUES, _MOST_PERTURBED = 200, 8
+# Copies of the vectors and of the square matrices at the peak; measured.
+_VECTORS, _SQUARES = 6, 8
 
 
 class ChainFactor(Protocol):
@@ -132,7 +137,7 @@ class ChainValues:
 def chain_singular_values(
     factors: Sequence[ChainFactor],
     *,
-    seed: int = 0,
+    seed: tuple[int, ...] = (0,),
     device: torch.device | str = "cpu",
     progress: StepProgress | None = None,
 ) -> ChainValues:
@@ -142,7 +147,7 @@ def chain_singular_values(
     ----------
     factors : sequence of ChainFactor
         The first one acts first.
-    seed : int
+    seed : tuple of int
         Of the perturbations.
     device : optional
         Where blocks of vectors lie.
@@ -161,8 +166,8 @@ def chain_singular_values(
     short, device = min(m, n), torch.device(device)
     # Blocks start at the end of fewer dimensions.
     steps = [_Step(factor, transposed=m < n) for factor in (reversed(factors) if m < n else factors)]
-    masks = [_live_inputs(step, seed, device) for step in steps[1:]] + [None]
-    sweeps = 1 + min(-(-_MOVED_VALUES // short), _MOST_PERTURBED)
+    masks = [*(_live_inputs(step, device) for step in steps[1:]), None]
+    sweeps = chain_sweeps(short)
 
     def listener(sweep: int) -> StepProgress | None:
         if progress is None:
@@ -173,7 +178,7 @@ def chain_singular_values(
     logs = _padded(log_singular_values(state.scales, state.rows), short)
     moved = np.zeros((sweeps - 1, short))
     for sweep in range(1, sweeps):
-        perturbation = _Perturbation((seed, sweep), device)
+        perturbation = _Perturbation((*seed, sweep), device)
         found = _repeated(steps, masks, plan, short, perturbation, device, listener(sweep))
         other = _padded(log_singular_values(found.scales, found.rows), short)
         with np.errstate(invalid="ignore"):
@@ -187,6 +192,25 @@ def chain_singular_values(
         sweeps=sweeps,
         vectors=short,
     )
+
+
+def chain_sweeps(short: int) -> int:
+    """Sweeps for so many singular values: one for the values, and further ones for their errors."""
+    return 1 + min(-(-_MOVED_VALUES // short), _MOST_PERTURBED)
+
+
+def chain_bytes(short: int, widest: int, dtype: torch.dtype) -> int:
+    """Bytes at the peak of :func:`chain_singular_values`, beside the factors and their products.
+
+    Parameters
+    ----------
+    short : int
+        min(m, n).
+    widest : int
+        Numbers of the largest vector between two factors.
+    """
+    # Vectors before and after a factor, sorted, and their QR; T, its update and ratios of scales.
+    return short * (widest * (_VECTORS * 8 + 2 * dtype.itemsize) + _SQUARES * 8 * short)
 
 
 def _refuse_gaps(factors: Sequence[ChainFactor]) -> None:
@@ -219,10 +243,10 @@ class _Step:
         return self.factor.adjoint(block) if self.transposed else self.factor.forward(block)
 
 
-def _live_inputs(step: _Step, seed: int, device: torch.device) -> Tensor | None:
+def _live_inputs(step: _Step, device: torch.device) -> Tensor | None:
     """1 for the entries of a vector that the factor depends on, 0 for its columns of zeros; None where there are none."""
     m, n = step.factor.shape
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     random = torch.randn(1, n if step.transposed else m, generator=generator, dtype=torch.float64).to(device)
     live = (step.factor.forward if step.transposed else step.factor.adjoint)(random)[0] != 0
     return None if bool(live.all()) else live.double()
@@ -231,7 +255,7 @@ def _live_inputs(step: _Step, seed: int, device: torch.device) -> Tensor | None:
 class _Perturbation:
     """Random relative changes of factors, larger than all their rounding."""
 
-    def __init__(self, entropy: tuple[int, int], device: torch.device) -> None:
+    def __init__(self, entropy: tuple[int, ...], device: torch.device) -> None:
         self._generator = np.random.default_rng(entropy)
         self._device = device
         self._pool = torch.empty(0, 0)
@@ -299,7 +323,7 @@ class _Block:
 
     def __init__(self, state: _State) -> None:
         self.vectors, self.scales, self.rows = state.basis, state.scales, state.rows
-        self.shrunk, self.applied, self.error = math.inf, 0, 0.0
+        self.shrunk, self.applied, self.error = 1.0, 0, 0.0
 
     def apply(self, step: _Step, mask: Tensor | None, perturbation: _Perturbation | None) -> None:
         """Apply a factor, and drop the entries that the next one does not depend on."""
@@ -315,8 +339,8 @@ class _Block:
             raise NonFiniteError("a factor of the chain gives NaN or inf, or overflows")
         divisor = torch.where(self.lengths > 0, self.lengths, 1.0)
         self.scales, self.vectors = self.scales.times(divisor), vectors / divisor[:, None]
-        expected = _lengths(self.vectors * self.sizes, dim=1)
-        if expected.numel():
+        if self.lengths.numel() and float(self.lengths.min()) < 1e-6 * float(self.lengths.max()):
+            expected = _lengths(self.vectors * self.sizes, dim=1)
             self.shrunk = min(self.shrunk, float((self.lengths / torch.where(expected > 0, expected, 1.0)).min()))
         self.applied += 1
         self.error = max(self.error, step.error)
@@ -337,6 +361,7 @@ def _sweep(
     """The whole product, with a QR wherever the vectors have become dependent."""
     state, plan = _State.identity(short, device), _Plan([], short)
     start, ahead = 0, 1
+    allowed = _DEPENDENCE_OF_FEW if short <= _FEW else _DEPENDENCE
     while start < len(steps) and state.scales.size:
         block, stop = _Block(state), start
         while stop < min(start + ahead, len(steps)):
@@ -346,13 +371,13 @@ def _sweep(
             if block.live < state.scales.size:
                 break
         found, dependence = _orthogonalised(block, None)
-        if block.applied > 1 and max(dependence, 1 / block.shrunk) > _DEPENDENCE**2:
+        if block.applied > 1 and max(dependence, 1 / block.shrunk) > _MOST_DEPENDENCE:
             ahead = block.applied // 2
             continue
         plan.most_rank = min(plan.most_rank, block.live)
         plan.stops.append(_Stop(stop, found.scales.size))
         growth = math.log(max(dependence, 2.0)) / block.applied
-        ahead = max(1, min(int(math.log(_DEPENDENCE) / growth), 2 * block.applied, _MOST_FACTORS))
+        ahead = max(1, min(int(math.log(allowed) / growth), 2 * block.applied, _MOST_FACTORS))
         state, start = found, stop
         if progress is not None:
             progress(stop, len(steps))
@@ -403,13 +428,25 @@ def _orthogonalised(block: _Block, rank: int | None) -> tuple[_State, float]:
         inside = torch.arange(count, device=kept.device)[:, None] < before
         coefficients[:, others] = (basis.T @ columns[:, others]) * inside
     pivots = upper.diagonal().abs()
-    # Ratios above 1 belong to entries that are zero.
-    ratios = scales.over(scales[chosen[:count]]).T.clamp(max=1.0)
-    rows = (coefficients / pivots[:, None] * ratios) @ block.rows[kept]
+    rows = _updated(coefficients / pivots[:, None], scales[chosen[:count]], scales, block.rows[kept])
     vectors = columns.new_zeros(count, block.vectors.shape[1])
     vectors[:, entries] = basis.T
     dependence = 1 / float(pivots.min()) if count else 1.0
     return _State(vectors, scales[chosen[:count]].times(pivots), rows), dependence
+
+
+def _updated(upper: Tensor, mine: Scales, scales: Scales, rows: Tensor) -> Tensor:
+    """diag(1 / mine) upper diag(scales) rows, without what lies too many decades apart to matter."""
+    found = rows.new_empty(mine.size, rows.shape[1])
+    logs = scales.log
+    for start in range(0, mine.size, _ROWS):
+        part = slice(start, start + _ROWS)
+        near = torch.nonzero(logs >= mine[part].log.min() + _LN_NEGLIGIBLE)
+        stop = int(near[-1]) + 1
+        # Columns before the first row are zero; ratios above 1 belong to entries that are zero.
+        ratios = scales[start:stop].over(mine[part]).T.clamp(max=1.0)
+        found[part] = (upper[part, start:stop] * ratios) @ rows[start:stop]
+    return found
 
 
 def _independent(
@@ -443,6 +480,9 @@ def _independent(
 
 def _lengths(matrix: Tensor, *, dim: int) -> Tensor:
     """Euclidean lengths, whose squares may leave the range of floats."""
+    lengths = torch.linalg.vector_norm(matrix, dim=dim)
+    if not lengths.numel() or 1e-150 < float(lengths.min()) <= float(lengths.max()) < 1e150:
+        return lengths
     largest = matrix.abs().amax(dim=dim, keepdim=True) if matrix.numel() else matrix.sum(dim=dim, keepdim=True)
     unit = torch.where(largest > 0, largest, 1.0)
     return torch.linalg.vector_norm(matrix / unit, dim=dim) * unit.squeeze(dim)

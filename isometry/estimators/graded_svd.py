@@ -24,12 +24,12 @@ from .wide_scales import Scales
 
 Array = NDArray[np.float64]
 
-# Each sweep divides couplings by the ratio of their scales, twice.
-_SWEEPS = 2
-# Decades of values that are taken from one window, and of the margins on both sides.
-_CORE, _MARGIN = 12.0, 12.0
+# After k sweeps the coupling of two scales is their ratio to the power k + 1, below rounding at the margins.
+_SWEEPS, _MARGIN = 8, 2.5
+# Decades of values that are taken from one window.
+_CORE = 3.0
 # Values within so many decades go through an ordinary SVD, which loses no more digits than that.
-_NARROW = 2.0
+_NARROW = 3.0
 _LN10 = math.log(10)
 
 

@@ -143,10 +143,21 @@ class JacobianSegments:
         memory_limit: int = DEFAULT_MEMORY_LIMIT,
         output: Any = None,
     ) -> None:
-        whole = JacobianOperator(
-            model, x, batched=batched, dtype=dtype, device=device, memory_limit=memory_limit, output=output
+        self._split(
+            JacobianOperator(
+                model, x, batched=batched, dtype=dtype, device=device, memory_limit=memory_limit, output=output
+            )
         )
-        self._evaluation, self._memory_limit = whole.evaluation, memory_limit
+
+    @classmethod
+    def of(cls, operator: JacobianOperator) -> JacobianSegments:
+        """The segments of the Jacobian of a ready operator, with its options."""
+        segments = cls.__new__(cls)
+        segments._split(operator)
+        return segments
+
+    def _split(self, whole: JacobianOperator) -> None:
+        self._evaluation, self._memory_limit = whole.evaluation, whole.memory_limit
         self._casts = whole.unit > whole.evaluation.unit
         self.point, self.batch = whole.point, whole.batch
         with no_collection():
@@ -157,6 +168,12 @@ class JacobianSegments:
 
     def __len__(self) -> int:
         return len(self.segments)
+
+    @property
+    def widest(self) -> int:
+        """Numbers of the largest tensor at the end of a segment, of one sample, the input included."""
+        ends = [self._parts[0].input_shape, *(part.output_shape for part in self._parts)]
+        return max(end.numel() for end in ends) // (self.batch or 1)
 
     def operator(self, start: int, stop: int) -> SegmentOperator:
         """The product J_stop ... J_{start + 1} of the segments with numbers start, ..., stop - 1 from 0."""

@@ -63,9 +63,14 @@ def warn_of_underflow(spectrum: Spectrum, dtype: str, cause: str = "") -> None:
     """
     e = spectrum.extremes
     smallest = float(np.finfo(dtype).tiny / np.finfo(dtype).eps)
-    if e is None or bool(np.all(e.top[:, 0] >= smallest)):
+    if e is None:
+        # Scales are logarithms there, and do not underflow.
+        is_zero = bool(np.any(spectrum.distribution.row_moments(2)[1] == 0))
+        s_max = 0.0 if is_zero else math.inf
+    else:
+        s_max = float(e.top[:, 0].min())
+    if s_max >= smallest:
         return
-    s_max = float(e.top[:, 0].min())
     cure = "" if dtype == "float64" else "; if the network is merely deep, measure with dtype=torch.float64"
     warnings.warn(
         f"s_max is {s_max:.2g}: "

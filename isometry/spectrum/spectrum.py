@@ -24,6 +24,7 @@ from .error_model import NO_PROBES, ErrorModel
 from .extremes import Extremes
 from .formatting import number_text, plain
 from .log_scale import exponential
+from .log_values import LogValues
 from .plotting import report_package
 from .quadrature import Quadrature
 from .summary import REPORTED_QUANTILES, STOPPED, Summary, quantile_text, verdict_text
@@ -37,10 +38,10 @@ class Spectrum:
 
     Parameters
     ----------
-    distribution : Quadrature or Curve
+    distribution : Quadrature, LogValues or Curve
         The distribution itself, in ln s.
     method : str
-        "exact", "lanczos", "randomized", "predicted", or the user's own word.
+        "exact", "lanczos", "randomized", "chain", "predicted", or the user's own word.
     shape : (int, int), optional
         (m, n): outputs and inputs of J. None for a prediction at infinite width.
     extremes : Extremes, optional
@@ -62,7 +63,7 @@ class Spectrum:
     (2.75, 1.0, 0.25)
     """
 
-    distribution: Quadrature | Curve
+    distribution: Quadrature | LogValues | Curve
     method: str
     shape: tuple[int, int] | None = None
     extremes: Extremes | None = None
@@ -72,7 +73,7 @@ class Spectrum:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.shape is not None and isinstance(self.distribution, Quadrature):
+        if self.shape is not None and not isinstance(self.distribution, Curve):
             object.__setattr__(self, "distribution", self.distribution.of_dimension(min(self.shape)))
 
     # ---- making one --------------------------------------------------------------------------------
@@ -156,28 +157,39 @@ class Spectrum:
         Raises
         ------
         InputError
-            For a prediction.
+            For a prediction, and for values that are known as logarithms.
         """
         if isinstance(self.distribution, Quadrature):
             return self.distribution
+        if isinstance(self.distribution, LogValues):
+            raise InputError("the values of a chain are logarithms (log_singular_values), not nodes with weights")
         raise InputError("a prediction is a curve: nodes and weights are those of a measurement")
 
     @property
     def singular_values(self) -> Array:
-        """All singular values of an exact measurement, descending: (d,) for one input, (inputs, d) for several.
+        """All singular values of a measurement one by one, descending: (d,) for one input, (inputs, d) for several.
 
         Values at or below :attr:`floor` are rounding.
 
         Raises
         ------
         InputError
-            When they were not computed one by one.
+            When they were not computed one by one, or one of them is no float: see :attr:`log_singular_values`.
 
         Examples
         --------
         >>> Spectrum.from_singular_values([1.0, 3.0]).singular_values.tolist()
         [3.0, 1.0]
         """
+        if isinstance(self.distribution, LogValues):
+            logs = self.log_singular_values
+            with np.errstate(over="ignore"):
+                found = np.exp(logs)
+            if np.any(np.isinf(found) | (found < np.finfo(float).tiny) & np.isfinite(logs)):
+                raise InputError(
+                    "singular values leave the range of floats: log_singular_values holds their natural logarithms"
+                )
+            return found
         if self.kind == "predicted":
             raise InputError("a prediction is a density: it has quantiles, and no singular values of its own")
         if self.distribution.errors.random:
@@ -187,6 +199,38 @@ class Spectrum:
             )
         values = -np.sort(-self.quadrature.nodes[:, 0], axis=1)
         return np.asarray(values[0] if self.n_inputs == 1 else values)
+
+    @property
+    def log_singular_values(self) -> Array:
+        """ln of :attr:`singular_values`, which may leave the range of floats; -inf for zero.
+
+        Examples
+        --------
+        >>> Spectrum.from_singular_values([1.0, 0.0]).log_singular_values.tolist()
+        [0.0, -inf]
+        """
+        if isinstance(self.distribution, LogValues):
+            logs = self.distribution.log_values
+            return logs[0] if self.n_inputs == 1 else logs
+        with np.errstate(divide="ignore"):
+            return np.log(self.singular_values)
+
+    @property
+    def relative_errors(self) -> Array:
+        """Bound of the relative error of each of :attr:`singular_values`, of the same shape; 0 for a zero.
+
+        Raises
+        ------
+        InputError
+            Where errors are a share of s_max, as those of all methods but "chain" are.
+        """
+        if isinstance(self.distribution, LogValues):
+            errors = np.expm1(self.distribution.log_error)
+            return errors[0] if self.n_inputs == 1 else errors
+        raise InputError(
+            f"a relative error of every value is what method='chain' gives; the errors of {self.method!r} are a share of "
+            "s_max (extremes.top_residual, floor)"
+        )
 
     @property
     def floor(self) -> float:
@@ -501,7 +545,9 @@ class Spectrum:
     def s_max_residual(self) -> float:
         """Residual bound of :attr:`s_max`; 0 for a prediction."""
         e = self.extremes
-        return float(e.top_residual[int(e.top[:, 0].argmax()), 0]) if e is not None else 0.0
+        if e is None:
+            return _part(self.s_max, self.distribution.end_errors[1])
+        return float(e.top_residual[int(e.top[:, 0].argmax()), 0])
 
     @property
     def s_min(self) -> float:
@@ -520,7 +566,7 @@ class Spectrum:
     def s_min_residual(self) -> float:
         """Residual bound of :attr:`s_min`; nan where it is not resolved."""
         if self.extremes is None:
-            return 0.0
+            return _part(self.s_min, self.distribution.end_errors[0])
         e = self.extremes
         return float(e.bottom_residual[int(e.bottom.argmin())]) if np.all(e.bottom_resolved) else math.nan
 
@@ -624,6 +670,8 @@ class Spectrum:
             log10_quantiles=logs,
             floor=self.floor,
             zero_mass=self.zero_mass,
+            proved_zero_mass=self.distribution.proved_zero_mass,
+            relative_error=self._relative_error(),
             scale=_representable(math.sqrt(self.mean_square), log10_mean_square / 2),
             log10_scale=log10_mean_square / 2,
             spread=self.spread_bounds(),
@@ -642,6 +690,10 @@ class Spectrum:
             stopped=self.stopped or None,
             **{key: self.provenance.get(key) for key in ("seed", "dtype", "device")},
         )  # fmt: skip
+
+    def _relative_error(self) -> float:
+        """Of a measurement; a prediction has none."""
+        return math.expm1(self.distribution.relative_error) if self.kind == "measured" else math.nan
 
     @property
     def stopped(self) -> Mapping[str, Any]:
@@ -720,6 +772,11 @@ class Spectrum:
             raise InputError(f'kind is "density" or "cdf"; got {kind!r}')
         report = report_package()
         return (report.plot_density if kind == "density" else report.plot_cdf)(self, ax=ax, **options)
+
+
+def _part(value: float, share: float) -> float:
+    """A share of a value, nan where that is infinite."""
+    return value * math.expm1(share) if math.isfinite(value) else 0.0 if share == 0 else math.nan
 
 
 def _nonnegative(s: ArrayLike) -> Array:

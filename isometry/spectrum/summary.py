@@ -34,6 +34,7 @@ LABELS: Mapping[str, str] = {
     "condition_number": "condition number",
     "mean_square": "mean s²",
     "mean_square_stderr_inputs": "± over inputs",
+    "relative_error": "relative error",
     "zero_mass": "zero mass",
     "scale": "scale (rms s)",
     "spread": "near the scale",
@@ -69,6 +70,10 @@ class Summary:
         By their levels, as texts: ``"0.5"``.
     floor, zero_mass : float
         Largest s that cannot be told from zero, and the fraction of singular values at or below it.
+    proved_zero_mass : float
+        The part of it that is zero without rounding; nan where nothing is known of that.
+    relative_error : float
+        Largest relative error of a singular value, whatever its size; nan where errors are shares of s_max.
     scale, log10_scale : float
         The root mean square singular value, sqrt(E[s^2]), and its log10.
     spread : (float, float)
@@ -119,6 +124,8 @@ class Summary:
     verdict: str
     products: int
     seconds: float
+    proved_zero_mass: float = math.nan
+    relative_error: float = math.nan
     scale: float = math.nan
     log10_scale: float = math.nan
     spread: tuple[float, float] = (math.nan, math.nan)
@@ -161,6 +168,8 @@ class Summary:
             "floor": self.floor,
             "below_floor": self.zero_mass,
             "zero_mass": self.zero_mass,
+            "proved_zero_mass": self.proved_zero_mass,
+            "relative_error": self.relative_error,
             "scale": self.scale,
             "log10_scale": self.log10_scale,
             "spread": {"factor": 2.0, "fraction": self.spread[0], "fraction_at_most": self.spread[1]},
@@ -241,6 +250,7 @@ class Summary:
             "condition_number": self._condition_text(),
             "mean_square": error_text(self.mean_square, self.mean_square_stderr, self.log10_mean_square),
             "mean_square_stderr_inputs": f"{self.mean_square_stderr_inputs:.2g}" if self.inputs > 1 else "",
+            "relative_error": f"{self.relative_error:.1g} of each value at most" if self.relative_error >= 0 else "",
             "zero_mass": self._zero_text(),
             "scale": number_text(self.scale, self.log10_scale),
             "spread": percent_text(*self.spread),
@@ -318,6 +328,9 @@ class Summary:
         if not self.zero_mass > 0:
             return ""
         place = f"s at most {number_text(self.floor)}" if self.floor > 0 else "s = 0"
+        if self.kind == "measured" and self.proved_zero_mass < self.zero_mass:
+            proved = f"; {percent_text(self.proved_zero_mass)} without" if self.proved_zero_mass > 0 else ""
+            place += f" to the rounding of a layer{proved}"
         return f"{percent_text(self.zero_mass)} ({place})"
 
 
