@@ -16,8 +16,7 @@ from .smallest import SmallestSingularValue, smallest_singular_value
 from .triplets import LeadingTriplets, leading_triplets
 
 __all__ = [
-    "ChainFactor", "LeadingTriplets", "MatrixFactor", "Operator", "ProbeRules", "SmallestSingularValue", "chain", "exact",
-    "gauss_rules", "golub_kahan",
-    "lanczos", "leading_triplets", "measure_probes", "merge", "probe_groups", "randomized",
-    "smallest_singular_value",
+    "ChainFactor", "LeadingTriplets", "MatrixFactor", "Operator", "ProbeRules", "SmallestSingularValue", "chain",
+    "exact", "gauss_rules", "golub_kahan", "lanczos", "leading_triplets", "measure_probes", "merge", "probe_groups",
+    "randomized", "smallest_singular_value",
 ]  # fmt: skip

@@ -7,8 +7,8 @@ those of J (`.graded_svd`). No scale is ever added to one that is far from it, s
 relative error although they may span thousands of decades.
 
 **Error.** All rounding of the sweep equals a small perturbation of each factor, as the rounding of the factors
-themselves is. How far the singular values move under such perturbations is measured: further sweeps perturb every factor
-at random, in proportion to its rows, by more than all rounding together.
+themselves is. How far the singular values move under such perturbations is measured: further sweeps perturb every
+factor at random, in proportion to its rows, by more than all rounding together.
 
 **Zeros.** A product has no more singular values that are not zero than any of its factors has rows (columns) that are
 not zero: those zeros are proved by the pattern. A factor that is singular to rounding, as a layer norm is, makes
@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -37,13 +38,14 @@ Array = NDArray[np.float64]
 
 EPS = float(torch.finfo(torch.float64).eps)
 # Vectors that a product of factors makes this dependent (length over the part orthogonal to those before) are
-# orthogonalised; beyond the second number it is done again with fewer factors. Each digit of the first costs the smallest
-# values one and saves decompositions, which few values do not need.
+# orthogonalised; beyond the third number it is done again with fewer factors. A larger number saves decompositions and
+# costs the smallest values digits; few values need not save.
 _DEPENDENCE_OF_FEW, _DEPENDENCE, _MOST_DEPENDENCE, _FEW = 1e2, 1e7, 1e9, 128
 _MOST_FACTORS = 64
 # Rows of T that are updated together, and the ratio of scales below which they have nothing to do with one another.
 _ROWS, _LN_NEGLIGIBLE = 128, -48.0
-# A perturbation of a factor, in units of rounding per square root of the length of its sums, and times its own rounding.
+# A perturbation of a factor, in units of rounding times the square root of the length of its sums, and times its own
+# rounding.
 _UNITS, _TIMES_ROUNDING = 2.0, 2.0
 # Pivots below so many units per square root of the length are zero to rounding.
 _ZERO_UNITS = 16.0
@@ -216,7 +218,7 @@ def chain_bytes(short: int, widest: int, dtype: torch.dtype) -> int:
 def _refuse_gaps(factors: Sequence[ChainFactor]) -> None:
     if not factors:
         raise InputError("a chain needs at least one factor")
-    for number, (one, after) in enumerate(zip(factors, factors[1:], strict=False), start=1):
+    for number, (one, after) in enumerate(pairwise(factors), start=1):
         if one.shape[0] != after.shape[1]:
             raise InputError(
                 f"factor {number + 1} of the chain takes {after.shape[1]} numbers, and factor {number} gives "
@@ -244,7 +246,7 @@ class _Step:
 
 
 def _live_inputs(step: _Step, device: torch.device) -> Tensor | None:
-    """1 for the entries of a vector that the factor depends on, 0 for its columns of zeros; None where there are none."""
+    """1 for the entries of a vector that the factor depends on, 0 for its columns of zeros; None without any."""
     m, n = step.factor.shape
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(1, n if step.transposed else m, generator=generator, dtype=torch.float64).to(device)
@@ -267,7 +269,9 @@ class _Perturbation:
             self._pool = torch.from_numpy(self._generator.standard_normal((k, 2 * m))).to(self._device)
         # Another part of the pool with other signs is as good as other numbers, and made in a tenth of the time.
         first = int(self._generator.integers(self._pool.shape[1] - m + 1))
-        signs = [torch.from_numpy(self._generator.choice((-1.0, 1.0), size)).to(self._device) for size in (k, m)]
+        signs = [
+            torch.from_numpy(self._generator.choice((-1.0, 1.0), size)).to(self._device) for size in (k, m)
+        ]
         change = self._pool[:k, first : first + m] * signs[0][:, None]
         return block + change * (error / math.sqrt(k) * sizes * signs[1])
 
@@ -330,7 +334,9 @@ class _Block:
         vectors = step.apply(self.vectors)
         self.sizes = _lengths(vectors, dim=0)
         if perturbation is not None:
-            error = max(_UNITS * EPS * math.sqrt(max(step.factor.shape)), _TIMES_ROUNDING * step.factor.rounding)
+            error = max(
+                _UNITS * EPS * math.sqrt(max(step.factor.shape)), _TIMES_ROUNDING * step.factor.rounding
+            )
             vectors = perturbation(vectors, self.sizes, error)
         if mask is not None:
             vectors, self.sizes = vectors * mask, self.sizes * mask
@@ -341,7 +347,9 @@ class _Block:
         self.scales, self.vectors = self.scales.times(divisor), vectors / divisor[:, None]
         if self.lengths.numel() and float(self.lengths.min()) < 1e-6 * float(self.lengths.max()):
             expected = _lengths(self.vectors * self.sizes, dim=1)
-            self.shrunk = min(self.shrunk, float((self.lengths / torch.where(expected > 0, expected, 1.0)).min()))
+            self.shrunk = min(
+                self.shrunk, float((self.lengths / torch.where(expected > 0, expected, 1.0)).min())
+            )
         self.applied += 1
         self.error = max(self.error, step.error)
 
@@ -409,8 +417,9 @@ def _repeated(
 def _orthogonalised(block: _Block, rank: int | None) -> tuple[_State, float]:
     """The product with an orthonormal basis again, and how dependent the vectors were: 1 for orthogonal ones.
 
-    Vectors go in the order of their scales, and entries in that of their sizes, which makes the QR stable row by row (Cox &
-    Higham 1998, Math. Comp. 67, 335). With ``rank``, so many directions are left; without, all that are not rounding.
+    Vectors go in the order of their scales, and entries in that of their sizes, which makes the QR stable row by row
+    (Cox & Higham 1998, Math. Comp. 67, 335). With ``rank``, so many directions are left; without, all that are not
+    rounding.
     """
     kept = torch.nonzero(block.lengths > 0).flatten()
     kept = kept[block.scales[kept].descending]
@@ -483,7 +492,9 @@ def _lengths(matrix: Tensor, *, dim: int) -> Tensor:
     lengths = torch.linalg.vector_norm(matrix, dim=dim)
     if not lengths.numel() or 1e-150 < float(lengths.min()) <= float(lengths.max()) < 1e150:
         return lengths
-    largest = matrix.abs().amax(dim=dim, keepdim=True) if matrix.numel() else matrix.sum(dim=dim, keepdim=True)
+    largest = (
+        matrix.abs().amax(dim=dim, keepdim=True) if matrix.numel() else matrix.sum(dim=dim, keepdim=True)
+    )
     unit = torch.where(largest > 0, largest, 1.0)
     return torch.linalg.vector_norm(matrix / unit, dim=dim) * unit.squeeze(dim)
 
@@ -497,6 +508,8 @@ def _error(logs: Array, moved: Array) -> Array:
     """Bound of the error of each ln s from the (sweeps, values) movements."""
     found = np.isfinite(logs)
     error = np.zeros(logs.size)
+    if not found.any():
+        return error
     squares = np.square(moved[:, found]).sum(axis=0)
     reach = (_MOVEMENTS - 1) // (2 * len(moved)) + (len(moved) < _MOVEMENTS)
     window, inside = np.ones(2 * reach + 1), slice(reach, reach + squares.size)

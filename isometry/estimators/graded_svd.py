@@ -1,17 +1,16 @@
 """ln of the singular values of diag(scale) T, each to a relative error, for scales over any number of decades.
 
 One-sided Jacobi finds the singular values of a graded matrix to a relative error that the condition of T alone decides
-(Demmel & Veselic 1992, SIAM J. Matrix Anal. Appl. 13, 1204; LAPACK's dgejsv, Drmac & Veselic 2008, SIAM J. Matrix Anal. Appl.
-29, 1322). It takes long and knows no numbers beyond 1e308. So the matrix is made triangular and QR sweeps follow, which
-divide each coupling between two scales by their ratio (Chan 1982; Mathias & Stewart 1993, Linear Algebra Appl. 182, 91): what
-is many decades apart has then nothing to do with one another. Values are found in windows of a few tens of decades that
+(Demmel & Veselic 1992, SIAM J. Matrix Anal. Appl. 13, 1204; LAPACK's dgejsv, Drmac & Veselic 2008, SIAM J. Matrix
+Anal. Appl. 29, 1322). It takes long and knows no numbers beyond 1e308. So the matrix is made triangular and QR sweeps
+follow, which divide each coupling between two scales by their ratio (Mathias & Stewart 1993, Linear Algebra Appl. 182,
+91): what is decades apart has then nothing to do with one another. Values are found in windows of a few decades that
 overlap.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -112,9 +111,9 @@ def _singular_values(matrix: Tensor, place: Array) -> Array:
     from scipy.linalg.lapack import dgejsv
 
     # Columns graded, no values cut off as noise ("C", "N"), neither U nor V.
-    values, _, _, work, _, info = dgejsv(
-        matrix.T.numpy(), joba=0, jobu=3, jobv=3, jobr=0, jobt=0, jobp=0
-    )
+    values, _, _, work, _, info = dgejsv(matrix.T.numpy(), joba=0, jobu=3, jobv=3, jobr=0, jobt=0, jobp=0)
     if info != 0 or not np.all(values > 0):
-        raise ConvergenceError(f"one-sided Jacobi did not converge on a {matrix.shape[0]} x {matrix.shape[1]} matrix")
+        raise ConvergenceError(
+            f"one-sided Jacobi did not converge on a {matrix.shape[0]} x {matrix.shape[1]} matrix"
+        )
     return -np.sort(-(np.log(values) + math.log(work[0] / work[1])))

@@ -310,8 +310,10 @@ def join_inputs(spectra: Sequence[Spectrum]) -> Spectrum:
     values = [s.distribution for s in spectra if isinstance(s.distribution, LogValues)]
     if values:
         joined = LogValues(
-            *(np.concatenate([getattr(v, key) for v in values]) for key in ("log_values", "log_error", "proved_zeros")),
-            errors=replace(values[0].errors, rounding=max(v.errors.rounding for v in values)),
+            np.concatenate([v.log_values for v in values]),
+            np.concatenate([v.log_error for v in values]),
+            np.concatenate([v.proved_zeros for v in values]),
+            replace(values[0].errors, rounding=max(v.errors.rounding for v in values)),
         )
         return replace(spectra[0], distribution=joined, products=products)
     quadratures = [s.quadrature for s in spectra]

@@ -1,4 +1,4 @@
-"""Positive numbers of any size: mantissas in [0.5, 1) times powers of two, so that products of thousands keep all digits."""
+"""Positive numbers of any size: mantissas in [0.5, 1) times powers of two. Products of thousands keep all digits."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from isometry.errors import ConvergenceWarning
 from isometry.estimators.defaults import TOP
 from isometry.spectrum import Spectrum
 
+# A relative error beyond which a value is hardly known.
+_LARGE_ERROR = 0.5
 _CAUSES = {
     "budget": "the budget ended first",
     "probes": "there were no more probes to take; raise probes",
@@ -82,6 +84,18 @@ def warn_of_underflow(spectrum: Spectrum, dtype: str, cause: str = "") -> None:
         ConvergenceWarning,
         stacklevel=3,
     )
+
+
+def warn_of_relative_errors(spectrum: Spectrum) -> None:
+    """Say so where values that are known one by one have relative errors beyond one half."""
+    worst = spectrum.reported.relative_error
+    if worst > _LARGE_ERROR:
+        warnings.warn(
+            f"the relative error of some singular value is {worst:.1g}: the rounding of the products hides it; measure "
+            "with dtype=torch.float64, or take the values whose relative_errors are small",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
 
 
 def stopped_short(spectrum: Spectrum) -> bool:

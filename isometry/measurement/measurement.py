@@ -17,7 +17,12 @@ from isometry.errors import InputError
 from isometry.estimators import defaults
 from isometry.jacobian import DEFAULT_MEMORY_LIMIT, JacobianOperator
 from isometry.measurement.adaptive import Limits, extend_until
-from isometry.measurement.convergence import warn_of_underflow, warn_stopped, warn_unconverged
+from isometry.measurement.convergence import (
+    warn_of_relative_errors,
+    warn_of_underflow,
+    warn_stopped,
+    warn_unconverged,
+)
 from isometry.measurement.distributed import (
     SHARED_INPUTS,
     SHARED_PROBES,
@@ -50,7 +55,7 @@ from isometry.measurement.options import (
 from isometry.measurement.provenance import record, recorded_ensemble, refuse_own_keys
 from isometry.measurement.stopping import Goal, stop_record
 from isometry.progress import Progress, StepProgress, progress_listener
-from isometry.spectrum import Spectrum
+from isometry.spectrum import Curve, Spectrum
 from isometry.spectrum.formatting import percent_text
 
 _log = logging.getLogger(__name__)
@@ -86,11 +91,11 @@ def measure(
         "exact" builds J from its shorter side and takes its SVD in float64; "lanczos" is stochastic Lanczos
         quadrature on the Golub-Kahan bidiagonalisation; "randomized" finds the leading ``rank`` triplets
         and samples the rest; "chain" finds every value over any number of decades, each with a relative error, from the
-        factors of J between the cuts of the recorded model. "auto" is exact or lanczos, whichever takes fewer products: exact where min(m, n) is no
-        more than 2 * probes * steps, the matrix fits into ``memory_limit`` and its short side is at most 6000. Where
-        exact finds values below its floor, and the products are float64, chain follows it: for a short side of at most
-        1024 and a model with cuts; ``provenance["instead_of"]`` says so.
-        ``Exact()``, ``Lanczos(probes=32)``, ``Randomized(rank=50)`` and ``Chain()`` of :mod:`isometry.measurement` are the same with
+        factors of J between the cuts of the recorded model. "auto" is exact or lanczos, whichever takes fewer products:
+        exact where min(m, n) is no more than 2 * probes * steps, the matrix fits into ``memory_limit`` and its short
+        side is at most 6000. Where exact finds values below its floor, chain follows it if the products are float64,
+        the model has cuts and the short side is at most 1024; ``provenance["instead_of"]`` says so. ``Exact()``,
+        ``Lanczos(probes=32)``, ``Randomized(rank=50)`` and ``Chain()`` of :mod:`isometry.measurement` are the same with
         their options.
     goal : Goal, optional
         What the error of which quantity is to fall to, and what that may cost. Its parts may be given as ``rtol``,
@@ -193,12 +198,14 @@ def measure(
         )  # fmt: skip
         spectrum, reason, peak = run.by(chosen)
     # Groups of inputs have operators of their own; the rounding is that of all inputs together.
-    errors = replace(spectrum.distribution.errors, eps=operator.unit, rounding=operator.rounding)
+    distribution = spectrum.distribution
+    assert not isinstance(distribution, Curve), "a measurement has values or nodes"
+    errors = replace(distribution.errors, eps=operator.unit, rounding=operator.rounding)
     record_options = recorded_options(operator, given, method, goal)
     top = record_options.get("top")
     spectrum = replace(
         spectrum,
-        distribution=replace(spectrum.distribution, errors=errors),  # type: ignore[call-arg]
+        distribution=replace(distribution, errors=errors),
         name=name,
         seconds=time.perf_counter() - began,
         provenance={
@@ -216,6 +223,7 @@ def measure(
         spectrum = replace(spectrum, provenance={**spectrum.provenance, "stopped": stopped})
         warn_stopped(stopped)
     warn_of_underflow(spectrum, str(operator.dtype).removeprefix("torch."), operator.zero_cause)
+    warn_of_relative_errors(spectrum)
     if chosen.tol is not None:
         warn_unconverged(spectrum, chosen.tol, top=top)
     return spectrum
@@ -243,7 +251,11 @@ class _Run:
         _log.info(peak)
         if not isinstance(method, Lanczos):
             spectrum, reason = self.whole_inputs(method)
-            chain = chain_beyond_floor(spectrum, self.operators.whole) if self.may_switch and reason is None else None
+            chain = (
+                chain_beyond_floor(spectrum, self.operators.whole)
+                if self.may_switch and reason is None
+                else None
+            )
             if chain is None:
                 return spectrum, reason, peak.size
             # What the dense matrix cannot tell from zero, its factors can.

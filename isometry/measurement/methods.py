@@ -12,9 +12,9 @@ import torch
 
 from isometry.errors import InputError, ModelError
 from isometry.estimators import chain, defaults, exact, lanczos, randomized
-from isometry.estimators.graded_chain import chain_bytes, chain_sweeps
 from isometry.estimators.blocks import PROBES, random_bytes
 from isometry.estimators.golub_kahan import recurrence_bytes
+from isometry.estimators.graded_chain import chain_bytes, chain_sweeps
 from isometry.estimators.probe_rules import basis_bytes, probe_groups
 from isometry.estimators.randomized import predicted_bytes, predicted_products, search_bytes
 from isometry.jacobian import JacobianOperator
@@ -338,8 +338,8 @@ class Chain(_Method):
         size, limit = chain_bytes(short, widest, operator.dtype), operator.memory_limit
         if size > limit:
             raise InputError(
-                f"the chain's {short} vectors of up to {widest} numbers and its factors take about {size / 1e9:.3g} GB, "
-                f"more than memory_limit ({limit / 1e9:.3g} GB): take method='lanczos', or raise memory_limit"
+                f"the chain's {short} vectors of up to {widest} numbers and its factors take about {size / 1e9:.3g} "
+                f"GB, more than memory_limit ({limit / 1e9:.3g} GB): take method='lanczos', or raise memory_limit"
             )
 
 

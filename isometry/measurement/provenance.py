@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 OWN_KEYS = frozenset(
     {"model", "input", "channels", "dtype", "device", "products_by", "rounding", "seed", "options", "torch_version",
      "numpy_version", "isometry_version", "git_commit", "created", "threads", "predicted_peak_bytes", "processes",
-     "stopped", "factors", "decompositions", "condition", "sweeps", "instead_of", "probe", "probes", "steps", "rank", "taken_out"}
+     "stopped", "factors", "decompositions", "condition", "sweeps", "instead_of",
+     "probe", "probes", "steps", "rank", "taken_out"}
 )  # fmt: skip
 
 

@@ -12,7 +12,12 @@ from isometry.spectrum import Spectrum
 from isometry.spectrum.formatting import number_text, plain
 
 # Keys of the record that are arguments of `isometry.measure`, by the method that takes them.
-_ARGUMENTS = {"exact": (), "lanczos": ("probes", "steps"), "randomized": ("rank", "probes", "steps"), "chain": ()}
+_ARGUMENTS = {
+    "exact": (),
+    "lanczos": ("probes", "steps"),
+    "randomized": ("rank", "probes", "steps"),
+    "chain": (),
+}
 _OPTIONS = ("batched", "source", "target", "output", "top", "rank", "tol", "memory_limit")
 
 

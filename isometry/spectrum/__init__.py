@@ -14,4 +14,13 @@ from isometry.spectrum.quadrature import Quadrature
 from isometry.spectrum.spectrum import Spectrum
 from isometry.spectrum.summary import Summary
 
-__all__ = ["Curve", "Distribution", "ErrorModel", "Extremes", "LogValues", "Quadrature", "Spectrum", "Summary"]
+__all__ = [
+    "Curve",
+    "Distribution",
+    "ErrorModel",
+    "Extremes",
+    "LogValues",
+    "Quadrature",
+    "Spectrum",
+    "Summary",
+]

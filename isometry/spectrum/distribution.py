@@ -1,9 +1,9 @@
 """`Distribution`: what everything downstream may ask of a distribution of singular values, measured or predicted.
 
 Three classes answer: `.quadrature.Quadrature` holds nodes and weights, per input and per probe, as a measurement leaves
-them; `.log_values.LogValues` holds all values as logarithms; `.curve.Curve` holds a cumulative distribution on a grid plus point masses, as a prediction leaves it. Both answer
-in t = ln s, natural logarithm of the singular value, because the squares of deep products range over 1e-300 .. 1e300
-and beyond; t = -inf stands for s = 0.
+them; `.log_values.LogValues` all values as logarithms, as a chain leaves them; `.curve.Curve` a cumulative distribution
+on a grid plus point masses, as a prediction leaves it. All answer in t = ln s, natural logarithm of the singular value,
+because the squares of deep products range over 1e-300 .. 1e300 and beyond; t = -inf stands for s = 0.
 """
 
 from __future__ import annotations

@@ -67,7 +67,9 @@ class LogValues:
         zeros = np.isneginf(values).sum(axis=1)
         proved = np.asarray(self.proved_zeros)
         if proved.shape != zeros.shape or np.any((proved < 0) | (proved > zeros)):
-            raise InputError(f"proved_zeros are counts of at most the zeros of each input, {zeros}; got {proved}")
+            raise InputError(
+                f"proved_zeros are counts of at most the zeros of each input, {zeros}; got {proved}"
+            )
         if self.errors.random:
             raise InputError("values one by one have no random probes")
 
@@ -98,7 +100,8 @@ class LogValues:
         """
         if dimension != self.dimension:
             raise InputError(
-                f"there are {self.dimension} singular values of each input, and a Jacobian of this shape has {dimension}"
+                f"there are {self.dimension} singular values of each input, and a Jacobian of this shape has "
+                f"{dimension}"
             )
         return replace(self, errors=replace(self.errors, dimension=dimension))
 

@@ -75,6 +75,8 @@ class Spectrum:
     def __post_init__(self) -> None:
         if self.shape is not None and not isinstance(self.distribution, Curve):
             object.__setattr__(self, "distribution", self.distribution.of_dimension(min(self.shape)))
+        if self.extremes is not None and isinstance(self.distribution, LogValues):
+            raise InputError("values that are all known, each with its error, have no extremes beside them")
 
     # ---- making one --------------------------------------------------------------------------------
 
@@ -162,7 +164,9 @@ class Spectrum:
         if isinstance(self.distribution, Quadrature):
             return self.distribution
         if isinstance(self.distribution, LogValues):
-            raise InputError("the values of a chain are logarithms (log_singular_values), not nodes with weights")
+            raise InputError(
+                "the values of a chain are logarithms (log_singular_values), not nodes with weights"
+            )
         raise InputError("a prediction is a curve: nodes and weights are those of a measurement")
 
     @property
@@ -228,8 +232,8 @@ class Spectrum:
             errors = np.expm1(self.distribution.log_error)
             return errors[0] if self.n_inputs == 1 else errors
         raise InputError(
-            f"a relative error of every value is what method='chain' gives; the errors of {self.method!r} are a share of "
-            "s_max (extremes.top_residual, floor)"
+            f"a relative error of every value is what method='chain' gives; the errors of {self.method!r} are a share "
+            "of s_max (extremes.top_residual, floor)"
         )
 
     @property
@@ -482,7 +486,8 @@ class Spectrum:
         """Standard error of :meth:`moment` over probes or over inputs; 0 for a prediction.
 
         Over probes from the law of the probes, so that one alone has an error; nan where the rule of a single probe is
-        too short for it (``order`` steps). Of random signs the law is a bound, which the spread of many replaces.
+        too short for it (``order`` steps), and where the moment is no float. Of random signs the law is a bound, which
+        the spread of many replaces.
         """
         if over == "probes":
             scale, mean = self.distribution.moment_mean(order)
@@ -490,7 +495,8 @@ class Spectrum:
         else:
             scale, values = self.distribution.row_moments(2 * order)
             error = self.standard_error(values, over=over)
-        return error * exponential(scale) if error > 0 else error
+        found = error * exponential(scale) if error > 0 else error
+        return found if error == 0 or 0 < found < math.inf else math.nan
 
     @property
     def mean_square_stderr(self) -> float:

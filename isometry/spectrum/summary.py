@@ -249,8 +249,14 @@ class Summary:
             "s_min": self._s_min_text(),
             "condition_number": self._condition_text(),
             "mean_square": error_text(self.mean_square, self.mean_square_stderr, self.log10_mean_square),
-            "mean_square_stderr_inputs": f"{self.mean_square_stderr_inputs:.2g}" if self.inputs > 1 else "",
-            "relative_error": f"{self.relative_error:.1g} of each value at most" if self.relative_error >= 0 else "",
+            "mean_square_stderr_inputs": (
+                f"{self.mean_square_stderr_inputs:.2g}"
+                if math.isfinite(self.mean_square_stderr_inputs)
+                else ""
+            ),
+            "relative_error": f"{self.relative_error:.1g} of each value at most"
+            if self.relative_error >= 0
+            else "",
             "zero_mass": self._zero_text(),
             "scale": number_text(self.scale, self.log10_scale),
             "spread": percent_text(*self.spread),
@@ -329,8 +335,12 @@ class Summary:
             return ""
         place = f"s at most {number_text(self.floor)}" if self.floor > 0 else "s = 0"
         if self.kind == "measured" and self.proved_zero_mass < self.zero_mass:
-            proved = f"; {percent_text(self.proved_zero_mass)} without" if self.proved_zero_mass > 0 else ""
-            place += f" to the rounding of a layer{proved}"
+            proved = (
+                f", {percent_text(self.proved_zero_mass)} proved and the rest"
+                if self.proved_zero_mass
+                else ""
+            )
+            place += f"{proved} to the rounding of a layer"
         return f"{percent_text(self.zero_mass)} ({place})"
 
 
