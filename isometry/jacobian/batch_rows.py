@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .chunks import ChunkedProducts
 from .evaluation import Evaluation
-from .reference import sensitivity_of_matmat
+from .reference import sensitivity_of_matmat, sensitivity_of_rmatmat
 from .rounding import explained, generic_vectors, relative_difference
 
 
@@ -53,12 +53,31 @@ class BatchRows:
 
 
 class BatchReference:
-    """One product of the whole batch, with which the same product of any group of its inputs is compared."""
+    """One product of the whole batch, with which the same product of any group of its inputs is compared.
 
-    def __init__(self, whole: ChunkedProducts | BatchRows, point: Tensor, rounding: float) -> None:
-        self._vector = generic_vectors(point, 1, seed=7)
-        self._product = whole.matmat(self._vector)[0]
-        self._rounding = rounding
+    Parameters
+    ----------
+    whole : ChunkedProducts or BatchRows
+    evaluation : Evaluation
+    rounding : float
+    reverse_only : bool
+        Whether it is J^T u, for want of J v.
+    """
+
+    def __init__(
+        self,
+        whole: ChunkedProducts | BatchRows,
+        evaluation: Evaluation,
+        rounding: float,
+        *,
+        reverse_only: bool = False,
+    ) -> None:
+        self._reverse_only, self._rounding = reverse_only, rounding
+        self._vector = generic_vectors(evaluation.value if reverse_only else evaluation.point, 1, seed=7)
+        self._product = self._applied(whole, self._vector)
+
+    def _applied(self, products: ChunkedProducts | BatchRows, vector: Tensor) -> Tensor:
+        return (products.rmatmat if self._reverse_only else products.matmat)(vector)[0]
 
     def holds_for(
         self, part: ChunkedProducts | BatchRows, evaluation: Evaluation, inputs: range, rounding: float
@@ -66,11 +85,12 @@ class BatchReference:
         """Whether the inputs alone have the Jacobians that they have in the batch, as far as rounding tells."""
         rows = slice(inputs.start, inputs.stop)
         vector, expected = self._vector[:, rows], self._product[rows]
-        found = part.matmat(vector)[0]
+        found = self._applied(part, vector)
         if torch.equal(found, expected):
             return True
         # Input by input: a large Jacobian would hide the difference of a small one.
         difference = max(relative_difference(one, other) for one, other in zip(found, expected, strict=True))
-        of_jv = partial(sensitivity_of_matmat, evaluation.function, evaluation.point, vector[0], found)
+        sensitivity = sensitivity_of_rmatmat if self._reverse_only else sensitivity_of_matmat
+        moved = partial(sensitivity, evaluation.function, evaluation.point, vector[0], found)
         with torch.no_grad(), evaluation.numerics():
-            return explained(difference, evaluation.unit, max(self._rounding, rounding), of_jv)
+            return explained(difference, evaluation.unit, max(self._rounding, rounding), moved)

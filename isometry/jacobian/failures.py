@@ -7,6 +7,9 @@ from torch import Tensor
 
 from isometry.errors import InputError, IsometryError, ModelError
 
+# What PyTorch, and the code of a custom derivative, raise where a way of differentiating does not work.
+FAILURES_OF_DERIVATIVES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError)
+
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a device or the host had no memory left."""
@@ -72,7 +75,4 @@ def _likely_cause(text: str) -> str:
         )
     if "saved tensor hooks" in text:
         return "it uses gradient checkpointing: switch that off for the measurement"
-    return (
-        "an operation of it has neither a forward-mode nor a second derivative, or is not differentiable at all; "
-        "source= and target= measure the parts on either side of it"
-    )
+    return "an operation of it has no derivative; source= and target= measure the parts on either side of it"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import InputError
+from isometry.errors import AdjointError, InputError
 
-from .backends import choose_products
+from .backends import choose_products, reverse_products
 from .batch_rows import BatchReference, BatchRows
 from .checks import refuse_training_mode
 from .chunks import ChunkedProducts, chunk_within
@@ -20,7 +20,14 @@ from .function import point_function
 from .numerics import no_collection, strict_numerics
 from .outputs import Output
 from .private_module import PrivateModule
-from .product_checks import adjoint_error, checked_rounding, expected_rounding, linearity_error
+from .product_checks import (
+    adjoint_error,
+    checked_rounding,
+    expected_rounding,
+    linearity_error,
+    reverse_alone,
+    warn_of_another_derivative,
+)
 from .zero import cause_of_zero
 
 if TYPE_CHECKING:
@@ -56,6 +63,9 @@ class JacobianOperator:
         results repeat.
     memory_limit : int
         Bytes the intermediates of one chunk may take.
+    products : {"both", "reverse"}
+        "reverse" asks for J^T u alone, which plain autograd has of every model that trains: ``matmat`` then raises
+        ModelError, and ``method="exact"`` takes rows of J. So it is for a model with no working J v, "both" or not.
     check : bool
         Whether to test finiteness, determinism, coupling and <J v, u> = <v, J^T u> at construction.
     tf32 : bool
@@ -75,8 +85,10 @@ class JacobianOperator:
     products : int
         Jacobian products applied so far, each J v and each J^T u of each sample counting one.
     backend : str
-        What makes the products: "replay" of the recorded linear maps, or "torch.func (...)" with the first operation
-        that has none.
+        What makes the products: "replay" of the recorded linear maps; "torch.func (...)", slower, with the first
+        operation that has none; "reverse products alone (...)", with the reason.
+    reverse_only : bool
+        Whether there is J^T u alone.
     bytes_per_probe : int
         About the memory that the intermediates of a product take for each probe, of all inputs of the batch together.
     copied_bytes : int
@@ -123,9 +135,12 @@ class JacobianOperator:
         device: torch.device | str | None = None,
         chunk: int | None = None,
         memory_limit: int = DEFAULT_MEMORY_LIMIT,
+        products: str = "both",
         check: bool = True,
         tf32: bool = False,
     ) -> None:
+        if products not in ("both", "reverse"):
+            raise InputError(f'products is "both" or "reverse"; got {products!r}')
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk is at least 1; got {chunk}")
         if memory_limit < 1:
@@ -134,7 +149,8 @@ class JacobianOperator:
         self.model, self.x, self.memory_limit = model, x, memory_limit
         self.options: dict[str, Any] = {
             "batched": batched, "source": source, "target": target, "output": output, "dtype": dtype,
-            "device": device, "chunk": chunk, "memory_limit": memory_limit, "check": check, "tf32": tf32,
+            "device": device, "chunk": chunk, "memory_limit": memory_limit, "products": products, "check": check,
+            "tf32": tf32,
         }  # fmt: skip
         # As it is now, whatever becomes of it before a group of inputs is measured.
         self._inputs = x.detach().clone() if batched and isinstance(x, Tensor) else x
@@ -156,17 +172,29 @@ class JacobianOperator:
                 factories_are_placed=factories_are_placed,
             )  # fmt: skip
             evaluation = evaluate(part, x, batched=batched, source=source, tf32=tf32)
-            products = choose_products(evaluation, check=check)
+            if options["products"] == "reverse":
+                products = reverse_products(evaluation, "as asked", check=check)
+            else:
+                products = choose_products(evaluation, check=check)
+                if check and products.reverse_only:
+                    warn_of_another_derivative(evaluation, products)
             if chunk is None:
                 chunk = chunk_within(self.memory_limit, products.bytes_per_probe, part.point.device)
             chunked = ChunkedProducts(evaluation, products, chunk)
-            found = (
-                checked_rounding(evaluation, chunked, is_module=isinstance(model, nn.Module))
-                if check
-                else expected_rounding(evaluation)
-            )
+            found = expected_rounding(evaluation)
+            if check:
+                is_module = isinstance(model, nn.Module)
+                try:
+                    found = checked_rounding(evaluation, chunked, is_module=is_module)
+                except AdjointError:
+                    reverse = reverse_alone(evaluation, products)
+                    if reverse is None:
+                        raise
+                    products, chunked = reverse, ChunkedProducts(evaluation, reverse, chunk)
+                    found = checked_rounding(evaluation, chunked, is_module=is_module)
         self.rounding, self.unit = found.relative, found.unit
         v, jv, _, jtu = products.checked
+        # Without J v it is zeros here.
         is_zero = not bool((jv != 0).any()) and not bool((jtu != 0).any())
         self.zero_cause = cause_of_zero(evaluation, v) if is_zero else ""
         self._evaluation, self._private = evaluation, part.private
@@ -177,6 +205,7 @@ class JacobianOperator:
         self.shape = (self.output_shape.numel(), self.input_shape.numel())
         self.dtype, self.device = self.point.dtype, self.point.device
         self.backend, self.bytes_per_probe = products.backend, products.bytes_per_probe
+        self.reverse_only = products.reverse_only
         self.copied_bytes = 0 if part.private is None else part.private.nbytes
         self.products = 0
 
@@ -213,7 +242,9 @@ class JacobianOperator:
         part._set_up(part.x, self._private)
         if self.options["check"] and self.batch is not None and len(inputs) < self.batch:
             if self._reference is None:
-                self._reference = BatchReference(self._chunked, self.point, self.rounding)
+                self._reference = BatchReference(
+                    self._chunked, self._evaluation, self.rounding, reverse_only=self.reverse_only
+                )
             if not self._reference.holds_for(part._chunked, part._evaluation, inputs, part.rounding):
                 part._chunked = BatchRows(self._chunked, self.batch, inputs)
                 part.rounding, part.backend = self.rounding, f"{self.backend}, of the whole batch"

@@ -126,7 +126,7 @@ def measure(
         - budget: products that may be spent, or seconds as "60s" ("5min", "2h"), which are checked after each step.
           Without ``rtol`` all of it is spent. What seconds pay for depends on the machine: such a result does not
           repeat.
-    source, target, output, tf32 : optional
+    source, target, output, products, tf32 : optional
         Of the operator, as for :class:`isometry.JacobianOperator`.
     on_interrupt : {"return", "raise"}
         What Ctrl-C does: return what is known by then, with ``provenance["stopped"]["reason"]`` "interrupted" and a

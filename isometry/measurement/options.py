@@ -31,6 +31,7 @@ class MeasureOptions(TypedDict, total=False):
     source: str | None
     target: str | None
     output: Output
+    products: str | None
     tf32: bool
     # Of the run.
     on_interrupt: str
@@ -39,7 +40,7 @@ class MeasureOptions(TypedDict, total=False):
 
 _OF_METHOD = ("probes", "steps", "top", "tol", "rank", "probe")
 _OF_GOAL = ("rtol", "quantity", "budget")
-_OF_OPERATOR = ("source", "target", "output", "tf32")
+_OF_OPERATOR = ("source", "target", "output", "products", "tf32")
 # Recorded as options; probes, steps and probe stand apart in the provenance, and the operator has its own.
 _RECORDED = ("top", "rank", "tol", *_OF_GOAL)
 
@@ -115,6 +116,7 @@ def recorded_options(
     made_with = ("batched", "source", "target", "output", "memory_limit")
     found = {name: operator.options[name] for name in made_with}
     found["tf32"] = operator.options["tf32"] or None
+    found["products"] = "reverse" if operator.options["products"] == "reverse" else None
     for given in (goal, None if isinstance(method, str) else method):
         found |= {name: getattr(given, name) for name in _RECORDED if hasattr(given, name)}
     return found | {name: options[name] for name in _RECORDED if name in options}
