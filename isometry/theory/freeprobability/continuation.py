@@ -5,9 +5,9 @@ are kept as u = log(-t/(1 + t)) and v_g = log(-w_g), real on the negative axis a
 
     F_g(u, v_g) = 0  for every factor g,        log z(u, v) = log lambda + i eta,
 
-which an `Equations` object evaluates. At eta = pi, z on the negative axis, all unknowns are real, the solution is unique
-and found by bisection. From there eta decreases to 0 for all lambda at once, by Newton's method with steps that adapt
-to each lambda. The solution is analytic in the upper half-plane, so no root has to be chosen.
+which an `Equations` object evaluates. At eta = pi, z on the negative axis, all unknowns are real, the solution is
+unique and found by bisection. From there eta decreases to 0 for all lambda at once, by Newton's method with steps that
+adapt to each lambda. The solution is analytic in the upper half-plane, so no root has to be chosen.
 
 Products of matrices are `Separable`: F_g = r_g(v_g) - l_g(u) and log z = e(u) + sum_g f_g(v_g), where r_g and f_g
 belong to the factor and l_g and e to the dimensions.
@@ -176,10 +176,13 @@ class Continuation:
     equations : Equations
     table : (m,) array
         Increasing u at which the solution on the negative axis is tabulated; log |z| decreases along it.
+    width : float
+        Relative width of the law, one at most: u runs through so much of its range next to the positive axis.
     """
 
     equations: Equations
     table: Array
+    width: float = 1.0
 
     @cached_property
     def negative_axis(self) -> tuple[Array, Array]:
@@ -221,8 +224,10 @@ class Continuation:
             step = self._newton_step(current[active], target[active])
             size = np.max(np.abs(step), axis=1)
             # Beyond one the linearisation means nothing.
-            step = step / np.maximum(size, 1.0)[:, None]
-            current[active] += np.where(np.isfinite(size)[:, None], step, 0.0)
+            current[active] += np.where(
+                np.isfinite(size)[:, None], step / np.maximum(size, 1.0)[:, None], 0.0
+            )
+            size = np.maximum(size, np.abs(step[:, 0]) / self.width)
             valid = np.isfinite(size) & self._inside(current[active])
             # Next to a zero of phi' averages have fewer digits, and Newton stops gaining before 1e-10.
             settled = valid & ((size < tolerance[active]) | ((size < 1e-5) & (size > 0.25 * last[active])))

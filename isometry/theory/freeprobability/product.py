@@ -125,6 +125,21 @@ class FreeProduct:
         return 1.0 - sum(mass for _, mass in self.atoms)
 
     @property
+    def relative_variance(self) -> float:
+        """Var lambda/(E lambda)^2 of the nonzero eigenvalues, a_1 - 1 of the moment series, without cancellation."""
+        result = self.linear + self.fraction
+        for size, exponent in zip(self.sizes, self.exponents, strict=True):
+            result += (exponent - 1.0 if size == 1.0 else exponent) / size
+        result += 0.0 if 1.0 in self.sizes else -1.0
+        result += sum(group.count * group.law.relative_variance / group.size for group in self.groups)
+        return float(result + sum(layer.count * layer.relative_variance for layer in self.skip_layers))
+
+    @property
+    def width(self) -> float:
+        """Relative width of the law, one at most."""
+        return min(1.0, math.sqrt(max(self.relative_variance, 1e-300)))
+
+    @property
     def terms(self) -> float:
         """Number of terms log z is summed from."""
         layers = sum(group.count for group in self.groups) + sum(layer.count for layer in self.skip_layers)

@@ -106,7 +106,8 @@ class ProductCurve:
     @cached_property
     def _continuation(self) -> Continuation:
         own = self.equations
-        return Continuation(own if isinstance(own, SkipEquations) else Separable(own), TABLE)
+        equations = own if isinstance(own, SkipEquations) else Separable(own)
+        return Continuation(equations, TABLE, self.product.width)
 
     def continue_to_axis(self, log_lambda: Array) -> ComplexArray:
         """The unknowns on the positive axis at (n,) points, (n, 1 + K), from the negative axis.

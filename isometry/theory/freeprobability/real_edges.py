@@ -28,12 +28,12 @@ LOWEST, HIGHEST = np.array([-25.0, -80.0, -80.0]), np.array([80.0, 80.0, 25.0])
 def outer_band(product: FreeProduct) -> Band:
     """The ends of the spectrum in log lambda - C, without gaps inside it."""
     axis = RealAxis(product)
-    high, high_edge = extremum(lambda y: axis.log_z(np.exp(y), np.exp(y)), -40.0, 30.0)
+    high, high_edge = _extremum(lambda y: axis.log_z(np.exp(y), np.exp(y)), -40.0, 30.0)
     low, low_edge = -math.inf, False
     if all(
         group.size * group.law.nonzero_mass > 1.0 + 1e-9 or _has_floor(group.law) for group in product.groups
     ):
-        low, low_edge = extremum(lambda y: axis.log_z(-1.0 - np.exp(y), -np.exp(y)), -30.0, 30.0)
+        low, low_edge = _extremum(lambda y: axis.log_z(-1.0 - np.exp(y), -np.exp(y)), -30.0, 30.0)
         if not low_edge:
             low = -math.inf
     return Band(low, high, low_edge, high_edge)
@@ -45,7 +45,7 @@ def _has_floor(law: SlopeLaw) -> bool:
     return smallest > (0.0 if law.continuous is None else 1e-3 * largest)
 
 
-def extremum(log_z: Callable[[Array], tuple[Array, Array]], start: float, stop: float) -> tuple[float, bool]:
+def _extremum(log_z: Callable[[Array], tuple[Array, Array]], start: float, stop: float) -> tuple[float, bool]:
     """The first extremum of log z(y) from the start on, and True; or log z where real solutions end, and False."""
     grid = np.linspace(start, stop, 29)
     for _ in range(12):

@@ -1,8 +1,8 @@
 """Ends of the spectrum of layers with a skip connection: real t where d log z / dt = 0. Internal.
 
-Above the spectrum t > 0, in the gap between 0 and the spectrum t < -1, and every w_g is real. Solutions are followed from
-t = 0, where y = t/(1 + c mu_1) and c w y = 1, and from t = -1, where w (1 + t) = mu_1 - 1/c as long as c mu_1 < 1, and
-w = (1 + t)/(nu^2/c - nu), nu = E 1/d, as long as nu < c (orthogonal W): 1 + a D W is singular in between.
+Above the spectrum t > 0, in the gap between 0 and the spectrum t < -1, and every w_g is real. Solutions are followed
+from t = 0, where y = t/(1 + c mu_1) and c w y = 1, and from t = -1, where w (1 + t) = mu_1 - 1/c as long as c mu_1 < 1,
+and w = (1 + t)/(nu^2/c - nu), nu = E 1/d, as long as nu < c (orthogonal W): 1 + a D W is singular in between.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from isometry.errors import ConvergenceError
 from isometry.theory.freeprobability.edges import Band
 from isometry.theory.freeprobability.product import SkipLayers
-from isometry.theory.freeprobability.real_edges import extremum
 from isometry.theory.freeprobability.skip_equations import SkipEquations
 
 Array = NDArray[np.float64]
 
-# log t at which solutions start, and where the search for an edge ends.
-START, STOP = -30.0, 40.0
-ROUNDS = 12
+# How far from the spectrum solutions start, in log |t|.
+MARGIN, FARTHEST = 6.0, -70.0
+ROUNDS, MOST_STEPS = 12, 400
+# Newton's last step, whose square is the error; distance in log |t| from an edge at which its place is known.
+LAST_STEP, CLOSE = 1e-6, 1e-4
+SHORTEST = 1e-9
 # Distance of a solution from where the path points beyond which it is another one.
 NEAR = 0.5
 # Error of d log z / d log t per layer.
@@ -32,13 +35,11 @@ SINGULAR = 1e-9
 
 def skip_band(equations: SkipEquations) -> Band:
     """The ends of the spectrum in log lambda - C, without gaps inside it."""
-    high, high_edge = extremum(_RealPath(equations, above=True).log_z, START, STOP)
+    high, high_edge = _RealPath(equations, above=True).end()
     low, low_edge = -math.inf, False
     open_below = all(_start_below(layer) is not None for layer in equations.kinds)
     if open_below and np.all(np.abs(equations.rotations.strengths - 1.0) > SINGULAR):
-        low, low_edge = extremum(_RealPath(equations, above=False).log_z, START, STOP)
-        if not low_edge:
-            low = -math.inf
+        low, low_edge = _RealPath(equations, above=False).end()
     return Band(low, high, low_edge, high_edge)
 
 
@@ -55,62 +56,78 @@ def _start_below(layer: SkipLayers) -> float | None:
     return -1.0 / (inverse * (1.0 - inverse / layer.strength)) if inverse < layer.strength else None
 
 
+def _share(slope: float, turned: tuple[float, float], y: float) -> float:
+    """Step to where the secant of the slope vanishes, and a little further, so that the bracket shrinks."""
+    return (turned[0] - y) * min(1.02 * slope / (slope - turned[1]) + 1e-6, 0.95)
+
+
 class _RealPath:
-    """log z at real t = e^y above the spectrum, or t = -1 - e^y below it; each solution starts the next."""
+    """log z at real t = e^y above the spectrum, or t = -1 - e^y below it, followed as y grows."""
 
     def __init__(self, equations: SkipEquations, *, above: bool) -> None:
         self._equations, self._above = equations, above
         layers = equations.kinds
+        # An edge has |t| near one over the width of a narrow law, over the variance of a wide one.
+        spread = equations.product.relative_variance
+        self._start = -math.log(max(math.sqrt(spread), spread)) - MARGIN
         if above:
-            first = [math.log((1.0 + layer.strength * layer.law.mean) / layer.strength) - START for layer in layers]
+            first = [math.log((1.0 + layer.strength * layer.law.mean) / layer.strength) for layer in layers]
+            falls = np.full(len(layers), True)
         else:
             starts = [_start_below(layer) or math.nan for layer in layers]
-            first = [math.log(start) - START if start > 0 else START + math.log(-start) for start in starts]
+            first = [math.log(abs(start)) for start in starts]
+            falls = np.array(starts) > 0.0
+        self._first, self._falls = np.array(first), falls
         smallest, largest = (np.array([layer.law.support[end][end] for layer in layers]) for end in (0, -1))
         # w = largest d (1 + e^x), or smallest d / (1 + e^-x) where it starts below the values of d.
-        self._outside = np.array(first) > np.log(largest)
-        self._ends = np.where(self._outside, largest, smallest)
-        # (y, x of every kind), y growing.
-        self._known: list[tuple[float, Array]] = [(START, np.array(first) - np.log(self._ends))]
+        self._ends = np.where(self._falls, largest, smallest)
 
-    def log_z(self, y: Array) -> tuple[Array, Array]:
-        """log z - C at (n,) increasing y and its slope; nan from where there is no real solution."""
-        value, slope = np.full(y.size, np.nan), np.full(y.size, np.nan)
-        for index, place in enumerate(y):
-            x = self._followed(float(place))
-            if x is None:
-                break
-            value[index], slope[index] = self._at(float(place), x)
-        return value, slope
+    def end(self) -> tuple[float, bool]:
+        """log z - C at the first y where it turns, and True; or where real solutions end, and False."""
+        y, step = self._start, 1.0
+        while (x := self._newton(y, self._asymptote(y))) is None:
+            # Where a layer is nearly singular the solution at t = -1 reaches less far.
+            y -= 4.0
+            if y < FARTHEST:
+                raise ConvergenceError(
+                    "the equations of the skip layers have no real solution far from the spectrum. No spectrum is "
+                    "given; please report the ensemble."
+                )
+        direction = self._asymptote(y + 0.5) - self._asymptote(y - 0.5)
+        value, slope = self._at(y, x)
+        turned: tuple[float, float] | None = None
+        for _ in range(MOST_STEPS):
+            ahead = y + step
+            guess = x + direction * step
+            found = self._newton(ahead, guess)
+            if found is None or (found.size and np.max(np.abs(found - guess)) > NEAR):
+                step *= 0.3
+                if step < SHORTEST:
+                    return value, False
+                continue
+            ahead_value, ahead_slope = self._at(ahead, found)
+            if not math.isfinite(ahead_slope):
+                return ahead_value, False
+            if ahead_slope * slope > 0.0:
+                direction = (found - x) / step
+                y, x, value, slope = ahead, found, ahead_value, ahead_slope
+                step = 1.0 if turned is None else min((turned[0] - y) * 0.5, _share(slope, turned, y))
+            else:
+                turned = (ahead, ahead_slope)
+                if step * abs(slope) / abs(slope - ahead_slope) < CLOSE:
+                    # Integrate the linear slope: an error of third order.
+                    return value + 0.5 * step * slope * slope / (slope - ahead_slope), True
+                step = _share(slope, turned, y)
+        raise ConvergenceError("an edge of the spectrum was not found. Please report the ensemble.")
+
+    def _asymptote(self, y: float) -> Array:
+        """x close to t = 0 or -1; where the branch is weak it holds farther, for y is then near t (1 + t)."""
+        return self._first + np.where(self._falls, -y - math.log1p(math.exp(y)), y) - np.log(self._ends)
 
     def _transform(self, y: float) -> tuple[float, float, float]:
         """t, 1 + t, dt/dy."""
         rate = math.exp(y)
         return (rate, 1.0 + rate, rate) if self._above else (-1.0 - rate, -rate, -rate)
-
-    def _followed(self, y: float) -> Array | None:
-        """x at y, from the nearest known solution below it on."""
-        if not self._ends.size:
-            return self._ends
-        start = max(index for index, (known, _) in enumerate(self._known) if known <= y)
-        place, x = self._known[start]
-        # w falls like 1/|y| at first, or rises where it is small.
-        first = (place - 1.0, x + np.where(self._outside, 1.0, -1.0))
-        before = self._known[start - 1] if start else first
-        step = y - place
-        while place < y:
-            ahead = min(place + step, y)
-            guess = x + (x - before[1]) * ((ahead - place) / (place - before[0]))
-            found = self._newton(ahead, guess)
-            if found is not None and np.max(np.abs(found - guess)) < NEAR:
-                before, place, x, step = (place, x), ahead, found, 2.0 * step
-            elif step < 1e-7:
-                return None
-            else:
-                step *= 0.3
-        if place > self._known[start][0]:
-            self._known.insert(start + 1, (place, x))
-        return x
 
     def _newton(self, y: float, x: Array) -> Array | None:
         t, one_plus_t, _ = self._transform(y)
@@ -120,7 +137,7 @@ class _RealPath:
             if not np.all(np.abs(step) < 2.0):
                 return None
             x = x + step
-            if np.max(np.abs(step)) < 1e-9:
+            if np.all(np.abs(step) < LAST_STEP):
                 return x
         return None
 
@@ -128,8 +145,8 @@ class _RealPath:
         """w and d log w/dx."""
         with np.errstate(over="ignore"):
             growing, falling = np.exp(x), np.exp(-x)
-        w = self._ends * np.where(self._outside, 1.0 + growing, 1.0 / (1.0 + falling))
-        return w, np.where(self._outside, 1.0 / (1.0 + falling), 1.0 / (1.0 + growing))
+        w = self._ends * np.where(self._falls, 1.0 + growing, 1.0 / (1.0 + falling))
+        return w, np.where(self._falls, 1.0 / (1.0 + falling), 1.0 / (1.0 + growing))
 
     def _layers(self, t: float, one_plus_t: float, x: Array) -> tuple[Array, Array, Array, Array, Array]:
         """F, log 1/S_B, dF/dlog w, dm/dlog w, d log y/d kappa of every kind."""

@@ -112,7 +112,7 @@ def _solve_relative(product: FreeProduct, moments: Array, points: int) -> Law:
     atom_mass = float(sum(mass for _, mass in product.atoms))
     if atom_mass > 1.0 - UNSEEN_MASS:
         return _point_law(product.atoms, moments)
-    width = min(1.0, math.sqrt(max(_relative_variance(product), 1e-300)))
+    width = product.width
     noise = _noise(product, width)
     if not product.atoms and noise > LARGEST_NOISE:
         # So isometric that double precision cannot resolve the shape: all at the mean.
@@ -154,26 +154,13 @@ def _point_law(atoms: tuple[tuple[float, float], ...], moments: Array) -> Law:
     return Law(empty, empty, empty, atoms, moments, (min(places), max(places)))
 
 
-def _relative_variance(product: FreeProduct) -> float:
-    """Var lambda/(E lambda)^2 of the nonzero eigenvalues, a_1 - 1 of the moment series, without cancellation."""
-    result = product.linear + product.fraction
-    for size, exponent in zip(product.sizes, product.exponents, strict=True):
-        result += (exponent - 1.0 if size == 1.0 else exponent) / size
-    result += 0.0 if 1.0 in product.sizes else -1.0
-    return float(
-        result
-        + sum(group.count * group.law.relative_variance / group.size for group in product.groups)
-        + sum(layer.count * layer.relative_variance for layer in product.skip_layers)
-    )
-
-
 def _noise(product: FreeProduct, width: float) -> float:
     """Error of the cdf from rounding: of d beside the spread of its narrowest law, or of w where there is no law."""
     if product.skip_layers:
         # t is of the order of one over the width, and known to rounding in log(-t/(1 + t)).
         return 3e-14 / width
     if not product.groups:
-        # Measured on residual laws: w is one to all but a few digits.
+        # w is one to all but a few digits.
         return 1e-21 / width**2
     spreads = [math.sqrt(group.law.relative_variance) for group in product.groups if width < 0.1]
     return max((1e-15 / max(spread, 1e-300) for spread in spreads), default=0.0)
