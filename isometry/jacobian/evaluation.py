@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 import torch
@@ -100,7 +100,13 @@ class Evaluation:
 
 
 def evaluate(
-    part: PointFunction, x: Tensor, *, batched: bool = False, source: str | None = None, tf32: bool = False
+    part: PointFunction,
+    x: Tensor,
+    *,
+    batched: bool = False,
+    source: str | None = None,
+    tf32: bool = False,
+    run: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
 ) -> Evaluation:
     """The evaluation of a function at its point.
 
@@ -115,6 +121,8 @@ def evaluate(
         The module that the point enters, for messages.
     tf32 : bool
         Whether products on a GPU may round their factors to TF32.
+    run : callable, optional
+        Called with the function and the point for the value; the function itself is called if not given.
 
     Raises
     ------
@@ -134,7 +142,8 @@ def evaluate(
     batch = point.shape[0] if batched else None
     tf32 = tf32 and point.device.type == "cuda"
     before = _random_state(point.device)
-    value = _value(part.function, point, strict_numerics(point.device, recurrent=part.recurrent, tf32=tf32))
+    first = part.function if run is None else partial(run, part.function)
+    value = _value(first, point, strict_numerics(point.device, recurrent=part.recurrent, tf32=tf32))
     draws = not torch.equal(before, _random_state(point.device))
     if batched and (value.dim() < 1 or value.shape[0] != batch):
         raise InputError(

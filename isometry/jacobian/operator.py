@@ -28,6 +28,7 @@ from .product_checks import (
     reverse_alone,
     warn_of_another_derivative,
 )
+from .rows import TrackedRun
 from .zero import cause_of_zero
 
 if TYPE_CHECKING:
@@ -63,9 +64,10 @@ class JacobianOperator:
         results repeat.
     memory_limit : int
         Bytes the intermediates of one chunk may take.
-    products : {"both", "reverse"}
-        "reverse" asks for J^T u alone, which plain autograd has of every model that trains: ``matmat`` then raises
-        ModelError, and ``method="exact"`` takes rows of J. So it is for a model with no working J v, "both" or not.
+    products : {"both", "auto", "reverse"}
+        "auto" takes all rows of J at once where there are at most 32 outputs, which is cheaper than a recording; both
+        products follow from them. "reverse" asks for J^T u alone, which every model has that trains: ``matmat`` raises
+        ModelError, and ``method="exact"`` takes rows of J. A model without a working J v is measured so in any case.
     check : bool
         Whether to test finiteness, determinism, coupling and <J v, u> = <v, J^T u> at construction.
     tf32 : bool
@@ -86,7 +88,7 @@ class JacobianOperator:
         Jacobian products applied so far, each J v and each J^T u of each sample counting one.
     backend : str
         What makes the products: "replay" of the recorded linear maps; "torch.func (...)", slower, with the first
-        operation that has none; "reverse products alone (...)", with the reason.
+        operation that has none; "the m rows of J, by autograd"; "reverse products alone (...)", with the reason.
     reverse_only : bool
         Whether there is J^T u alone.
     bytes_per_probe : int
@@ -139,8 +141,8 @@ class JacobianOperator:
         check: bool = True,
         tf32: bool = False,
     ) -> None:
-        if products not in ("both", "reverse"):
-            raise InputError(f'products is "both" or "reverse"; got {products!r}')
+        if products not in ("both", "auto", "reverse"):
+            raise InputError(f'products is "both", "auto" or "reverse"; got {products!r}')
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk is at least 1; got {chunk}")
         if memory_limit < 1:
@@ -171,8 +173,12 @@ class JacobianOperator:
                 dtype=options["dtype"], device=options["device"], private=private,
                 factories_are_placed=factories_are_placed,
             )  # fmt: skip
-            evaluation = evaluate(part, x, batched=batched, source=source, tf32=tf32)
-            if options["products"] == "reverse":
+            tracked = TrackedRun() if options["products"] == "auto" else None
+            evaluation = evaluate(part, x, batched=batched, source=source, tf32=tf32, run=tracked)
+            rows = None if tracked is None else tracked.products(evaluation)
+            if rows is not None:
+                products = rows
+            elif options["products"] == "reverse":
                 products = reverse_products(evaluation, "as asked", check=check)
             else:
                 products = choose_products(evaluation, check=check)

@@ -33,8 +33,7 @@ def working_dtype_and_device(
     tensors: Sequence[Tensor] = [] if module is None else [*module.parameters(), *module.buffers()]
     _refuse_meta([x, *tensors])
     _refuse_input(x, has_source=has_source)
-    if module is not None:
-        refuse_lazy_parameters(module)
+    _refuse_lazy(tensors)
     first = next((t for t in tensors if t.is_floating_point() or t.is_complex()), None)
     if dtype is None:
         dtype = first.dtype if first is not None else x.dtype
@@ -49,7 +48,11 @@ def working_dtype_and_device(
 
 def refuse_lazy_parameters(module: nn.Module) -> None:
     """Raise ModelError where a parameter or buffer has no shape yet."""
-    if any(nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+    _refuse_lazy([*module.parameters(), *module.buffers()])
+
+
+def _refuse_lazy(tensors: Sequence[Tensor]) -> None:
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
         raise ModelError(
             "the model has lazy parameters that are not yet made; call it once on an input first"
         )

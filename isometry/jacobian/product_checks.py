@@ -23,6 +23,7 @@ from .perturbation import storage_of, tensors_in
 from .reference import reference_rmatmat, sensitivity_of_matmat, sensitivity_of_rmatmat
 from .replay import module_names
 from .rounding import (
+    UNITS_OF_A_CAST,
     UNITS_OF_ROUNDING,
     adjoint_difference,
     explained,
@@ -34,8 +35,6 @@ from .rounding import (
 
 Product = Callable[[Tensor], Tensor]
 
-# Units of rounding from which on a cast inside the model is looked for.
-_UNITS_OF_A_CAST = 64
 # Units of rounding that depth alone explains: some hundred over a thousand layers.
 _UNITS_BY_DEPTH = 2**14
 # Units of rounding by which <J v, u> and <v, J^T u> may differ.
@@ -90,7 +89,7 @@ def checked_rounding(evaluation: Evaluation, products: ChunkedProducts, *, is_mo
     expected = expected_rounding(evaluation)
     found = max(expected.relative, 2 * error, 2 * evaluation.noise)
     units = found / evaluation.unit
-    may_cast = units > _UNITS_OF_A_CAST and (made.casts or not made.recorded)
+    may_cast = units > UNITS_OF_A_CAST and (made.casts or not made.recorded)
     cast = _first_cast(evaluation, u) if may_cast else ""
     if not cast and units <= _UNITS_BY_DEPTH:
         # The rounding of a deep network falls on the directions that grow, and leaves small singular values alone.

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .perturbation import TIMES_SENSITIVITY, length_of_difference
 
+# Units of rounding from which on a cast inside the model is looked for.
+UNITS_OF_A_CAST = 64
 # Units of rounding of s_max that a product of a shallow network may be off by.
 UNITS_OF_ROUNDING = 8
 # Units by which two computations of one product may differ without further question.

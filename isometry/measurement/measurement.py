@@ -314,7 +314,7 @@ def _operator(model: Any, x: Any, memory_limit: int | None, **options: Any) -> J
     if x is None:
         raise InputError("measure(model, x) takes an input x; only a ready JacobianOperator has its own")
     limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
-    return JacobianOperator(model, x, memory_limit=limit, **options)
+    return JacobianOperator(model, x, memory_limit=limit, **{"products": "auto", **options})
 
 
 def _additions(operator: JacobianOperator, provenance: Mapping[str, Any] | None) -> dict[str, Any]:
