@@ -125,6 +125,7 @@ def _device_name(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
+@lru_cache(maxsize=1)
 def _own_version() -> str:
     try:
         return version("isometry")

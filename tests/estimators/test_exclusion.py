@@ -17,11 +17,11 @@ from isometry.estimators.blocks import ShortSide, random_block
 SEEDS, DELTA = 100, 0.1
 # A start is invariant under rotations, so a diagonal matrix stands for all with its singular values.
 SPECTRA = {
-    "flat with one above": np.concatenate([[1.1], np.linspace(0.5, 1.0, 199)]),
-    "flat with one below": np.concatenate([np.linspace(0.5, 1.0, 199), [0.4]]),
-    "a far outlier above a bulk": np.concatenate([[30.0], np.linspace(0.9, 1.0, 199)]),
-    "a tiny value below a bulk": np.concatenate([np.linspace(0.9, 1.0, 199), [1e-6]]),
-    "graded": np.logspace(0, -3, 200),
+    "flat with one above": np.concatenate([[1.1], np.linspace(0.5, 1.0, 79)]),
+    "flat with one below": np.concatenate([np.linspace(0.5, 1.0, 79), [0.4]]),
+    "a far outlier above a bulk": np.concatenate([[30.0], np.linspace(0.9, 1.0, 79)]),
+    "a tiny value below a bulk": np.concatenate([np.linspace(0.9, 1.0, 79), [1e-6]]),
+    "graded": np.logspace(0, -3, 80),
 }
 
 

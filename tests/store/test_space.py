@@ -20,7 +20,7 @@ def eight(seed: int = 0) -> Spectrum:
     return Spectrum.from_singular_values(np.random.default_rng(seed).random(8), name="eight")
 
 
-def grown(path: Path, act, rounds: int = 40) -> float:
+def grown(path: Path, act, rounds: int = 20) -> float:
     """Bytes by which the file grows in one round."""
     before = path.stat().st_size
     for number in range(rounds):
@@ -58,7 +58,7 @@ def test_a_spectrum_of_8_values_takes_8_kilobytes(tmp_path):
 
 def test_replacing_and_removing_leave_little(tmp_path):
     store = open_store(tmp_path / "a.h5", "a")
-    for number in range(50):
+    for number in range(25):
         store.add(eight(number), name=f"{number}")
 
     def remove_and_add(number: int) -> None:

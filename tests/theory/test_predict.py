@@ -50,7 +50,8 @@ def test_every_activation_has_a_spectrum_whose_moments_agree_with_its_curve(name
         integrated = curve.log_moment(2 * order + 1e-9)
         assert integrated == pytest.approx(exact, abs=2e-6)
     assert curve.cdf(np.array(math.inf)) == pytest.approx(1.0, abs=1e-12)
-    assert spectrum.quantile(0.999) <= spectrum.s_max * (1 + 1e-12)
+    # A bounded slope has a finite edge.
+    assert spectrum.quantile(0.999) <= spectrum.s_max * (1 + 1e-12) < math.inf
 
 
 @pytest.mark.filterwarnings("error")
@@ -462,8 +463,15 @@ def test_point_masses_inside_the_spectrum_of_layers_that_differ(
     assert spectrum.moment(2) == pytest.approx(reference.moment(2), rel=1e-10)
 
 
-@pytest.mark.parametrize(("depth", "weights"), [(1, "gaussian"), (3, "orthogonal")])
-@pytest.mark.parametrize("name", ["squared_relu", "square", "cube", "exp"])
+@pytest.mark.parametrize(
+    ("name", "depth", "weights"),
+    [
+        ("squared_relu", 1, "gaussian"),
+        ("square", 3, "orthogonal"),
+        ("cube", 1, "gaussian"),
+        ("exp", 3, "orthogonal"),
+    ],
+)
 def test_an_unbounded_slope_means_an_infinite_edge(name: str, depth: int, weights: str) -> None:
     functions = {"square": lambda h: h * h, "cube": lambda h: h**3, "exp": lambda h: np.exp(h)}
     phi = name if name == "squared_relu" else functions[name]
@@ -477,6 +485,6 @@ def test_an_unbounded_slope_means_an_infinite_edge(name: str, depth: int, weight
     )
 
 
-@pytest.mark.parametrize("name", [name for name in ACTIVATION_NAMES if name != "squared_relu"])
+@pytest.mark.parametrize("name", sorted({*ACTIVATION_NAMES} - {*EVERY, "squared_relu"}))
 def test_a_bounded_slope_means_a_finite_edge(name: str) -> None:
     assert math.isfinite(predict(name, 2, sigma_w=0.5, sigma_b=0.1, q0=0.5).s_max)
