@@ -165,6 +165,20 @@ def test_every_name_of_the_glossary_is_there() -> None:
     assert missing == []
 
 
+def test_every_name_of_the_table_of_places_is_there() -> None:
+    """The first name of a row in the file of its row, others somewhere in the package."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| .+? \| \[.+?\]\((isometry/\S+)\) \| (.+?) \|$", text, flags=re.MULTILINE)
+    package = "\n".join(path.read_text() for path in (ROOT / "isometry").rglob("*.py"))
+    assert len(rows) > 20
+    missing = []
+    for path, words in rows:
+        first, *others = [name.split(".")[-1] for name in re.findall(r"`@?(\w[\w.]*)`", words)] or [""]
+        missing += [f"{first} in {path}"] * (not re.search(rf"\b{first}\b", (ROOT / path).read_text()))
+        missing += [name for name in others if not re.search(rf"\b(def|class) {name}\b", package)]
+    assert missing == []
+
+
 @pytest.mark.parametrize(
     "page", sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")])
 )
