@@ -1,20 +1,30 @@
 """Products for some inputs of a batch, made from those of the whole batch. Internal.
 
-A model may couple the values of a batch without coupling its derivatives: x.tanh() * x.detach().abs().amax(). Each
-input then has a Jacobian of its own, which depends on the values of the others, and a group of inputs evaluated alone
-has another one.
+A model may couple the values of a batch without coupling its derivatives: x.tanh() * x.detach().abs().amax(), or
+x / len(x). Each input then has a Jacobian of its own, which depends on the others, their number or its place among
+them, and a group of inputs evaluated alone has another one.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from isometry.errors import FallbackWarning, IsometryError
+
 from .chunks import ChunkedProducts
 from .evaluation import Evaluation
-from .reference import sensitivity_of_matmat, sensitivity_of_rmatmat
+from .function import PointFunction
+from .numerics import torch_warnings_silenced
+from .reference import (
+    reference_rmatmat,
+    sensitivity_of_matmat,
+    sensitivity_of_rmatmat,
+)
 from .rounding import explained, generic_vectors, relative_difference
 
 
@@ -94,3 +104,70 @@ class BatchReference:
         moved = partial(sensitivity, evaluation.function, evaluation.point, vector[0], found)
         with torch.no_grad(), evaluation.numerics():
             return explained(difference, evaluation.unit, max(self._rounding, rounding), moved)
+
+
+def warn_where_the_batch_enters(
+    evaluation: Evaluation,
+    checked: tuple[Tensor, ...],
+    rounding: float,
+    alone: Callable[[int], Sequence[Callable[[], PointFunction]]],
+) -> None:
+    """Warn where the first or the last sample of a batch has another Jacobian when it is evaluated alone.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        Of the batch.
+    checked : tuple of Tensor
+        v, J v, u and J^T u of all samples.
+    rounding : float
+        Of the products, relative.
+    alone : callable
+        For the number of a sample callables that make its function, in as many ways as other inputs may be cut; one of
+        them is right. One that fails says nothing: a model may take batches of one size alone.
+    """
+    last = len(evaluation.point) - 1
+    with evaluation.numerics(), torch_warnings_silenced():
+        differs = any(_differs(evaluation, checked, rounding, k, alone(k)) for k in (last, 0))
+    if differs:
+        warnings.warn(
+            "the Jacobian of a sample depends on the batch (on the values or the number of the other samples, or on "
+            "its place among them): alone it has another one. Measured are the Jacobians in this batch; for those of "
+            "single samples measure them one by one",
+            FallbackWarning,
+            stacklevel=6,
+        )
+
+
+def _differs(
+    evaluation: Evaluation,
+    checked: tuple[Tensor, ...],
+    rounding: float,
+    number: int,
+    alone: Sequence[Callable[[], PointFunction]],
+) -> bool:
+    u, expected = (block[number : number + 1] for block in checked[2:])
+    differs = False
+    for make in alone:
+        found = _product_alone(make, u)
+        if found is None:
+            continue
+        product, sensitivity = found
+        if product.shape == expected.shape and explained(
+            relative_difference(product, expected), evaluation.unit, rounding, sensitivity
+        ):
+            return False
+        differs = True
+    return differs
+
+
+def _product_alone(make: Callable[[], PointFunction], u: Tensor) -> tuple[Tensor, Callable[[], float]] | None:
+    """J^T u of a sample alone, and its sensitivity to rounding; None where it fails."""
+    try:
+        part = make()
+        found = reference_rmatmat(part.function, part.point, u)[0]
+    except IsometryError:
+        return None
+    except Exception:
+        return None
+    return found, partial(sensitivity_of_rmatmat, part.function, part.point, u, found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from isometry.errors import InputError, IsometryError, ModelError
 
@@ -24,8 +23,8 @@ def first_line(error: Exception | None) -> str:
     return str(error).split("\n", 1)[0][:200]
 
 
-def failed_call(error: Exception, x: Tensor) -> Exception:
-    """The error to raise where PyTorch or the model's code fails on the input."""
+def failed_call(error: Exception, inputs: str) -> Exception:
+    """The error to raise where PyTorch or the model's code fails on ``inputs``, described in words."""
     if is_out_of_memory(error):
         return IsometryError(
             "out of memory in one evaluation of the model. Take fewer inputs, or a device with more memory"
@@ -37,9 +36,9 @@ def failed_call(error: Exception, x: Tensor) -> Exception:
             f"PyTorch says: {first_line(error)}"
         )
     return InputError(
-        f"the model fails on an input of shape {tuple(x.shape)} and type {x.dtype} on {x.device}: "
-        f"{type(error).__name__}: {first_line(error)}. Pass the input exactly as the model takes it, a batch axis "
-        "included; a function that holds tensors of its own needs dtype and device to agree with them"
+        f"the model fails on {inputs}: {type(error).__name__}: {first_line(error)}. Pass the input exactly "
+        "as the model takes it, a batch axis included, and further ones by args= and kwargs=; a function that holds "
+        "tensors of its own needs dtype and device to agree with them"
     )
 
 

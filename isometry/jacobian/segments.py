@@ -6,7 +6,7 @@ modules are called and however the forward pass is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,11 @@ from isometry.errors import InputError, ModelError
 from .backends import Products
 from .chunks import ChunkedProducts, chunk_within
 from .evaluation import Evaluation
+from .inputs import Wrt
 from .numerics import no_collection, torch_warnings_silenced
 from .operator import DEFAULT_MEMORY_LIMIT, JacobianOperator
+from .outputs import Output
+from .perturbation import norm
 from .product_checks import expected_rounding, linearity_error
 from .replay import (
     Graph,
@@ -107,7 +110,7 @@ class JacobianSegments:
 
     Parameters
     ----------
-    model, x, batched, dtype, device, memory_limit, output :
+    model, x, args, kwargs, wrt, batched, source, target, output, dtype, device, memory_limit :
         As for :class:`JacobianOperator`. With a batch, segments begin and end only where the samples lie along the
         first axis, each by itself.
 
@@ -134,18 +137,24 @@ class JacobianSegments:
 
     def __init__(
         self,
-        model: nn.Module | Callable[[Tensor], Any],
-        x: Tensor,
+        model: nn.Module | Callable[..., Any],
+        x: Any = None,
         *,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        wrt: Wrt = None,
         batched: bool = False,
+        source: str | None = None,
+        target: str | None = None,
+        output: Output = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         memory_limit: int = DEFAULT_MEMORY_LIMIT,
-        output: Any = None,
     ) -> None:
         whole = JacobianOperator(
-            model, x, batched=batched, dtype=dtype, device=device, memory_limit=memory_limit, output=output
-        )
+            model, x, args=args, kwargs=kwargs, wrt=wrt, batched=batched, source=source, target=target,
+            output=output, dtype=dtype, device=device, memory_limit=memory_limit,
+        )  # fmt: skip
         self._evaluation, self._memory_limit = whole.evaluation, memory_limit
         self._casts = whole.unit > whole.evaluation.unit
         self.point, self.batch = whole.point, whole.batch
@@ -279,7 +288,7 @@ class JacobianSegments:
             with at.numerics(), torch_warnings_silenced():
                 for product in products:
                     found = product(found)
-            difference, size = float((found - expected).double().norm()), float(expected.double().norm())
+            difference, size = norm(found - expected), norm(expected)
             if not difference <= bound * size:
                 raise ModelError(
                     f"the product of the {len(self._parts)} segments of this model differs from its Jacobian by "
