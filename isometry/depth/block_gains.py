@@ -138,12 +138,18 @@ def measure_blocks(
     else:
         own, point, operator = model, x, {**operator, **how, "dtype": dtype, "device": device}
         walk = recorded_walk(own, point, blocks, **operator)
-    with progress_listener(progress, "blocks") as tell:
+    with progress_listener(progress, "blocks") as listener:
         spectra, logs, sums = _walk(
-            walk, batched=batched, probes=probes, steps=steps, seed=seed, memory_limit=memory_limit, tell=tell
+            walk,
+            batched=batched,
+            probes=probes,
+            steps=steps,
+            seed=seed,
+            memory_limit=memory_limit,
+            progress=listener,
         )
         running = _running_spectra(
-            own, point, walk, operator, name=name, whole=whole, tell=tell, probes=probes, seed=seed
+            own, point, walk, operator, name=name, whole=whole, progress=listener, probes=probes, seed=seed
         )
     return replace(
         _profile(walk.blocks, spectra, logs, sums, running),
@@ -176,7 +182,7 @@ def _placed(
 
 
 def _walk(
-    walk: Walk, *, batched: bool, probes: int, steps: int, seed: int, memory_limit: int, tell: Progress
+    walk: Walk, *, batched: bool, probes: int, steps: int, seed: int, memory_limit: int, progress: Progress
 ) -> tuple[list[Spectrum], Array, list[ResidualGain]]:
     """Every block's own spectrum; ln ||J_b ... J_1 v||^2 as (L, inputs, probes), v of length 1; the residual sums."""
     logs: list[Array] = []
@@ -205,7 +211,7 @@ def _walk(
                     branch.mean_square, branch.mean_square_stderr,
                 )
             )  # fmt: skip
-        tell(number + 1, len(walk.blocks), f"block {block.name}")
+        progress(number + 1, len(walk.blocks), f"block {block.name}")
     return spectra, np.array(logs), sums
 
 
@@ -242,7 +248,7 @@ def _running_spectra(
     *,
     name: str,
     whole: Spectrum | None,
-    tell: Progress,
+    progress: Progress,
     probes: int,
     seed: int,
 ) -> dict[int, Spectrum]:
@@ -257,7 +263,7 @@ def _running_spectra(
             end = walk.depth_of_product(depth)
             if end is not None and end not in running:
                 block = walk.blocks[end - 1].name
-                tell(number, len(depths), f"product up to {block}")
+                progress(number, len(depths), f"product up to {block}")
                 running[end] = walk.product(
                     end, probes=probes, steps=RUNNING_STEPS, seed=seed, name=f"{name or 'network'} to {block}",
                     provenance={"running_product_of": name, "depth": end},

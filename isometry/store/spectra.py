@@ -256,7 +256,7 @@ def derived(spectrum: Spectrum) -> Arrays:
 
 
 def band(spectrum: Spectrum) -> Arrays:
-    """The certified band of the cdf on a grid, as in BAND_FIELDS: where the mass is, and over the whole range."""
+    """The confidence band of the cdf on a grid, as in BAND_FIELDS: where the mass is, and over the whole range."""
     low, high = spectrum.support
     with np.errstate(over="ignore"):
         where = np.unique(spectrum.quantile(np.linspace(0, 1, 33)))
