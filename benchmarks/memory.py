@@ -6,6 +6,7 @@ operator was made, and the operator's copy of the model. ``python benchmarks/mem
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -74,6 +75,8 @@ def peaks(case: Case) -> tuple[int, int]:
     # What is loaded at the first use is no part of the prediction.
     for warm in ("exact", "lanczos", "randomized"):
         measure(network(60, 50, dtype), torch.ones(50, dtype=dtype), warm, progress=False)
+    # Nor may it find room that an earlier case has left in the heap.
+    ctypes.CDLL(None).malloc_trim(0)
     model = network(m, n, dtype)
     x = torch.randn(*([inputs] if inputs else []), n, dtype=dtype) * 0.1
     limit = {name: options.pop(name) for name in ("memory_limit",) if name in options}
@@ -85,16 +88,15 @@ def peaks(case: Case) -> tuple[int, int]:
     return spectrum.provenance["predicted_peak_bytes"], _highest() - before + operator.copied_bytes
 
 
-def fresh_peaks(case: Case) -> tuple[int, int]:
-    """(predicted, measured) bytes, in a fresh process on one thread."""
+def fresh_peaks(*cases: Case) -> list[tuple[int, int]]:
+    """(predicted, measured) bytes of each case, one after another in a fresh process on one thread."""
     root = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, __file__, json.dumps(case)],
+        [sys.executable, __file__, json.dumps(cases)],
         capture_output=True, text=True, check=True, timeout=250,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
     )  # fmt: skip
-    predicted, measured = json.loads(done.stdout)
-    return predicted, measured
+    return [(predicted, measured) for predicted, measured in json.loads(done.stdout)]
 
 
 def _highest() -> int:
@@ -103,13 +105,13 @@ def _highest() -> int:
 
 
 def main() -> None:
-    """Print the table, or what one case takes."""
+    """Print the table, or what the given cases take."""
     if len(sys.argv) > 1:
-        print(json.dumps(peaks(json.loads(sys.argv[1]))))
+        print(json.dumps([peaks(case) for case in json.loads(sys.argv[1])]))
         return
     print(f"{'predicted':>9} {'measured':>9} {'ratio':>5}  case (MB)")
     for case in CASES:
-        predicted, measured = fresh_peaks(case)
+        ((predicted, measured),) = fresh_peaks(case)
         method, (m, n), inputs, dtype, options = case
         told = ", ".join(f"{name} {value}" for name, value in options.items())
         text = f"{method} {m} x {n}, {inputs or 1} inputs, {dtype}, {told}"

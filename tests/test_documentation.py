@@ -35,15 +35,22 @@ def build():
 
 
 # What makes a page smaller: that its lines run as they stand is what is tested.
-SMALLER = {"comparing.md": ("500", "100"), "sweeps.md": ("[2, 4, 8]", "[2, 4]")}
+SMALLER = {
+    "comparing.md": {"500": "100"},
+    "devices.md": {"randn(20, 64": "randn(2, 64"},
+    "measuring.md": {"depth=8, channels=4": "depth=4, channels=2", "randn(4, 8, 8": "randn(2, 8, 8"},
+    "sweeps.md": {"[2, 4, 8]": "[2, 4]", "seeds = 2": "seeds = 1", '"seeds": 2': '"seeds": 1'},
+}
 
 # Other pages are doctests or describe files; their own tests run them (tests/nn, tests/store).
 PAGES = sorted({path.name for path in (ROOT / "docs").glob("*.md")} - {"file-format.md", "initialisers.md"})
 
 
 def modules() -> list[str]:
+    """Those with examples; test_imports.py imports every one."""
     found = pkgutil.walk_packages(isometry.__path__, "isometry.")
-    return sorted(module.name for module in found if "__main__" not in module.name)
+    specs = (module.module_finder.find_spec(module.name, None) for module in found)
+    return sorted(spec.name for spec in specs if ">>>" in Path(spec.origin).read_text())
 
 
 @pytest.fixture(autouse=True)
@@ -111,10 +118,11 @@ def test_pages_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """The blocks of a page one after another, as a reader runs them: Python in one session, commands in one folder."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}
-    large, small = SMALLER.get(page, ("", ""))
     text = (ROOT / "docs" / page).read_text()
-    assert large in text
-    for language, code in blocks_of(text.replace(large, small) if large else text):
+    for large, small in SMALLER.get(page, {}).items():
+        assert large in text
+        text = text.replace(large, small)
+    for language, code in blocks_of(text):
         file = re.match(r"# (\S+\.toml)\n", code)
         if language == "toml" and file:
             Path(file[1]).write_text(code)
@@ -154,6 +162,20 @@ def test_every_name_of_the_glossary_is_there() -> None:
             resolve(name)
         except AttributeError:
             missing.append(name)
+    assert missing == []
+
+
+def test_every_name_of_the_table_of_places_is_there() -> None:
+    """The first name of a row in the file of its row, others somewhere in the package."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| .+? \| \[.+?\]\((isometry/\S+)\) \| (.+?) \|$", text, flags=re.MULTILINE)
+    package = "\n".join(path.read_text() for path in (ROOT / "isometry").rglob("*.py"))
+    assert len(rows) > 20
+    missing = []
+    for path, words in rows:
+        first, *others = [name.split(".")[-1] for name in re.findall(r"`@?(\w[\w.]*)`", words)] or [""]
+        missing += [f"{first} in {path}"] * (not re.search(rf"\b{first}\b", (ROOT / path).read_text()))
+        missing += [name for name in others if not re.search(rf"\b(def|class) {name}\b", package)]
     assert missing == []
 
 

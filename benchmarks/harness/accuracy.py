@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import wasserstein_distance
 
 from .contest import Answer
 
@@ -36,6 +35,8 @@ def of_density(answer: Answer, values: np.ndarray) -> dict[str, float]:
     Both are mostly chance of the probes: with as many probes all methods should show about the same, and a much larger
     one is an error of the method.
     """
+    from scipy.stats import wasserstein_distance
+
     nodes = np.asarray(answer["nodes"], dtype=np.float64)
     weights = np.asarray(answer["weights"], dtype=np.float64) / nodes.shape[0]
     distance = wasserstein_distance(nodes.ravel(), values, weights.ravel())

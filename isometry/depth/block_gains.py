@@ -23,11 +23,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from isometry.depth.block_walks import BlockOperator, Walk, block_seed, own_spectrum, walk_of
+from isometry.depth.block_walks import BlockOperator, Walk, block_seed, own_spectrum, recorded_walk, walk_of
 from isometry.depth.recorded_blocks import RecordedBlock
 from isometry.depth.sequential_blocks import Block
 from isometry.errors import InputError
-from isometry.jacobian import DEFAULT_MEMORY_LIMIT, point_function, refuse_training_mode
+from isometry.jacobian import (
+    DEFAULT_MEMORY_LIMIT,
+    Output,
+    Wrt,
+    model_inputs,
+    point_function,
+    refuse_training_mode,
+)
 from isometry.measurement import measure
 from isometry.progress import Progress, progress_listener
 from isometry.spectrum import ErrorModel, Spectrum
@@ -44,9 +51,15 @@ _TANGENTS = 7
 
 
 def measure_blocks(
-    model: nn.Module | Callable[[Tensor], Any],
-    x: Tensor,
+    model: nn.Module | Callable[..., Any],
+    x: Any = None,
     *,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    wrt: Wrt = None,
+    source: str | None = None,
+    target: str | None = None,
+    output: Output = None,
     blocks: str | None = None,
     probes: int = DEFAULT_PROBES,
     steps: int = DEFAULT_STEPS,
@@ -67,8 +80,10 @@ def measure_blocks(
     model : nn.Module or callable
         Any model whose run can be recorded, or a chain of layers: `torch.nn.Sequential` (nested as well), or a
         reference network of `isometry.nn`. It is not changed.
-    x : Tensor
+    x : Tensor, or a tuple, list, dict or dataclass of tensors
         One input, exactly as the model takes it; with ``batched``, B of them stacked first.
+    args, kwargs, wrt, source, target, output :
+        As for `isometry.JacobianOperator`. Where any is given, the blocks are those of a recording.
     blocks : str, optional
         Regular expression: a module whose whole name matches it is a block, and what lies between two of them is
         another. By default the children of a Sequential, or stem, layers and head of a reference network; of any other
@@ -108,23 +123,34 @@ def measure_blocks(
     for option, value, least in (("probes", probes, 2), ("steps", steps, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{option} is a whole number of {least} or more; got {value!r}")
-    if not callable(model) or not isinstance(x, Tensor):
+    if not callable(model):
         raise InputError(
-            f"measure_blocks takes an nn.Module, or a function of one tensor, and a tensor; got "
-            f"{type(model).__name__}, {type(x).__name__}"
+            f"measure_blocks takes an nn.Module, or a function of tensors; got {type(model).__name__}"
         )
     refuse_training_mode(model if isinstance(model, nn.Module) else None)
     began = time.perf_counter()
-    own, point = _placed(model, x, dtype, device)
-    walk = walk_of(own, point, blocks, batched=batched, memory_limit=memory_limit)
-    with progress_listener(progress, "blocks") as tell:
+    operator: dict[str, Any] = {"batched": batched, "memory_limit": memory_limit}
+    how = {"args": args, "kwargs": kwargs, "wrt": wrt, "source": source, "target": target, "output": output}
+    alone = isinstance(args, tuple) and not args and all(how[name] is None for name in how if name != "args")
+    if isinstance(x, Tensor) and alone:
+        own, point = _placed(model, x, dtype, device)
+        walk = walk_of(own, point, blocks, **operator)
+    else:
+        own, point, operator = model, x, {**operator, **how, "dtype": dtype, "device": device}
+        walk = recorded_walk(own, point, blocks, **operator)
+    with progress_listener(progress, "blocks") as listener:
         spectra, logs, sums = _walk(
-            walk, batched=batched, probes=probes, steps=steps, seed=seed, memory_limit=memory_limit, tell=tell
+            walk,
+            batched=batched,
+            probes=probes,
+            steps=steps,
+            seed=seed,
+            memory_limit=memory_limit,
+            progress=listener,
         )
         running = _running_spectra(
-            own, point, walk, name=name, whole=whole, tell=tell,
-            batched=batched, probes=probes, seed=seed, memory_limit=memory_limit,
-        )  # fmt: skip
+            own, point, walk, operator, name=name, whole=whole, progress=listener, probes=probes, seed=seed
+        )
     return replace(
         _profile(walk.blocks, spectra, logs, sums, running),
         name=name,
@@ -143,7 +169,7 @@ def _placed(
     device: torch.device | str | None,
 ) -> tuple[nn.Module | Callable[[Tensor], Any], Tensor]:
     """The model and the input on the device and in the dtype of the measurement, by default the model's own."""
-    point = point_function(model, x, dtype=dtype, device=device).point
+    point = point_function(model, model_inputs(model, x), dtype=dtype, device=device).point
     if not isinstance(model, nn.Module):
         return model, point
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
@@ -156,7 +182,7 @@ def _placed(
 
 
 def _walk(
-    walk: Walk, *, batched: bool, probes: int, steps: int, seed: int, memory_limit: int, tell: Progress
+    walk: Walk, *, batched: bool, probes: int, steps: int, seed: int, memory_limit: int, progress: Progress
 ) -> tuple[list[Spectrum], Array, list[ResidualGain]]:
     """Every block's own spectrum; ln ||J_b ... J_1 v||^2 as (L, inputs, probes), v of length 1; the residual sums."""
     logs: list[Array] = []
@@ -185,7 +211,7 @@ def _walk(
                     branch.mean_square, branch.mean_square_stderr,
                 )
             )  # fmt: skip
-        tell(number + 1, len(walk.blocks), f"block {block.name}")
+        progress(number + 1, len(walk.blocks), f"block {block.name}")
     return spectra, np.array(logs), sums
 
 
@@ -215,17 +241,16 @@ def _unit(tangents: Tensor, batched: bool) -> tuple[Tensor, Array]:
 
 
 def _running_spectra(
-    model: nn.Module | Callable[[Tensor], Any],
-    point: Tensor,
+    model: nn.Module | Callable[..., Any],
+    point: Any,
     walk: Walk,
+    operator: Mapping[str, Any],
     *,
     name: str,
     whole: Spectrum | None,
-    tell: Progress,
-    batched: bool,
+    progress: Progress,
     probes: int,
     seed: int,
-    memory_limit: int,
 ) -> dict[int, Spectrum]:
     """Spectra of the running product at depths 1, 4, 16, ..., and at full depth."""
     count = len(walk.blocks)
@@ -238,15 +263,15 @@ def _running_spectra(
             end = walk.depth_of_product(depth)
             if end is not None and end not in running:
                 block = walk.blocks[end - 1].name
-                tell(number, len(depths), f"product up to {block}")
+                progress(number, len(depths), f"product up to {block}")
                 running[end] = walk.product(
                     end, probes=probes, steps=RUNNING_STEPS, seed=seed, name=f"{name or 'network'} to {block}",
                     provenance={"running_product_of": name, "depth": end},
                 )  # fmt: skip
     if whole is None:
         whole = measure(
-            model, point, batched=batched, probes=probes, steps=RUNNING_STEPS, seed=seed,
-            memory_limit=memory_limit, progress=False, on_interrupt="raise", name=name,
+            model, point, probes=probes, steps=RUNNING_STEPS, seed=seed, progress=False, on_interrupt="raise",
+            name=name, **operator,
         )  # fmt: skip
     running[count] = whole
     return running

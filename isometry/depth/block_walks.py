@@ -83,7 +83,8 @@ def walk_of(
     InputError
         Where the pattern is no regular expression or matches no module.
     """
-    matches = block_pattern(model, pattern)
+    # Before anything is computed.
+    block_pattern(model, pattern)
     try:
         if isinstance(model, nn.Module):
             chain = blocks_of(model, pattern)
@@ -92,7 +93,15 @@ def walk_of(
     except ModelError:
         # No chain whose order is known.
         pass
-    segments = JacobianSegments(model, point, batched=batched, memory_limit=memory_limit)
+    return recorded_walk(model, point, pattern, batched=batched, memory_limit=memory_limit)
+
+
+def recorded_walk(
+    model: nn.Module | Callable[..., Any], x: Any, pattern: str | None, *, memory_limit: int, **options: Any
+) -> RecordedWalk:
+    """The blocks of a recording of the model; the options are those of :class:`JacobianSegments`."""
+    matches = block_pattern(model, pattern)
+    segments = JacobianSegments(model, x, memory_limit=memory_limit, **options)
     return RecordedWalk(segments, recorded_blocks(segments, matches), memory_limit)
 
 

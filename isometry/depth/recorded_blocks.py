@@ -94,10 +94,21 @@ def _usual_calls(segments: Sequence[JacobianSegment]) -> list[ModuleCall | None]
 def _matching_calls(
     segments: Sequence[JacobianSegment], matches: Callable[[str], object]
 ) -> list[ModuleCall | None]:
-    """The outermost call that matches, of each segment that ran in one such call and, beside it, in none."""
+    """The outermost call that matches, of each segment that ran in one such call and, beside it, in none.
+
+    A module that only holds others, as a ModuleList, is called with each of them.
+    """
 
     def outermost(stack: Stack) -> ModuleCall | None:
-        return next((call for call in stack if call.name and matches(call.name)), None)
+        for call in stack:
+            parts = call.name.split(".")
+            holders = (".".join(parts[:length]) for length in range(1, len(parts)))
+            holder = next((name for name in holders if matches(name)), None)
+            if holder is not None:
+                return ModuleCall(holder, 1, "modules")
+            if call.name and matches(call.name):
+                return call
+        return None
 
     calls = [{outermost(stack) for stack in segment.stacks} - {None} for segment in segments]
     if not any(len(found) == 1 for found in calls):
@@ -112,7 +123,7 @@ def _matching_calls(
 
 
 def _name(call: ModuleCall, chain: JacobianSegments) -> str:
-    return call.name if chain.times_called(call.name) == 1 else f"{call.name} (call {call.number})"
+    return call.name if chain.times_called(call.name) <= 1 else f"{call.name} (call {call.number})"
 
 
 def _described(segments: Sequence[JacobianSegment], chain: JacobianSegments) -> tuple[str, str]:

@@ -30,7 +30,8 @@ class Operator(Protocol):
 
     Optional attributes: ``input_shape``, ``output_shape`` (flat if missing), ``batch`` (None if missing),
     ``dtype`` and ``device`` (float32 on the CPU if missing), ``rounding`` (relative error of a product by rounding; 8
-    units if missing), ``unit`` (of rounding; that of ``dtype`` if missing), ``products``.
+    units if missing), ``unit`` (of rounding; that of ``dtype`` if missing), ``products``, ``reverse_only`` (whether
+    ``matmat`` raises; False if missing).
     """
 
     @property
@@ -124,6 +125,8 @@ class ShortSide:
             raise InputError(f"an operator of shape {m} x {n} has no singular values")
         self.shape = (m, n)
         self.transposed = m < n
+        # J^T u alone makes rows: all of them, also where they are the longer side.
+        self.rows_alone = bool(getattr(operator, "reverse_only", False))
         self.short, self.long = min(m, n), max(m, n)
         batch = getattr(operator, "batch", None)
         self.batch: int = batch or 1
@@ -170,6 +173,25 @@ class ShortSide:
         self.products += block.shape[0] * self.batch
         self.calls += 1
         return self._reverse(block) if self.transposed else self._forward(block)
+
+    def matrix(self, block: int, progress: Callable[[int, int], None] | None = None) -> Tensor:
+        """(B, short, long) in float64: A^T, a block of rows at a time, or A where there are rows of J alone."""
+        by_rows = self.transposed or self.rows_alone
+        (count, length), product = (
+            (self.shape, self._reverse) if by_rows else (self.shape[::-1], self._forward)
+        )
+        dense = torch.empty(self.batch, count, length, dtype=torch.float64, device=self.device)
+        for start in range(0, count, block):
+            stop = min(start + block, count)
+            unit = torch.zeros(stop - start, self.batch, count, dtype=self.dtype, device=self.device)
+            rows = torch.arange(stop - start, device=self.device)
+            unit[rows, :, start + rows] = 1
+            self.products += (stop - start) * self.batch
+            self.calls += 1
+            dense[:, start:stop] = product(unit).transpose(0, 1).to(torch.float64)
+            if progress is not None:
+                progress(stop, count)
+        return dense if count <= length else dense.mT
 
     def adjoint(self, block: Tensor) -> Tensor:
         """A^T u: (k, B, long) -> (k, B, short)."""

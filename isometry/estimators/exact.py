@@ -23,7 +23,8 @@ def exact(operator: Operator, *, block: int = 256, progress: StepProgress | None
     Parameters
     ----------
     operator : Operator
-        Anything with ``shape``, ``matmat`` and ``rmatmat``; with a batch, each sample has its own matrix.
+        Anything with ``shape``, ``matmat`` and ``rmatmat``; with a batch, each sample has its own matrix. One that is
+        ``reverse_only`` is built from its rows, whichever side is shorter.
     block : int
         Rows or columns made at once.
     progress : callable, optional
@@ -45,15 +46,7 @@ def exact(operator: Operator, *, block: int = 256, progress: StepProgress | None
     """
     began = time.perf_counter()
     side = ShortSide(operator)
-    dense = torch.empty(side.batch, side.short, side.long, dtype=torch.float64, device=side.device)
-    for start in range(0, side.short, block):
-        stop = min(start + block, side.short)
-        unit = torch.zeros(stop - start, side.batch, side.short, dtype=side.dtype, device=side.device)
-        rows = torch.arange(stop - start, device=side.device)
-        unit[rows, :, start + rows] = 1
-        dense[:, start:stop] = side.apply(unit).transpose(0, 1).to(torch.float64)
-        if progress is not None:
-            progress(stop, side.short)
+    dense = side.matrix(block, progress)
     # Scaled to order one: the squares inside an SVD of a matrix of size 1e-200 would underflow.
     scale = dense.abs().amax(dim=(1, 2))
     dense /= torch.where(scale > 0, scale, 1.0)[:, None, None]

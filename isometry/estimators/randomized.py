@@ -339,8 +339,8 @@ def _joined(side: ShortSide, deflation: _Deflation, rest: _Rest) -> Spectrum:
     extremes = extremes_of_found(
         top,
         top_error,
-        # Values that were taken out may be the smallest ones, where all others are alike.
-        [rest.smallest, _smallest_taken_out(deflation)],
+        # Deflated values may be the smallest ones, where all others are alike.
+        [rest.smallest, _smallest_deflated(deflation)],
         lower=_lower_bound(s, deflation.residuals + side.rounding_error(s, s[:, :1], vectors), beyond),
         floor=floor,
         rounding=side.rounding_error(rest.smallest[0], s[:, 0], vectors),
@@ -356,7 +356,7 @@ def _joined(side: ShortSide, deflation: _Deflation, rest: _Rest) -> Spectrum:
     )
 
 
-def _smallest_taken_out(deflation: _Deflation) -> tuple[Array, Array]:
+def _smallest_deflated(deflation: _Deflation) -> tuple[Array, Array]:
     """(s, residual) of the smallest of the deflated triplets, (B,) each."""
     last = (deflation.counts - 1)[:, None]
     return tuple(

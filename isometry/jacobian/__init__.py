@@ -2,6 +2,7 @@
 
 from .checks import refuse_training_mode
 from .function import point_function
+from .inputs import InputPart, Inputs, Wrt, model_inputs
 from .layers import LayerInfo, named_layers
 from .matrix import MatrixOperator
 from .numerics import strict_numerics, warnings_silenced
@@ -11,7 +12,7 @@ from .replay import ModuleCall
 from .segments import JacobianSegment, JacobianSegments, SegmentOperator
 
 __all__ = [
-    "DEFAULT_MEMORY_LIMIT", "JacobianOperator", "JacobianSegment", "JacobianSegments", "LayerInfo", "MatrixOperator",
-    "ModuleCall", "Output", "SegmentOperator", "named_layers", "point_function", "refuse_training_mode",
-    "strict_numerics", "warnings_silenced",
+    "DEFAULT_MEMORY_LIMIT", "InputPart", "Inputs", "JacobianOperator", "JacobianSegment", "JacobianSegments",
+    "LayerInfo", "MatrixOperator", "ModuleCall", "Output", "SegmentOperator", "Wrt", "model_inputs", "named_layers",
+    "point_function", "refuse_training_mode", "strict_numerics", "warnings_silenced",
 ]  # fmt: skip

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from isometry.errors import FallbackWarning, IsometryError
+from isometry.errors import FallbackWarning, IsometryError, ModelError
 
 from .evaluation import Evaluation
-from .failures import first_line, is_out_of_memory, no_memory_for_one_probe, no_product
+from .failures import (
+    FAILURES_OF_DERIVATIVES,
+    first_line,
+    is_out_of_memory,
+    no_memory_for_one_probe,
+    no_product,
+)
 from .numerics import torch_warnings_silenced
 from .replay import Disagreement, NoRule, checked_replay
-from .rounding import generic_vectors
-from .torch_func import Candidates, matmat_candidates, rmatmat_candidates
+from .rounding import generic_vectors, relative_difference
+from .torch_func import Candidate, matmat_candidates, rmatmat_candidates
 
+# A relative difference of two computations of one product that rounding does not make.
+_NOT_ROUNDING = 0.1
 # Tensors of the size of the largest intermediate that are alive at once for each probe, measured on deep conv nets.
 _LIVE_TENSORS = 6
 
@@ -33,17 +41,20 @@ class Products:
     matmat, rmatmat : callable
         J v, (k, \\*input) -> (k, \\*output), and J^T u.
     backend : str
-        "replay", or "torch.func (...)" with the reason why it is not a replay.
+        "replay", or "torch.func (...)" with the reason why it is not a replay, or "reverse products alone (...)".
     bytes_per_probe : int
         About the memory that the intermediates of a product take for each probe.
     checked : tuple of Tensor
         (v, J v, u, J^T u) of random vectors: those that a replay was compared with torch.func at, or first products.
+        J v is not a product but zeros with ``reverse_only``.
     recorded : bool
         Whether products are a replay.
     error : float
         How far products of a replay are off by rounding, relative.
     casts : bool
         Whether the recorded run makes tensors of a coarser type than the input.
+    reverse_only : bool
+        Whether there is no J v.
     """
 
     matmat: Callable[[Tensor], Tensor]
@@ -54,10 +65,19 @@ class Products:
     recorded: bool = False
     error: float = 0.0
     casts: bool = False
+    reverse_only: bool = False
+
+    def without_forward(self, evaluation: Evaluation, reason: str) -> Products:
+        """The same, as :func:`reverse_products` has it: J v raises ModelError."""
+        v, _, u, jtu = self.checked
+        return replace(
+            self, matmat=_no_forward_product(reason), backend=f"reverse products alone ({reason})",
+            checked=(v, torch.zeros_like(evaluation.value), u, jtu), recorded=False, reverse_only=True,
+        )  # fmt: skip
 
 
 def choose_products(evaluation: Evaluation, *, check: bool = True) -> Products:
-    """The products of a replay that agrees with torch.func, else those of torch.func.
+    """The products of a replay that agrees with torch.func, else those of torch.func, else J^T u alone.
 
     Parameters
     ----------
@@ -77,7 +97,18 @@ def choose_products(evaluation: Evaluation, *, check: bool = True) -> Products:
     except Disagreement as wrong:
         reason = f"the recorded map is wrong: {wrong}"
         warnings.warn(f"{reason}. Products come from torch.func instead", FallbackWarning, stacklevel=4)
-    return _torch_func(evaluation, reason, check=check)
+    reverse = reverse_products(evaluation, reason, check=check)
+    try:
+        return _with_forward(evaluation, reverse, reason)
+    except ModelError as missing:
+        cause = missing.__cause__
+        reason = first_line(cause if isinstance(cause, Exception) else missing)
+    warnings.warn(
+        f"this model has a reverse derivative alone ({reason}): method='exact' measures it, from rows of J",
+        FallbackWarning,
+        stacklevel=4,
+    )
+    return reverse.without_forward(evaluation, f"neither forward mode nor a second derivative: {reason}")
 
 
 def _replay(evaluation: Evaluation, *, check: bool) -> Products:
@@ -107,33 +138,62 @@ def _replay(evaluation: Evaluation, *, check: bool) -> Products:
     )
 
 
-def _torch_func(evaluation: Evaluation, reason: str, *, check: bool) -> Products:
+def reverse_products(evaluation: Evaluation, reason: str, *, check: bool = True) -> Products:
+    """J^T u by torch.func, or by plain autograd; J v raises ModelError.
+
+    Raises
+    ------
+    ModelError
+        Where two evaluations differ, or neither differentiates the function.
+    """
     if check:
         evaluation.refuse_random(evaluation.repeated())
         if not torch.equal(evaluation.outputs[-1], evaluation.value):
             evaluation.refuse_random(evaluation.repeated())
-    function, point, value = evaluation.function, evaluation.point, evaluation.value
+    point, value = evaluation.point, evaluation.value
     (u,), (v,) = generic_vectors(value, 1, seed=1), generic_vectors(point, 1, seed=2)
-    rmatmat, jtu = _first_working(rmatmat_candidates(function, point), evaluation, u)
-    matmat, jv = _first_working(matmat_candidates(function, point, value), evaluation, v)
+    rmatmat, jtu = _first_working(rmatmat_candidates(evaluation.function, point), evaluation, u)
     size = _LIVE_TENSORS * _largest_tensor(evaluation)
-    return Products(matmat, rmatmat, f"torch.func ({reason})", size, (v, jv, u, jtu))
+    made = Products(_no_forward_product(reason), rmatmat, "", size, (v, torch.zeros_like(value), u, jtu))
+    return made.without_forward(evaluation, reason)
+
+
+def _with_forward(evaluation: Evaluation, reverse: Products, reason: str) -> Products:
+    """The same with J v by torch.func, or by double backward; raises ModelError where no way works."""
+    v, _, u, jtu = reverse.checked
+    candidates = matmat_candidates(evaluation.function, evaluation.point, evaluation.value)
+    matmat, jv = _first_working(candidates, evaluation, v)
+    return replace(
+        reverse, matmat=matmat, backend=f"torch.func ({reason})", checked=(v, jv, u, jtu), reverse_only=False
+    )
+
+
+def _no_forward_product(reason: str) -> Callable[[Tensor], Tensor]:
+    def refuse(_: Tensor) -> Tensor:
+        raise ModelError(
+            f"there is no product J v of this model ({reason}), which Golub-Kahan and all that stands on it need: take "
+            "method='exact', which builds J from its rows J^T u, or measure a part, with source= and target="
+        )
+
+    return refuse
 
 
 def _first_working(
-    candidates: Candidates, evaluation: Evaluation, vector: Tensor
+    candidates: list[Candidate], evaluation: Evaluation, vector: Tensor
 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """The first product that works on one vector, and what it gives; a FallbackWarning where it is not the fastest."""
     first: Exception | None = None
     texts: list[str] = []
-    for note, make in candidates:
+    for note, make, batched in candidates:
         try:
             with evaluation.numerics(), torch_warnings_silenced():
                 product = make()
                 (found,) = product(vector[None])
+                if batched:
+                    _refuse_wrong_batching(product, vector, found)
         except IsometryError:
             raise
-        except (NotImplementedError, RuntimeError) as error:
+        except FAILURES_OF_DERIVATIVES as error:
             if is_out_of_memory(error):
                 raise no_memory_for_one_probe() from error
             first = first or error
@@ -146,6 +206,16 @@ def _first_working(
             warnings.warn(f"{note} ({first_line(first)})", FallbackWarning, stacklevel=6)
         return product, found
     raise no_product(first, "; ".join(texts)) from first
+
+
+def _refuse_wrong_batching(product: Callable[[Tensor], Tensor], vector: Tensor, found: Tensor) -> None:
+    """Raise RuntimeError where a vector has another product beside others than alone.
+
+    vmap over the reverse pass of cdist mixes the probes (PyTorch 2.13).
+    """
+    beside = product(torch.stack([torch.roll(vector.reshape(-1), 1).reshape(vector.shape), vector]))[1]
+    if relative_difference(beside, found) > _NOT_ROUNDING:
+        raise RuntimeError("vmap over a derivative of this model mixes the probes")
 
 
 def _largest_tensor(evaluation: Evaluation) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 import torch
@@ -39,6 +39,8 @@ class Evaluation:
         Whether it holds fused recurrent layers.
     tf32 : bool
         Whether products may round their factors to TF32.
+    inputs : str
+        What the model is called with, for messages.
     draws : bool
         Whether the evaluation drew from PyTorch's random numbers.
     outputs : list of Tensor
@@ -52,6 +54,7 @@ class Evaluation:
     module: nn.Module | None
     recurrent: bool
     tf32: bool
+    inputs: str = "an input"
     draws: bool = False
     outputs: list[Tensor] = field(default_factory=list)
 
@@ -77,7 +80,7 @@ class Evaluation:
 
     def repeated(self) -> Tensor:
         """f(x) evaluated once more."""
-        return _value(self.function, self.point, self.numerics())
+        return _value(self.function, self.point, self.numerics(), self.inputs)
 
     def refuse_random(self, other: Tensor) -> None:
         """Raise ModelError where the output of another evaluation differs by more than rounding."""
@@ -100,21 +103,26 @@ class Evaluation:
 
 
 def evaluate(
-    part: PointFunction, x: Tensor, *, batched: bool = False, source: str | None = None, tf32: bool = False
+    part: PointFunction,
+    *,
+    batched: bool = False,
+    source: str | None = None,
+    tf32: bool = False,
+    run: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
 ) -> Evaluation:
     """The evaluation of a function at its point.
 
     Parameters
     ----------
     part : PointFunction
-    x : Tensor
-        The input of the model that the part belongs to.
     batched : bool
         Whether the first axis of the point holds samples with a Jacobian each.
     source : str, optional
         The module that the point enters, for messages.
     tf32 : bool
         Whether products on a GPU may round their factors to TF32.
+    run : callable, optional
+        Called with the function and the point for the value; the function itself is called if not given.
 
     Raises
     ------
@@ -126,22 +134,35 @@ def evaluate(
     point = part.point
     if batched and point.dim() < 1:
         raise InputError("batched=True needs a leading batch axis; the input is a scalar")
-    if batched and source is not None and point.shape[0] != x.shape[0]:
+    size = part.inputs.batch_size
+    if batched and source is not None and point.shape[0] != size:
         raise InputError(
             f"batched=True: what enters {source!r} has shape {tuple(point.shape)}, whose first axis is "
-            f"not the batch of {x.shape[0]}; choose another source="
+            f"not the batch of {size}; choose another source="
         )
     batch = point.shape[0] if batched else None
     tf32 = tf32 and point.device.type == "cuda"
     before = _random_state(point.device)
-    value = _value(part.function, point, strict_numerics(point.device, recurrent=part.recurrent, tf32=tf32))
+    first = part.function if run is None else partial(run, part.function)
+    numerics = strict_numerics(point.device, recurrent=part.recurrent, tf32=tf32)
+    value = _value(first, point, numerics, part.inputs.in_words)
     draws = not torch.equal(before, _random_state(point.device))
     if batched and (value.dim() < 1 or value.shape[0] != batch):
         raise InputError(
             f"batched=True: {batch} inputs gave an output of shape {tuple(value.shape)}, whose first axis "
             "is not the batch. Pass one input, or a model that keeps the batch first"
         )
-    made = Evaluation(part.function, point, value.detach(), batch, part.module, part.recurrent, tf32, draws)
+    made = Evaluation(
+        part.function,
+        point,
+        value.detach(),
+        batch,
+        part.module,
+        part.recurrent,
+        tf32,
+        part.inputs.in_words,
+        draws,
+    )
     m, n = made.output_shape.numel(), made.input_shape.numel()
     if m == 0 or n == 0:
         raise InputError(f"J is empty: {m} x {n}")
@@ -155,7 +176,7 @@ def _random_state(device: torch.device) -> Tensor:
 
 
 def _value(
-    function: Callable[[Tensor], Tensor], point: Tensor, numerics: AbstractContextManager[None]
+    function: Callable[[Tensor], Tensor], point: Tensor, numerics: AbstractContextManager[None], inputs: str
 ) -> Tensor:
     try:
         with numerics:
@@ -163,4 +184,4 @@ def _value(
     except IsometryError:
         raise
     except Exception as error:
-        raise failed_call(error, point) from error
+        raise failed_call(error, inputs) from error

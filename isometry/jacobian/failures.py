@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from isometry.errors import InputError, IsometryError, ModelError
+
+# What PyTorch, and the code of a custom derivative, raise where a way of differentiating does not work.
+FAILURES_OF_DERIVATIVES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -21,8 +23,8 @@ def first_line(error: Exception | None) -> str:
     return str(error).split("\n", 1)[0][:200]
 
 
-def failed_call(error: Exception, x: Tensor) -> Exception:
-    """The error to raise where PyTorch or the model's code fails on the input."""
+def failed_call(error: Exception, inputs: str) -> Exception:
+    """The error to raise where PyTorch or the model's code fails on ``inputs``, described in words."""
     if is_out_of_memory(error):
         return IsometryError(
             "out of memory in one evaluation of the model. Take fewer inputs, or a device with more memory"
@@ -34,9 +36,9 @@ def failed_call(error: Exception, x: Tensor) -> Exception:
             f"PyTorch says: {first_line(error)}"
         )
     return InputError(
-        f"the model fails on an input of shape {tuple(x.shape)} and type {x.dtype} on {x.device}: "
-        f"{type(error).__name__}: {first_line(error)}. Pass the input exactly as the model takes it, a batch axis "
-        "included; a function that holds tensors of its own needs dtype and device to agree with them"
+        f"the model fails on {inputs}: {type(error).__name__}: {first_line(error)}. Pass the input exactly "
+        "as the model takes it, a batch axis included, and further ones by args= and kwargs=; a function that holds "
+        "tensors of its own needs dtype and device to agree with them"
     )
 
 
@@ -72,7 +74,4 @@ def _likely_cause(text: str) -> str:
         )
     if "saved tensor hooks" in text:
         return "it uses gradient checkpointing: switch that off for the measurement"
-    return (
-        "an operation of it has neither a forward-mode nor a second derivative, or is not differentiable at all; "
-        "source= and target= measure the parts on either side of it"
-    )
+    return "an operation of it has no derivative; source= and target= measure the parts on either side of it"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from isometry.errors import InputError
 
+from .inputs import Inputs
 from .numerics import default_device
 from .outputs import Output, select_output
 from .placement import working_dtype_and_device
@@ -33,6 +34,8 @@ class PointFunction:
         Pure: Tensor -> Tensor.
     point : Tensor
         Where J is taken.
+    inputs : Inputs
+        Everything that the model is called with.
     private : PrivateModule or None
         The copy with its state, which another function of the same model may share.
     recurrent : bool
@@ -43,6 +46,7 @@ class PointFunction:
 
     function: Callable[[Tensor], Tensor]
     point: Tensor
+    inputs: Inputs
     private: PrivateModule | None
     recurrent: bool
     description: str
@@ -54,8 +58,8 @@ class PointFunction:
 
 
 def point_function(
-    model: nn.Module | Callable[[Tensor], Any],
-    x: Tensor,
+    model: nn.Module | Callable[..., Any],
+    inputs: Inputs,
     *,
     source: str | None = None,
     target: str | None = None,
@@ -70,9 +74,9 @@ def point_function(
     Parameters
     ----------
     model : nn.Module or callable
-        Maps ``x`` to an output.
-    x : Tensor
-        The input, as the model takes it.
+        Maps the inputs to an output.
+    inputs : Inputs
+        What it is called with, and with respect to which of it.
     source, target : str, optional
         Names of modules (``model.named_modules()``). J is then the Jacobian of what leaves ``target`` with respect
         to what enters ``source``; both belong to the part. A module called several times counts with its first
@@ -92,16 +96,11 @@ def point_function(
         raise InputError(
             "source= and target= name modules, but a plain function was passed; pass the nn.Module"
         )
-    if not isinstance(x, Tensor):
-        raise InputError(f"the input is a {type(x).__name__}; pass a torch.Tensor (torch.as_tensor converts)")
-    dtype, device = working_dtype_and_device(module, x, dtype, device, has_source=source is not None)
-    # A clone: of memory of its own, also where x is an expanded view, and whatever happens to x later.
-    x = x.detach().to(device).clone()
-    if x.is_floating_point():
-        x = x.to(dtype)
+    dtype, device = working_dtype_and_device(module, inputs, dtype, device)
+    inputs = inputs.placed(dtype, device)
     source_module, target_module = named_module(module, source), named_module(module, target)
     if module is None:
-        call: Callable[[Tensor], Any] = model
+        call: Callable[..., Any] = model
         lock: AbstractContextManager[Any] = nullcontext()
     else:
         private = private or PrivateModule(module, dtype, device)
@@ -111,24 +110,29 @@ def point_function(
         )
 
     factories = device if factories_are_placed else torch.device("cpu")
+
+    def called_with(z: Tensor | None) -> Callable[[], Any]:
+        args, kwargs = inputs.at(z)
+        return lambda: call(*args, **kwargs)
+
     if source_module is None:
-        point = x
+        point = inputs.point
 
         def function(z: Tensor) -> Tensor:
-            # A clone, so that a model which works in place on its input does not change the point.
             with lock, default_device(factories):
-                return select_output(run_between(call, z.clone(), None, None, target_module, target), output)
+                return select_output(run_between(called_with(z), None, None, target_module, target), output)
     else:
         with lock, default_device(factories):
-            point = tensor_entering(call, x, source_module, str(source))
+            point = tensor_entering(called_with(None), source_module, str(source), inputs.in_words)
 
         def function(z: Tensor) -> Tensor:
             with lock, default_device(factories):
-                return select_output(run_between(call, x, source_module, z, target_module, target), output)
+                run = called_with(None)
+                return select_output(run_between(run, source_module, z, target_module, target), output)
 
     part = "" if source is None and target is None else f" [{source or 'input'} -> {target or 'output'}]"
     recurrent = module is not None and any(isinstance(part_, nn.RNNBase) for part_ in module.modules())
-    return PointFunction(function, point, private, recurrent, _describe(model, module) + part)
+    return PointFunction(function, point, inputs, private, recurrent, _describe(model, module) + part)
 
 
 def uncompiled(model: Any) -> Any:
@@ -149,9 +153,7 @@ def _module_behind(model: Any) -> nn.Module | None:
             f"a method of {type(owner).__name__} was passed; pass the module itself, or a function that calls it"
         )
     if not callable(model):
-        raise InputError(
-            f"the model is a {type(model).__name__}; pass an nn.Module or a function of one tensor"
-        )
+        raise InputError(f"the model is a {type(model).__name__}; pass an nn.Module or a function of tensors")
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +27,16 @@ class LayerInfo:
     parameters: int
 
 
-def named_layers(model: nn.Module, x: Tensor) -> list[LayerInfo]:
+def named_layers(
+    model: nn.Module, x: Any = None, *, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> list[LayerInfo]:
     """Every named module that runs on ``x``, in the order of first call, containers before what they hold.
 
     Parameters
     ----------
     model : nn.Module
-    x : Tensor
-        An input as the model takes it.
+    x, args, kwargs :
+        The inputs as the model takes them, as for :class:`JacobianOperator`.
     """
     model = uncompiled(model)
     if not isinstance(model, nn.Module):
@@ -62,8 +64,9 @@ def named_layers(model: nn.Module, x: Tensor) -> list[LayerInfo]:
         part = private.counterpart(module)
         part.register_forward_pre_hook(note_input(name), with_kwargs=True)
         part.register_forward_hook(note_output(name))
+    positional = (*(() if x is None else (x,)), *args)
     with torch.no_grad():
-        private(x)
+        private(*positional, **(kwargs or {}))
     return [
         LayerInfo(
             name,

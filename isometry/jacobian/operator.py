@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import InputError
+from isometry.errors import AdjointError, InputError, IsometryError
 
-from .backends import choose_products
-from .batch_rows import BatchReference, BatchRows
+from .backends import choose_products, reverse_products
+from .batch_rows import BatchReference, BatchRows, warn_where_the_batch_enters
 from .checks import refuse_training_mode
 from .chunks import ChunkedProducts, chunk_within
 from .evaluation import Evaluation, evaluate
-from .function import point_function
+from .function import PointFunction, point_function, uncompiled
+from .inputs import Inputs, Wrt, model_inputs
 from .numerics import no_collection, strict_numerics
 from .outputs import Output
 from .private_module import PrivateModule
-from .product_checks import adjoint_error, checked_rounding, expected_rounding, linearity_error
+from .product_checks import (
+    adjoint_error,
+    checked_rounding,
+    expected_rounding,
+    linearity_error,
+    reverse_alone,
+    warn_of_another_derivative,
+)
+from .rows import TrackedRun
 from .zero import cause_of_zero
 
 if TYPE_CHECKING:
@@ -38,15 +49,25 @@ class JacobianOperator:
         f. A module is copied with its weights, and nothing of it is touched: parameters, buffers, gradients, mode,
         hooks. J stays that of the model as it is now, also while another thread trains it. A function is called as it
         is, with the tensors and modules that it refers to: leave those as they are.
-    x : Tensor
-        The input: one, exactly as the model takes it; or B of them stacked first with ``batched=True``.
+    x : Tensor, or a tuple, list, dict or dataclass of tensors
+        The input: one, exactly as the model takes it; or B of them stacked first with ``batched=True``. None where the
+        model takes keywords alone.
+    args, kwargs : tuple and mapping, optional
+        Further inputs: the model is called as ``model(x, *args, **kwargs)``. Whole numbers and whatever is not
+        differentiated stay as they are, but that floating tensors take the dtype and all the device of the measurement.
+    wrt : str, int, or sequence of them, optional
+        What J is taken with respect to, by position, name or path: ``1``, ``"timestep"``, ``"batch.image"``. Of a
+        container all floating tensors are taken. Several are flattened and joined in the order given (``parts``). By
+        default ``x`` where it is a floating tensor, else the only floating tensor among the inputs.
     batched : bool
-        Whether ``x`` is (B, *input_shape) with a Jacobian for each sample. A model that couples its samples is
-        refused then. Without it, everything in ``x`` is one input, a leading batch axis included.
+        Whether what is differentiated is (B, *input_shape) with a Jacobian for each sample. The model is called once,
+        with the whole batch and all other inputs as they are. One that couples its samples is refused then. Without it,
+        everything is one input, a leading batch axis included.
     source, target : str, optional
         Names of modules: J of what leaves ``target`` with respect to what enters ``source``.
     output : str, int, callable, optional
-        Which tensor to take where the model returns a tuple, list, dict or object.
+        Which tensor to take where the model returns a tuple, list, dict or object: a key, a position, a path such as
+        ``"decoder.0.logits"``, or a function of what it returns.
     dtype : torch.dtype, optional
         float32 or float64; the model's own if not given. The model is copied, not changed.
     device : optional
@@ -56,6 +77,10 @@ class JacobianOperator:
         results repeat.
     memory_limit : int
         Bytes the intermediates of one chunk may take.
+    products : {"both", "auto", "reverse"}
+        "auto" takes all rows of J at once where there are at most 32 outputs, which is cheaper than a recording; both
+        products follow from them. "reverse" asks for J^T u alone, which every model has that trains: ``matmat`` raises
+        ModelError, and ``method="exact"`` takes rows of J. A model without a working J v is measured so in any case.
     check : bool
         Whether to test finiteness, determinism, coupling and <J v, u> = <v, J^T u> at construction.
     tf32 : bool
@@ -66,6 +91,10 @@ class JacobianOperator:
     ----------
     model, x, memory_limit :
         As given; ``options`` has all other arguments too.
+    inputs : Inputs
+        Everything that the model is called with.
+    parts : tuple of InputPart
+        Where ``wrt`` joins several tensors: the path, shape and place of each among the n inputs. Else empty.
     shape : (int, int)
         (m, n) of one sample's Jacobian.
     input_shape, output_shape : torch.Size
@@ -75,8 +104,10 @@ class JacobianOperator:
     products : int
         Jacobian products applied so far, each J v and each J^T u of each sample counting one.
     backend : str
-        What makes the products: "replay" of the recorded linear maps, or "torch.func (...)" with the first operation
-        that has none.
+        What makes the products: "replay" of the recorded linear maps; "torch.func (...)", slower, with the first
+        operation that has none; "the m rows of J, by autograd"; "reverse products alone (...)", with the reason.
+    reverse_only : bool
+        Whether there is J^T u alone.
     bytes_per_probe : int
         About the memory that the intermediates of a product take for each probe, of all inputs of the batch together.
     copied_bytes : int
@@ -112,9 +143,12 @@ class JacobianOperator:
 
     def __init__(
         self,
-        model: nn.Module | Callable[[Tensor], Any],
-        x: Tensor,
+        model: nn.Module | Callable[..., Any],
+        x: Any = None,
         *,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        wrt: Wrt = None,
         batched: bool = False,
         source: str | None = None,
         target: str | None = None,
@@ -123,9 +157,12 @@ class JacobianOperator:
         device: torch.device | str | None = None,
         chunk: int | None = None,
         memory_limit: int = DEFAULT_MEMORY_LIMIT,
+        products: str = "both",
         check: bool = True,
         tf32: bool = False,
     ) -> None:
+        if products not in ("both", "auto", "reverse"):
+            raise InputError(f'products is "both", "auto" or "reverse"; got {products!r}')
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk is at least 1; got {chunk}")
         if memory_limit < 1:
@@ -134,14 +171,16 @@ class JacobianOperator:
         self.model, self.x, self.memory_limit = model, x, memory_limit
         self.options: dict[str, Any] = {
             "batched": batched, "source": source, "target": target, "output": output, "dtype": dtype,
-            "device": device, "chunk": chunk, "memory_limit": memory_limit, "check": check, "tf32": tf32,
+            "device": device, "chunk": chunk, "memory_limit": memory_limit, "products": products, "check": check,
+            "tf32": tf32, "wrt": wrt,
         }  # fmt: skip
-        # As it is now, whatever becomes of it before a group of inputs is measured.
-        self._inputs = x.detach().clone() if batched and isinstance(x, Tensor) else x
-        self._set_up(x, None)
+        inputs = model_inputs(uncompiled(model), x, args, kwargs, wrt, source=source, batched=batched)
+        self._set_up(inputs, None, whole=True)
+        # As they are now, whatever becomes of them before a group of inputs is measured.
+        self.inputs = inputs.snapshot() if batched else inputs
 
-    def _set_up(self, x: Tensor, private: PrivateModule | None) -> None:
-        """Linearise at ``x``, by a copy of the model that another operator has made."""
+    def _set_up(self, inputs: Inputs, private: PrivateModule | None, *, whole: bool = False) -> None:
+        """Linearise at the inputs, by a copy of the model that another operator has made."""
         model, options = self.model, self.options
         batched, source, tf32, check, chunk = (
             options[name] for name in ("batched", "source", "tf32", "check", "chunk")
@@ -150,35 +189,63 @@ class JacobianOperator:
         factories_are_placed = torch.get_default_device() != torch.device("cpu")
         # Whatever the model draws here, the caller's random state stays as it is.
         with strict_numerics(torch.device("cpu")), torch.random.fork_rng(devices=devices), no_collection():
-            part = point_function(
-                model, x, source=source, target=options["target"], output=options["output"],
-                dtype=options["dtype"], device=options["device"], private=private,
-                factories_are_placed=factories_are_placed,
+            make = partial(
+                point_function, model, source=source, target=options["target"], output=options["output"],
+                dtype=options["dtype"], device=options["device"], factories_are_placed=factories_are_placed,
             )  # fmt: skip
-            evaluation = evaluate(part, x, batched=batched, source=source, tf32=tf32)
-            products = choose_products(evaluation, check=check)
+            part = make(inputs, private=private)
+            tracked = TrackedRun() if options["products"] == "auto" else None
+            evaluation = evaluate(part, batched=batched, source=source, tf32=tf32, run=tracked)
+            rows = None if tracked is None else tracked.products(evaluation)
+            if rows is not None:
+                products = rows
+            elif options["products"] == "reverse":
+                products = reverse_products(evaluation, "as asked", check=check)
+            else:
+                products = choose_products(evaluation, check=check)
+                if check and products.reverse_only:
+                    warn_of_another_derivative(evaluation, products)
             if chunk is None:
                 chunk = chunk_within(self.memory_limit, products.bytes_per_probe, part.point.device)
             chunked = ChunkedProducts(evaluation, products, chunk)
-            found = (
-                checked_rounding(evaluation, chunked, is_module=isinstance(model, nn.Module))
-                if check
-                else expected_rounding(evaluation)
-            )
+            found = expected_rounding(evaluation)
+            if check:
+                is_module = isinstance(model, nn.Module)
+                try:
+                    found = checked_rounding(evaluation, chunked, is_module=is_module)
+                except AdjointError:
+                    reverse = reverse_alone(evaluation, products)
+                    if reverse is None:
+                        raise
+                    products, chunked = reverse, ChunkedProducts(evaluation, reverse, chunk)
+                    found = checked_rounding(evaluation, chunked, is_module=is_module)
+            if check and whole and (evaluation.batch or 1) > 1:
+                made = partial(make, private=part.private)
+
+                def alone(number: int) -> list[Callable[[], PointFunction]]:
+                    return [partial(made, one) for one in inputs.sample(number)]
+
+                warn_where_the_batch_enters(evaluation, products.checked, found.relative, alone)
         self.rounding, self.unit = found.relative, found.unit
         v, jv, _, jtu = products.checked
+        # Without J v it is zeros here.
         is_zero = not bool((jv != 0).any()) and not bool((jtu != 0).any())
         self.zero_cause = cause_of_zero(evaluation, v) if is_zero else ""
-        self._evaluation, self._private = evaluation, part.private
+        self._private = part.private
         self._chunked: ChunkedProducts | BatchRows = chunked
         self._reference: BatchReference | None = None
-        self.point, self.description, self.batch = part.point, part.description, evaluation.batch
-        self.input_shape, self.output_shape = evaluation.input_shape, evaluation.output_shape
-        self.shape = (self.output_shape.numel(), self.input_shape.numel())
+        self.description, self.parts = part.description, inputs.parts
+        self._take_place_of(evaluation)
         self.dtype, self.device = self.point.dtype, self.point.device
         self.backend, self.bytes_per_probe = products.backend, products.bytes_per_probe
+        self.reverse_only = products.reverse_only
         self.copied_bytes = 0 if part.private is None else part.private.nbytes
         self.products = 0
+
+    def _take_place_of(self, evaluation: Evaluation) -> None:
+        self._evaluation, self.point, self.batch = evaluation, evaluation.point, evaluation.batch
+        self.input_shape, self.output_shape = evaluation.input_shape, evaluation.output_shape
+        self.shape = (self.output_shape.numel(), self.input_shape.numel())
 
     @property
     def evaluation(self) -> Evaluation:
@@ -209,16 +276,44 @@ class JacobianOperator:
         its products are those of the whole batch, and take as long.
         """
         part = copy.copy(self)
-        part.x = part._inputs = self._inputs[inputs.start : inputs.stop]
-        part._set_up(part.x, self._private)
-        if self.options["check"] and self.batch is not None and len(inputs) < self.batch:
-            if self._reference is None:
-                self._reference = BatchReference(self._chunked, self.point, self.rounding)
-            if not self._reference.holds_for(part._chunked, part._evaluation, inputs, part.rounding):
-                part._chunked = BatchRows(self._chunked, self.batch, inputs)
-                part.rounding, part.backend = self.rounding, f"{self.backend}, of the whole batch"
-                part.bytes_per_probe = self.bytes_per_probe
+        part.inputs = self.inputs.samples(inputs)
+        try:
+            part._set_up(part.inputs, self._private)
+        except IsometryError:
+            # What was taken for samples of another input may have been none.
+            if not self.inputs.has_others:
+                raise
+        else:
+            if self.batch is None or len(inputs) == self.batch or self._has_rows(inputs, part):
+                return part
+        rows = slice(inputs.start, inputs.stop)
+        whole = self._evaluation
+        part._take_place_of(
+            replace(whole, point=whole.point[rows], value=whole.value[rows], batch=len(inputs), outputs=[])
+        )
+        part._reference = None
+        part._chunked = BatchRows(self._chunked, len(whole.point), inputs)
+        part.rounding, part.unit, part.backend = (
+            self.rounding,
+            self.unit,
+            f"{self.backend}, of the whole batch",
+        )
+        part.bytes_per_probe, part.zero_cause, part.products = self.bytes_per_probe, self.zero_cause, 0
+        part.reverse_only = self.reverse_only
         return part
+
+    def _has_rows(self, inputs: range, part: JacobianOperator) -> bool:
+        """Whether the operator of some inputs alone has the Jacobians that they have in the batch."""
+        if not (self.options["check"] or self.inputs.has_others):
+            return True
+        if part.shape != self.shape or part.output_shape != self.output_shape:
+            return False
+        if self._reference is None:
+            self._reference = BatchReference(
+                self._chunked, self._evaluation, self.rounding, reverse_only=self.reverse_only
+            )
+        assert isinstance(part._chunked, ChunkedProducts)
+        return self._reference.holds_for(part._chunked, part._evaluation, inputs, part.rounding)
 
     def adjoint_test(self, seed: int = 0) -> float:
         """|<J v, u> - <v, J^T u>| / (|J v| |u| + |v| |J^T u|) for one random pair.

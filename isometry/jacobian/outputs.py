@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from isometry.errors import InputError
+
+from .nested import element, listed
 
 Output = str | int | Callable[[Any], Tensor] | None
 
@@ -25,7 +27,10 @@ def select_output(value: Any, output: Output) -> Tensor:
     elif output is not None:
         value = _element(value, output)
     if not isinstance(value, Tensor):
-        raise InputError(f"the model returned {_choices(value)}; choose a tensor with output=")
+        raise InputError(
+            f"the model returned {listed(value)}; choose a tensor with output=, a path such as 'decoder.0.logits', or "
+            "a function of what the model returns"
+        )
     if value.is_complex():
         raise InputError(
             "the model returned a complex tensor; pass output= with a real view, as torch.view_as_real"
@@ -38,18 +43,15 @@ def select_output(value: Any, output: Output) -> Tensor:
 
 
 def _element(value: Any, output: str | int) -> Any:
+    if isinstance(value, Tensor):
+        raise InputError(
+            f"output={output!r} names an element, but the model returned one tensor, shape {tuple(value.shape)}; leave "
+            "output= out, or pass a function of the tensor"
+        )
     try:
-        # A dict first by its keys: "values" and "items" are names of its methods as well.
-        named = not isinstance(output, int) and hasattr(value, output)
-        by_key = not named or (isinstance(value, Mapping) and output in value)
-        return value[output] if by_key else getattr(value, str(output))
-    except (KeyError, IndexError, TypeError) as error:
-        raise InputError(f"output={output!r} is not in what the model returned: {_choices(value)}") from error
-
-
-def _choices(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"a {type(value).__name__} with keys {', '.join(map(repr, value))}"
-    if isinstance(value, list | tuple):
-        return f"a {type(value).__name__} of {len(value)} elements (0 to {len(value) - 1})"
-    return f"a {type(value).__name__}"
+        return element(value, output)
+    except KeyError:
+        raise InputError(
+            f"output={output!r} is not in what the model returned: {listed(value)}. A function of what the model "
+            "returns does as well"
+        ) from None

@@ -7,6 +7,7 @@ the same in both copies, so that they differ by rounding alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,7 @@ def sensitivity(run: Callable[[Tensor], Tensor], point: Tensor) -> float:
             shadow.follow(start)
             out = run(start).detach()
         other = shadow.of(out)
-        size = float(out.double().norm())
+        size = norm(out)
         difference = 0.0 if other is None else length_of_difference(other, out)
         found = max(found, difference, torch.finfo(out.dtype).eps * size)
         entries, seed = entries + out.numel(), seed + 1
@@ -45,7 +46,15 @@ def sensitivity(run: Callable[[Tensor], Tensor], point: Tensor) -> float:
 def length_of_difference(a: Tensor, b: Tensor) -> float:
     """||a - b|| over the entries that are finite in both."""
     difference = (a.double() - b.double()).reshape(-1)
-    return float(difference[torch.isfinite(difference)].norm())
+    return norm(difference[torch.isfinite(difference)])
+
+
+def norm(vector: Tensor) -> float:
+    """||v||, also where the squares of its entries leave the range of floats."""
+    flat = vector.double().reshape(-1)
+    size = float(flat.abs().max()) if flat.numel() else 0.0
+    # nan and inf stay what they are.
+    return size * float((flat / size).norm()) if 0 < size < math.inf else size
 
 
 class _Shadow(TorchDispatchMode):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from isometry.errors import InputError, ModelError
 
 from .failures import first_line
+from .inputs import Inputs
 
 _META = "on the meta device tensors hold no numbers; move the model and the input to a real device first"
 _PRECISIONS = (torch.float32, torch.float64)
@@ -17,13 +18,11 @@ _PRECISIONS = (torch.float32, torch.float64)
 
 def working_dtype_and_device(
     module: nn.Module | None,
-    x: Tensor,
+    inputs: Inputs,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
-    *,
-    has_source: bool,
 ) -> tuple[torch.dtype, torch.device]:
-    """The dtype and device asked for, else the model's, else the input's; half precision becomes float32.
+    """The dtype and device asked for, else the model's, else the first input's; half precision becomes float32.
 
     Raises
     ------
@@ -31,46 +30,53 @@ def working_dtype_and_device(
         Where the input, the model, the dtype or the device cannot be used.
     """
     tensors: Sequence[Tensor] = [] if module is None else [*module.parameters(), *module.buffers()]
-    _refuse_meta([x, *tensors])
-    _refuse_input(x, has_source=has_source)
-    if module is not None:
-        refuse_lazy_parameters(module)
+    given = inputs.tensors()
+    _refuse_meta([*given.values(), *tensors])
+    for path in inputs.wrt:
+        _refuse_input(given[path], f"the input {path!r}" if len(given) > 1 else "the input")
+    if not inputs.wrt and inputs.only_tensor is not None:
+        _refuse_input(inputs.only_tensor, "the input", differentiated=False)
+    _refuse_lazy(tensors)
     first = next((t for t in tensors if t.is_floating_point() or t.is_complex()), None)
     if dtype is None:
-        dtype = first.dtype if first is not None else x.dtype
+        dtype = (inputs.first if first is None else first).dtype
         dtype = dtype.to_real() if dtype.is_complex else dtype
         dtype = dtype if dtype in _PRECISIONS else torch.float32
     if dtype not in _PRECISIONS:
         raise InputError(
             f"dtype is torch.float32 or torch.float64; got {dtype} (too coarse for singular values)"
         )
-    return dtype, _usable_device(device, default=first.device if first is not None else x.device)
+    return dtype, _usable_device(device, default=(inputs.first if first is None else first).device)
 
 
 def refuse_lazy_parameters(module: nn.Module) -> None:
     """Raise ModelError where a parameter or buffer has no shape yet."""
-    if any(nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+    _refuse_lazy([*module.parameters(), *module.buffers()])
+
+
+def _refuse_lazy(tensors: Sequence[Tensor]) -> None:
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
         raise ModelError(
             "the model has lazy parameters that are not yet made; call it once on an input first"
         )
 
 
-def _refuse_input(x: Tensor, *, has_source: bool) -> None:
+def _refuse_input(x: Tensor, what: str, *, differentiated: bool = True) -> None:
     if x.numel() == 0:
-        raise InputError(f"the input is empty: shape {tuple(x.shape)}")
+        raise InputError(f"{what} is empty: shape {tuple(x.shape)}")
     if x.layout != torch.strided:
-        raise InputError(f"the input has layout {x.layout}; pass a dense tensor, x.to_dense()")
+        raise InputError(f"{what} has layout {x.layout}; pass a dense tensor, x.to_dense()")
     if x.is_complex():
         raise InputError(
-            "the input is complex, and so would be J; pass real and imaginary parts as one real tensor"
+            f"{what} is complex, and so would be J; pass real and imaginary parts as one real tensor"
         )
-    if not x.is_floating_point() and not has_source:
+    if not x.is_floating_point() and differentiated:
         raise InputError(
-            f"the input is of type {x.dtype}, which cannot be differentiated. For images convert with .float(); for "
+            f"{what} is of type {x.dtype}, which cannot be differentiated. For images convert with .float(); for "
             "token numbers measure from the embeddings, with source= naming the module they enter"
         )
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-        raise InputError("the input holds NaN or inf; J is taken at a finite point")
+        raise InputError(f"{what} holds NaN or inf; J is taken at a finite point")
 
 
 def _refuse_meta(tensors: Sequence[Tensor]) -> None:

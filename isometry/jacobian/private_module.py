@@ -75,14 +75,14 @@ class PrivateModule:
         """The copy of one of the original's modules."""
         return self._copies.of(part)
 
-    def __call__(self, x: Tensor) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Before the call, and not only after it: an interrupt may leave the copy in any state.
         self._restore_attributes()
         clones = {id(tensor): tensor.clone() for _, _, tensor in self._changing}
         for holder, name, tensor in self._changing:
             holder[name] = clones[id(tensor)]
         try:
-            return self.module(x) if self._watched else self._watched_call(x)
+            return self.module(*args, **kwargs) if self._watched else self._watched_call(*args, **kwargs)
         finally:
             self._restore_attributes()
 
@@ -94,13 +94,13 @@ class PrivateModule:
         for attributes, old in self._attributes:
             _restore_tensors(attributes, old)
 
-    def _watched_call(self, x: Tensor) -> Any:
+    def _watched_call(self, *args: Any, **kwargs: Any) -> Any:
         """The first call, which finds out whether the copy still reaches tensors of the original."""
         originals = self._copies.originals
         watch = _Watch(originals)
         try:
             with watch:
-                value = self.module(x)
+                value = self.module(*args, **kwargs)
         except Exception as error:
             if watch.found:
                 raise InputError(
@@ -115,7 +115,7 @@ class PrivateModule:
                 f"the model comes to its tensor {watch.found[0]} not through its modules but through another object, "
                 "which is not copied: leave the weights as they are until the measurement has ended",
                 FallbackWarning,
-                stacklevel=9,
+                stacklevel=10,
             )
         return value
 

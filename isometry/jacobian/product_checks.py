@@ -14,13 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from isometry.errors import AdjointError, ConvergenceWarning, FallbackWarning, ModelError
 
+from .backends import Products
 from .chunks import ChunkedProducts
 from .evaluation import Evaluation
+from .finite_differences import contradicts_forward, contradicts_reverse
 from .numerics import torch_warnings_silenced
 from .perturbation import storage_of, tensors_in
 from .reference import reference_rmatmat, sensitivity_of_matmat, sensitivity_of_rmatmat
 from .replay import module_names
 from .rounding import (
+    UNITS_OF_A_CAST,
     UNITS_OF_ROUNDING,
     adjoint_difference,
     explained,
@@ -32,8 +35,6 @@ from .rounding import (
 
 Product = Callable[[Tensor], Tensor]
 
-# Units of rounding from which on a cast inside the model is looked for.
-_UNITS_OF_A_CAST = 64
 # Units of rounding that depth alone explains: some hundred over a thousand layers.
 _UNITS_BY_DEPTH = 2**14
 # Units of rounding by which <J v, u> and <v, J^T u> may differ.
@@ -82,13 +83,13 @@ def checked_rounding(evaluation: Evaluation, products: ChunkedProducts, *, is_mo
     products.refuse_nonfinite(jtu, u[None], transposed=True)
     error = made.error if made.recorded else _error_of_torch_func(evaluation, products)
     if evaluation.batch is not None:
-        refuse_coupled_samples(products.matmat, evaluation.point)
+        refuse_coupled_samples(*_one_product(evaluation, products))
     elif is_module:
         _warn_of_a_batch(evaluation, products)
     expected = expected_rounding(evaluation)
     found = max(expected.relative, 2 * error, 2 * evaluation.noise)
     units = found / evaluation.unit
-    may_cast = units > _UNITS_OF_A_CAST and (made.casts or not made.recorded)
+    may_cast = units > UNITS_OF_A_CAST and (made.casts or not made.recorded)
     cast = _first_cast(evaluation, u) if may_cast else ""
     if not cast and units <= _UNITS_BY_DEPTH:
         # The rounding of a deep network falls on the directions that grow, and leaves small singular values alone.
@@ -115,8 +116,8 @@ def _error_of_torch_func(evaluation: Evaluation, products: ChunkedProducts) -> f
         Where the forward and the reverse product are not of one matrix.
     """
     at, unit = evaluation, evaluation.unit
-    v, jv, u, jtu = products.products.checked
-    forward = products.matmat(with_sum(v, generic_vectors(at.point, 1, seed=3)[0]))
+    made = products.products
+    v, jv, u, jtu = made.checked
     reverse = products.rmatmat(with_sum(u, generic_vectors(at.value, 1, seed=4)[0]))
 
     def of_rmatmat() -> float:
@@ -127,9 +128,13 @@ def _error_of_torch_func(evaluation: Evaluation, products: ChunkedProducts) -> f
         with at.numerics(), torch_warnings_silenced():
             return max(sensitivity_of_matmat(at.function, at.point, v, jv), of_rmatmat())
 
-    found = [nonlinearity(forward), nonlinearity(reverse)]
+    both = [("J^T u", reverse, jtu, of_rmatmat)]
+    if not made.reverse_only:
+        forward = products.matmat(with_sum(v, generic_vectors(at.point, 1, seed=3)[0]))
+        both.insert(0, ("J v", forward, jv, of_matmat))
+    found = [nonlinearity(now) for _, now, _, _ in both]
     # A product that draws random numbers is not linear: how linear it is explains nothing here.
-    for name, now, before, moved in (("J v", forward, jv, of_matmat), ("J^T u", reverse, jtu, of_rmatmat)):
+    for name, now, before, moved in both:
         difference = relative_difference(now[0], before)
         if difference and not explained(difference, unit, 0.0, moved):
             raise ModelError(
@@ -138,6 +143,8 @@ def _error_of_torch_func(evaluation: Evaluation, products: ChunkedProducts) -> f
                 "model.eval(), or fix what it draws, before measuring"
             )
         found.append(difference)
+    if made.reverse_only:
+        return max(found)
     return max(*found, _adjoint_error(at, (v, forward[0], u, reverse[0]), sum(found), of_matmat))
 
 
@@ -242,26 +249,66 @@ class _Casts(TorchDispatchMode):
         return out
 
 
-def refuse_coupled_samples(matmat: Product, point: Tensor, seed: int = 0) -> None:
-    """Raise ModelError where a tangent in some samples of a batch changes the outputs of others.
+def reverse_alone(evaluation: Evaluation, products: Products) -> Products | None:
+    """J^T u alone, where J v is not of the same matrix and finite differences say that J^T u is right; else None.
+
+    An implicit derivative by a hook, or a custom function, may have a correct reverse pass and a second derivative
+    that leaves a part out.
+    """
+    v, jv, *_ = products.checked
+    if products.reverse_only or contradicts_reverse(evaluation, products.rmatmat) is not False:
+        return None
+    if not contradicts_forward(evaluation, v, jv):
+        return None
+    warnings.warn(
+        "the forward product of this model, or its second derivative, leaves out a part of J, as finite differences "
+        "show; the reverse product does not: method='exact' measures it, from rows of J",
+        FallbackWarning,
+        stacklevel=4,
+    )
+    return products.without_forward(evaluation, "forward products leave out a part of J")
+
+
+def warn_of_another_derivative(evaluation: Evaluation, products: Products) -> None:
+    """Warn where J^T u, with no J v to compare it with, is not the transpose of what finite differences show."""
+    if contradicts_reverse(evaluation, products.rmatmat):
+        warnings.warn(
+            "the reverse derivative of this model differs from finite differences of its output, and there is no "
+            "forward one to compare it with. This is the matrix that its backward pass has: right where that differs "
+            "on purpose (straight-through, one step of an implicit layer); else a custom backward is wrong",
+            FallbackWarning,
+            stacklevel=4,
+        )
+
+
+def _one_product(evaluation: Evaluation, products: ChunkedProducts) -> tuple[Product, Tensor]:
+    """J v with the point, or J^T u with the value where there is no J v: what couples samples couples them in both."""
+    if products.products.reverse_only:
+        return products.rmatmat, evaluation.value
+    return products.matmat, evaluation.point
+
+
+def refuse_coupled_samples(product: Product, like: Tensor, seed: int = 0) -> None:
+    """Raise ModelError where a vector in some samples of a batch has a product in others.
 
     Parameters
     ----------
-    matmat : callable
-        Tangents (1, B, *input_shape) -> (1, B, *output_shape).
-    point : (B, *input_shape) tensor
+    product : callable
+        J v of tangents (1, B, *input_shape), or J^T u of (1, B, *output_shape).
+    like : (B, *shape) tensor
+        The input, or the output.
     """
-    size = point.shape[0]
+    size = like.shape[0]
     if size < 2:
         return
     generator = torch.Generator().manual_seed(seed)
-    tangent = torch.randn(point.shape, generator=generator, dtype=torch.float64).to(point)
-    number = torch.arange(size, device=point.device)
+    vector = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+    number = torch.arange(size, device=like.device)
     # Any two samples differ in some binary digit of their numbers, so that one mask moves one and not the other.
     digits = [(number >> digit) & 1 == 1 for digit in range((size - 1).bit_length())]
     for moved in (side for chosen in digits for side in (chosen, ~chosen)):
-        mask = moved.reshape(-1, *[1] * (point.dim() - 1))
-        out = matmat((tangent * mask)[None])[0]
+        mask = moved.reshape(-1, *[1] * (like.dim() - 1))
+        out = product((vector * mask)[None])[0]
         if bool((out[~moved] != 0).any()):
             raise ModelError(
                 "the model couples the samples of a batch (a change in one moves the output of another), so no sample "
@@ -277,7 +324,7 @@ def _warn_of_a_batch(evaluation: Evaluation, products: ChunkedProducts) -> None:
     if size < 2 or value.dim() < 1 or value.shape[0] != size:
         return
     try:
-        refuse_coupled_samples(products.matmat, point)
+        refuse_coupled_samples(*_one_product(evaluation, products))
     except ModelError:
         return
     warnings.warn(

@@ -9,6 +9,9 @@ from torch import Tensor
 from torch.autograd import forward_ad as forward_mode
 from torch.func import vjp
 
+from isometry.errors import IsometryError
+
+from .failures import FAILURES_OF_DERIVATIVES, is_out_of_memory
 from .numerics import ONE_FORWARD_MODE
 from .perturbation import sensitivity
 from .rounding import length
@@ -31,7 +34,8 @@ def reference_rmatmat(function: Function, point: Tensor, u: Tensor) -> tuple[Ten
     try:
         value, product = vjp(function, point)[:2]
         return product(u)[0], value.detach()
-    except (NotImplementedError, RuntimeError) as error:
+    except FAILURES_OF_DERIVATIVES as error:
+        _pass_on(error)
         if "mutate a captured Tensor" in str(error):
             # Plain autograd would run it, and change what belongs to the caller.
             raise NoReference("writing to a tensor that belongs to the model") from error
@@ -40,7 +44,8 @@ def reference_rmatmat(function: Function, point: Tensor, u: Tensor) -> tuple[Ten
             z = point.detach().clone().requires_grad_()
             value = function(z)
             return torch.autograd.grad(value, z, u, materialize_grads=True)[0], value.detach()
-    except (NotImplementedError, RuntimeError) as error:
+    except FAILURES_OF_DERIVATIVES as error:
+        _pass_on(error)
         raise NoReference("a derivative that autograd has not either") from error
 
 
@@ -52,8 +57,15 @@ def reference_matmat(function: Function, point: Tensor, v: Tensor) -> tuple[Tens
             value = function(forward_mode.make_dual(point.detach().clone(), v.clone()))
             primal, tangent = forward_mode.unpack_dual(value)
             return torch.zeros_like(primal) if tangent is None else tangent.clone(), primal.detach().clone()
-    except (NotImplementedError, RuntimeError):
+    except FAILURES_OF_DERIVATIVES as error:
+        _pass_on(error)
         return None
+
+
+def _pass_on(error: Exception) -> None:
+    """Raise errors that say nothing about the way of differentiating: ours, and lack of memory."""
+    if isinstance(error, IsometryError) or is_out_of_memory(error):
+        raise error
 
 
 def sensitivity_of_rmatmat(function: Function, point: Tensor, u: Tensor, jtu: Tensor) -> float:

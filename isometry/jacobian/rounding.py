@@ -13,8 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .perturbation import TIMES_SENSITIVITY, length_of_difference
+from .perturbation import TIMES_SENSITIVITY, length_of_difference, norm
 
+# Units of rounding from which on a cast inside the model is looked for.
+UNITS_OF_A_CAST = 64
 # Units of rounding of s_max that a product of a shallow network may be off by.
 UNITS_OF_ROUNDING = 8
 # Units by which two computations of one product may differ without further question.
@@ -61,7 +63,7 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 
 def length(vector: Tensor) -> float:
     """||v|| over the entries that are finite."""
-    return float(vector.double().reshape(-1)[torch.isfinite(vector.reshape(-1))].norm())
+    return norm(vector.reshape(-1)[torch.isfinite(vector.reshape(-1))])
 
 
 def explained(difference: float, unit: float, nonlinear: float, sensitivity: Callable[[], float]) -> bool:

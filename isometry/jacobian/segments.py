@@ -6,7 +6,7 @@ modules are called and however the forward pass is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,11 @@ from isometry.errors import InputError, ModelError
 from .backends import Products
 from .chunks import ChunkedProducts, chunk_within
 from .evaluation import Evaluation
+from .inputs import Wrt
 from .numerics import no_collection, torch_warnings_silenced
 from .operator import DEFAULT_MEMORY_LIMIT, JacobianOperator
+from .outputs import Output
+from .perturbation import norm
 from .product_checks import expected_rounding, linearity_error
 from .replay import (
     Graph,
@@ -107,7 +110,7 @@ class JacobianSegments:
 
     Parameters
     ----------
-    model, x, batched, dtype, device, memory_limit, output :
+    model, x, args, kwargs, wrt, batched, source, target, output, dtype, device, memory_limit :
         As for :class:`JacobianOperator`. With a batch, segments begin and end only where the samples lie along the
         first axis, each by itself.
 
@@ -134,26 +137,26 @@ class JacobianSegments:
 
     def __init__(
         self,
-        model: nn.Module | Callable[[Tensor], Any],
-        x: Tensor,
+        model: nn.Module | Callable[..., Any],
+        x: Any = None,
         *,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        wrt: Wrt = None,
         batched: bool = False,
+        source: str | None = None,
+        target: str | None = None,
+        output: Output = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         memory_limit: int = DEFAULT_MEMORY_LIMIT,
-        output: Any = None,
     ) -> None:
         self._split(
             JacobianOperator(
-                model,
-                x,
-                batched=batched,
-                dtype=dtype,
-                device=device,
-                memory_limit=memory_limit,
-                output=output,
+                model, x, args=args, kwargs=kwargs, wrt=wrt, batched=batched, source=source, target=target,
+                output=output, dtype=dtype, device=device, memory_limit=memory_limit,
             )
-        )
+        )  # fmt: skip
 
     @classmethod
     def of(cls, operator: JacobianOperator) -> JacobianSegments:
@@ -302,10 +305,10 @@ class JacobianSegments:
             with at.numerics(), torch_warnings_silenced():
                 for product in products:
                     found = product(found)
-            if float(expected.double().norm()) < torch.finfo(expected.dtype).tiny / at.unit:
+            difference, size = norm(found - expected), norm(expected)
+            if size < torch.finfo(expected.dtype).tiny / at.unit:
                 # The product leaves the range of floats, and its segments do not.
                 continue
-            difference, size = float((found - expected).double().norm()), float(expected.double().norm())
             if not difference <= bound * size:
                 raise ModelError(
                     f"the product of the {len(self._parts)} segments of this model differs from its Jacobian by "

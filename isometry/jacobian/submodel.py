@@ -13,7 +13,7 @@ from isometry.errors import InputError, IsometryError
 
 from .failures import failed_call
 
-Call = Callable[[Tensor], Any]
+Run = Callable[[], Any]
 
 
 class _Reached(Exception):
@@ -35,8 +35,8 @@ def named_module(module: nn.Module | None, name: str | None) -> nn.Module | None
     return modules[name]
 
 
-def tensor_entering(call: Call, x: Tensor, module: nn.Module, name: str) -> Tensor:
-    """The first floating tensor that enters a module when the model runs on ``x``."""
+def tensor_entering(run: Run, module: nn.Module, name: str, inputs: str) -> Tensor:
+    """The first floating tensor that enters a module when the model runs on ``inputs``, which are described so."""
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found = _first_tensor(args, kwargs)
@@ -47,13 +47,13 @@ def tensor_entering(call: Call, x: Tensor, module: nn.Module, name: str) -> Tens
     handle = module.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         with torch.no_grad():
-            call(x)
+            run()
     except _Reached as reached:
         return reached.value.detach().clone()
     except IsometryError:
         raise
     except Exception as error:
-        raise failed_call(error, x) from error
+        raise failed_call(error, inputs) from error
     finally:
         handle.remove()
     raise InputError(
@@ -62,14 +62,13 @@ def tensor_entering(call: Call, x: Tensor, module: nn.Module, name: str) -> Tens
 
 
 def run_between(
-    call: Call,
-    x: Tensor,
+    run: Run,
     source: nn.Module | None,
     entering: Tensor | None,
     target: nn.Module | None,
     target_name: str | None,
 ) -> Any:
-    """The value that leaves ``target`` when the model runs on ``x`` with ``entering`` put into ``source``.
+    """The value that leaves ``target`` when the model runs with ``entering`` put into ``source``.
 
     Without ``source`` nothing is put anywhere; without ``target`` it is the value of the model. A module that is called
     several times counts with its first call.
@@ -103,7 +102,7 @@ def run_between(
 
         handles.append(target.register_forward_hook(stop))
     try:
-        value = call(x)
+        value = run()
     except _Reached as reached:
         return reached.value
     finally:

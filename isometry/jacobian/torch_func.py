@@ -9,6 +9,7 @@ takes over, which knows what torch.func does not: custom functions in the old st
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +20,17 @@ from .numerics import ONE_FORWARD_MODE
 Function = Callable[[Tensor], Tensor]
 Product = Callable[[Tensor], Tensor]
 """A block of vectors (k, ...) to a block of vectors."""
-Candidates = list[tuple[str | None, Callable[[], Product]]]
-"""The warning where a candidate is taken (None: none), and a function that makes the product."""
 
 
-def rmatmat_candidates(function: Function, point: Tensor) -> Candidates:
+class Candidate(NamedTuple):
+    """The warning where it is taken (None: none), a function that makes the product, and whether it takes blocks."""
+
+    note: str | None
+    make: Callable[[], Product]
+    batched: bool
+
+
+def rmatmat_candidates(function: Function, point: Tensor) -> list[Candidate]:
     """J^T u: (k, *output) -> (k, *input)."""
 
     def by_vjp() -> Product:
@@ -34,20 +41,27 @@ def rmatmat_candidates(function: Function, point: Tensor) -> Candidates:
         z, value = _with_graph(function, point)
         return lambda u: _gradient(value, z, u)
 
+    def by_batched_autograd() -> Product:
+        z, value = _with_graph(function, point)
+        return lambda u: _gradient(value, z, u, batched=True)
+
     return [
-        (None, lambda: vmap(by_vjp())),
-        (
+        Candidate(None, lambda: vmap(by_vjp()), True),
+        Candidate("torch.func cannot differentiate this model: plain autograd", by_batched_autograd, True),
+        Candidate(
             "vmap has no rule for the reverse pass of this model: probes go one at a time",
             lambda: _one_by_one(by_vjp()),
+            False,
         ),
-        (
+        Candidate(
             "torch.func cannot differentiate this model: plain autograd, one probe at a time",
             lambda: _one_by_one(by_autograd()),
+            False,
         ),
     ]
 
 
-def matmat_candidates(function: Function, point: Tensor, value: Tensor) -> Candidates:
+def matmat_candidates(function: Function, point: Tensor, value: Tensor) -> list[Candidate]:
     """J v: (k, *input) -> (k, *output); ``value`` is function(point)."""
 
     def by_jvp() -> Product:
@@ -74,11 +88,15 @@ def matmat_candidates(function: Function, point: Tensor, value: Tensor) -> Candi
     reason = "batched forward mode fails on an operation of this model: J v comes from double backward"
     single = "vmap has no rule for an operation of this model: probes go one at a time"
     return [
-        (None, lambda: vmap(by_jvp())),
-        (reason, lambda: vmap(by_double_vjp())),
-        (single, lambda: _one_by_one(by_jvp())),
-        (f"{reason}, one probe at a time", lambda: _one_by_one(by_double_vjp())),
-        (f"{reason} by plain autograd, one probe at a time", lambda: _one_by_one(by_double_autograd())),
+        Candidate(None, lambda: vmap(by_jvp()), True),
+        Candidate(reason, lambda: vmap(by_double_vjp()), True),
+        Candidate(single, lambda: _one_by_one(by_jvp()), False),
+        Candidate(f"{reason}, one probe at a time", lambda: _one_by_one(by_double_vjp()), False),
+        Candidate(
+            f"{reason} by plain autograd, one probe at a time",
+            lambda: _one_by_one(by_double_autograd()),
+            False,
+        ),
     ]
 
 
@@ -93,10 +111,12 @@ def _with_graph(function: Function, point: Tensor) -> tuple[Tensor, Tensor]:
     return z, value
 
 
-def _gradient(value: Tensor, z: Tensor, u: Tensor) -> Tensor:
+def _gradient(value: Tensor, z: Tensor, u: Tensor, *, batched: bool = False) -> Tensor:
     if not value.requires_grad:
         raise RuntimeError("a derivative of this model has no derivative of its own")
-    return torch.autograd.grad(value, z, u, retain_graph=True, materialize_grads=True)[0]
+    return torch.autograd.grad(
+        value, z, u, retain_graph=True, materialize_grads=True, is_grads_batched=batched
+    )[0]
 
 
 def _one_by_one(product: Product) -> Product:

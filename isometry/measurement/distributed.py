@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -98,14 +98,15 @@ def process_group() -> Iterator[ProcessGroup]:
         dist.destroy_process_group()
 
 
-def fingerprint(model: Any, x: Tensor, operator: JacobianOperator) -> str:
-    """A digest of the input and of the model's numbers, or of what a plain function makes of the input."""
-    digest = hashlib.sha256()
+def fingerprint(operator: JacobianOperator) -> str:
+    """A digest of the inputs and of the model's numbers, or of what a plain function makes of the inputs."""
+    digest, model = hashlib.sha256(), operator.model
     if isinstance(model, nn.Module):
         numbers = list(model.state_dict().values())
     else:
         numbers = [operator.matmat(torch.ones_like(operator.point)[None])]
-    for tensor in (x, *numbers):
+    digest.update(repr((list(operator.inputs.tensors()), operator.inputs.wrt)).encode())
+    for tensor in (*operator.inputs.tensors().values(), *numbers):
         if isinstance(tensor, Tensor):
             # As bytes, which every type and NaN has.
             flat = tensor.detach().cpu().contiguous().reshape(-1)

@@ -53,6 +53,7 @@ from isometry.measurement.options import (
     requested_method,
 )
 from isometry.measurement.provenance import record, recorded_ensemble, refuse_own_keys
+from isometry.measurement.shares import recorded_shares
 from isometry.measurement.stopping import Goal, stop_record
 from isometry.progress import Progress, StepProgress, progress_listener
 from isometry.spectrum import Curve, Spectrum
@@ -62,8 +63,8 @@ _log = logging.getLogger(__name__)
 
 
 def measure(
-    model: nn.Module | Callable[[Tensor], Any] | JacobianOperator,
-    x: Tensor | None = None,
+    model: nn.Module | Callable[..., Any] | JacobianOperator,
+    x: Any = None,
     method: str | Method = "auto",
     goal: Goal | None = None,
     *,
@@ -82,9 +83,9 @@ def measure(
     Parameters
     ----------
     model : nn.Module, callable or JacobianOperator
-        Maps the input to the output. It is left exactly as it was: parameters, buffers, gradients, mode. A ready
+        Maps the inputs to the output. It is left exactly as it was: parameters, buffers, gradients, mode. A ready
         :class:`isometry.JacobianOperator` has its input and its options already.
-    x : Tensor
+    x : Tensor, or a tuple, list, dict or dataclass of tensors
         One input, exactly as the model takes it; with ``batched``, B of them stacked first, each with its own
         Jacobian, whose distributions are averaged. Left out with a ready operator.
     method : {"auto", "exact", "lanczos", "randomized", "chain"} or method object
@@ -142,8 +143,10 @@ def measure(
         - budget: products that may be spent, or seconds as "60s" ("5min", "2h"), which are checked after each step.
           Without ``rtol`` all of it is spent. What seconds pay for depends on the machine: such a result does not
           repeat.
-    source, target, output, tf32 : optional
-        Of the operator, as for :class:`isometry.JacobianOperator`.
+    args, kwargs, wrt, source, target, output, products, tf32 : optional
+        Of the operator, as for :class:`isometry.JacobianOperator`: further inputs of the model, and what J is taken
+        with respect to. Where ``wrt`` names several inputs, ``provenance["shares"]`` has the share of each in the mean
+        square, with its standard error.
     on_interrupt : {"return", "raise"}
         What Ctrl-C does: return what is known by then, with ``provenance["stopped"]["reason"]`` "interrupted" and a
         ConvergenceWarning, or raise KeyboardInterrupt. Where nothing is known yet, as of an exact measurement without a
@@ -183,10 +186,11 @@ def measure(
     processes = current_process_group() if shared else SINGLE_PROCESS
     began = time.perf_counter()
     operator = _operator(
-        model, x, memory_limit, batched=batched, dtype=dtype, device=device, **operator_options(given)
-    )
+        model, x, memory_limit, batched=batched, dtype=dtype, device=device,
+        **operator_options(given),
+    )  # fmt: skip
     if processes.size > 1:
-        refuse_differences(processes, fingerprint(operator.model, operator.x, operator))
+        refuse_differences(processes, fingerprint(operator))
     chosen = checked_method(asked, operator, aim, method_options(given))
     listened = progress if processes.is_main or callable(progress) else False
     with progress_listener(listened, name or "measuring") as listener:
@@ -210,7 +214,8 @@ def measure(
         seconds=time.perf_counter() - began,
         provenance={
             **spectrum.provenance,
-            **record(operator, operator.x, seed=seed, options=record_options),
+            **record(operator, seed=seed, options=record_options),
+            **recorded_shares(operator, seed),
             "predicted_peak_bytes": peak,
             **({"processes": processes.size} if processes.size > 1 else {}),
             **_additions(operator, provenance),
@@ -346,10 +351,12 @@ def _operator(model: Any, x: Any, memory_limit: int | None, **options: Any) -> J
     if isinstance(model, JacobianOperator):
         refuse_operator_options({"x": x, "memory_limit": memory_limit, **options})
         return model
-    if x is None:
-        raise InputError("measure(model, x) takes an input x; only a ready JacobianOperator has its own")
+    if x is None and not options.get("args") and not options.get("kwargs"):
+        raise InputError(
+            "measure(model, x) takes an input x, or args= and kwargs=; only a ready JacobianOperator has its own"
+        )
     limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
-    return JacobianOperator(model, x, memory_limit=limit, **options)
+    return JacobianOperator(model, x, memory_limit=limit, **{"products": "auto", **options})
 
 
 def _additions(operator: JacobianOperator, provenance: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -357,5 +364,6 @@ def _additions(operator: JacobianOperator, provenance: Mapping[str, Any] | None)
     said = dict(provenance or {})
     if "ensemble" not in said:
         part = operator.options["source"] is not None or operator.options["target"] is not None
-        said["ensemble"] = recorded_ensemble(operator.model, operator.x, part=part)
+        only = operator.inputs.only_tensor
+        said["ensemble"] = None if only is None else recorded_ensemble(operator.model, only, part=part)
     return {key: value for key, value in said.items() if value is not None}

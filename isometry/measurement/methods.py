@@ -82,8 +82,8 @@ class Exact(_Method):
         _check(self, "top")
 
     def products(self, operator: JacobianOperator) -> int:
-        """min(m, n) for each input."""
-        return _inputs(operator) * min(operator.shape)
+        """min(m, n) for each input; m where J^T u is all there is."""
+        return _inputs(operator) * (operator.shape[0] if operator.reverse_only else min(operator.shape))
 
     def is_practical(self, operator: JacobianOperator) -> bool:
         """Whether the matrix fits into the memory limit, and its SVD takes no more than minutes."""
@@ -99,9 +99,10 @@ class Exact(_Method):
         (m, n), inputs = operator.shape, self.inputs_per_group(operator)
         matrix = inputs * self._dense_bytes(operator)
         # Rows as they come, and in float64.
-        rows = min(operator.chunk, m, n) * inputs * max(m, n) * (2 * operator.dtype.itemsize + 8)
+        vectors = m if operator.reverse_only else min(m, n)
+        rows = min(operator.chunk, vectors) * inputs * max(m, n) * (2 * operator.dtype.itemsize + 8)
         return _peak(
-            operator, min(m, n), inputs, matrix + rows + min(matrix, _PACKED),
+            operator, vectors, inputs, matrix + rows + min(matrix, _PACKED),
             f"the {m} x {n} matrix and its decomposition {_amount(matrix)}",
         )  # fmt: skip
 
@@ -120,9 +121,14 @@ class Exact(_Method):
         """Raise InputError where the matrix does not fit into the memory limit."""
         dense, limit, (m, n) = self._dense_bytes(operator), operator.memory_limit, operator.shape
         if dense > limit:
+            other = (
+                "measure a part of this model, which has reverse products alone"
+                if operator.reverse_only
+                else "take method='lanczos'"
+            )
             raise InputError(
                 f"the dense {m} x {n} Jacobian and its SVD take about {dense / 1e9:.3g} GB, more than "
-                f"memory_limit ({limit / 1e9:.3g} GB): take method='lanczos', or raise memory_limit"
+                f"memory_limit ({limit / 1e9:.3g} GB): {other}, or raise memory_limit"
             )
 
     @staticmethod
@@ -371,9 +377,12 @@ def select_method(
 ) -> Exact | Lanczos:
     """The method of "auto": exact or lanczos, whichever takes fewer products; exact only where it is practical.
 
-    The randomized method is no candidate: it is for the leading values, and says less about the rest.
+    The randomized method is no candidate: it is for the leading values, and says less about the rest. From reverse
+    products alone only exact follows.
     """
     dense, sampled, _ = _methods(options)
+    if operator.reverse_only:
+        return dense
     if not exact_is_affordable(dense, operator, goal):
         return sampled
     return dense if dense.products(operator) <= sampled.products(operator, goal) else sampled
@@ -387,12 +396,18 @@ def checked_method(
     Raises
     ------
     InputError
-        The matrix of an exact measurement does not fit into the memory limit; or the method, or the precision of the
+        The matrix of an exact measurement does not fit into the memory limit; or J has no forward product, and the
+        method needs one; or the method, or the precision of the
         operator, cannot reach the goal.
     """
     if goal is not None:
         _refuse_goal(asked, goal, operator)
     method = asked or select_method(operator, goal, options)
+    if operator.reverse_only and not isinstance(method, Exact):
+        raise InputError(
+            f"method={method.name!r} stands on products J v, and there are {operator.backend}: take method='exact', "
+            f"which builds J from its {operator.shape[0]} rows"
+        )
     if isinstance(method, Exact | Chain):
         method.refuse_too_large(operator)
     return method

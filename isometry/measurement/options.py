@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any, TypedDict
 
 from isometry.errors import InputError
-from isometry.jacobian import JacobianOperator, Output
+from isometry.jacobian import JacobianOperator, Output, Wrt
 from isometry.measurement.methods import Method, named_method
 from isometry.measurement.stopping import Goal
 
@@ -28,9 +28,13 @@ class MeasureOptions(TypedDict, total=False):
     quantity: str | None
     budget: int | str | None
     # Of the operator.
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any] | None
+    wrt: Wrt
     source: str | None
     target: str | None
     output: Output
+    products: str | None
     tf32: bool
     # Of the run.
     on_interrupt: str
@@ -39,7 +43,7 @@ class MeasureOptions(TypedDict, total=False):
 
 _OF_METHOD = ("probes", "steps", "top", "tol", "rank", "probe")
 _OF_GOAL = ("rtol", "quantity", "budget")
-_OF_OPERATOR = ("source", "target", "output", "tf32")
+_OF_OPERATOR = ("args", "kwargs", "wrt", "source", "target", "output", "products", "tf32")
 # Recorded as options; probes, steps and probe stand apart in the provenance, and the operator has its own.
 _RECORDED = ("top", "rank", "tol", *_OF_GOAL)
 
@@ -112,9 +116,10 @@ def recorded_options(
     operator: JacobianOperator, options: Mapping[str, Any], method: str | Method, goal: Goal | None
 ) -> dict[str, Any]:
     """What the provenance records of the options, given by keyword or on an object."""
-    made_with = ("batched", "source", "target", "output", "memory_limit")
+    made_with = ("batched", "wrt", "source", "target", "output", "memory_limit")
     found = {name: operator.options[name] for name in made_with}
     found["tf32"] = operator.options["tf32"] or None
+    found["products"] = "reverse" if operator.options["products"] == "reverse" else None
     for given in (goal, None if isinstance(method, str) else method):
         found |= {name: getattr(given, name) for name in _RECORDED if hasattr(given, name)}
     return found | {name: options[name] for name in _RECORDED if name in options}

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 # What a measurement records itself, by whichever method. An ensemble is its own as well, and may be given.
 OWN_KEYS = frozenset(
-    {"model", "input", "channels", "dtype", "device", "products_by", "rounding", "seed", "options", "torch_version",
-     "numpy_version", "isometry_version", "git_commit", "created", "threads", "predicted_peak_bytes", "processes",
-     "stopped", "factors", "decompositions", "condition", "sweeps", "instead_of",
+    {"model", "input", "channels", "dtype", "device", "products_by", "rounding", "seed", "options", "shares",
+     "torch_version", "numpy_version", "isometry_version", "git_commit", "created", "threads", "predicted_peak_bytes",
+     "processes", "stopped", "factors", "decompositions", "condition", "sweeps", "instead_of",
      "probe", "probes", "steps", "rank", "taken_out"}
 )  # fmt: skip
 
@@ -48,15 +48,15 @@ def refuse_own_keys(provenance: Mapping[str, Any]) -> None:
         )
 
 
-def record(operator: JacobianOperator, x: Tensor, *, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
+def record(operator: JacobianOperator, *, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """What every measurement records: plain JSON values. Options that were left at None are left out."""
     # Loaded here: the command line knows this module, and its help does without torch.
     import torch
 
     return {
         "model": operator.description,
-        "input": f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}",
-        **_channels(tuple(x.shape), operator),
+        "input": operator.inputs.description,
+        **_channels(operator),
         "dtype": str(operator.dtype).removeprefix("torch."),
         "device": _device_name(operator.device),
         "products_by": operator.backend,
@@ -111,8 +111,10 @@ def recorded_ensemble(
     return dict(replace(ensemble, q0=q0).to_dict())
 
 
-def _channels(shape: tuple[int, ...], operator: JacobianOperator) -> dict[str, int]:
+def _channels(operator: JacobianOperator) -> dict[str, int]:
     """Channels of a trunk: the first axis of a (channels, *positions) input that J maps onto itself."""
+    only = operator.inputs.only_tensor
+    shape = () if only is None else tuple(only.shape)
     axes = list(shape[1:] if operator.batch is not None else shape)
     while axes and axes[0] == 1:
         axes = axes[1:]
@@ -126,6 +128,7 @@ def _device_name(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
+@lru_cache(maxsize=1)
 def _own_version() -> str:
     try:
         return version("isometry")

@@ -6,13 +6,14 @@ narrow, light and dark screens and on paper. Every text that came from a file is
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 
 from isometry.comparison import compare
 from isometry.errors import InputError, IsometryError
@@ -97,14 +98,7 @@ def render_html(
         *(entry["picture"] for entry in [*inputs, *trainings]),
     ]
     headings, rows = _numbers(spectra, predicted, names)
-    environment = Environment(
-        loader=PackageLoader("isometry.report"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
+    return _page().render(
         title=plain(title),
         colors=page_colors(str(one.svg) for one in drawn),
         verdicts=[_verdict(*entry) for entry in zip(spectra, predicted, names, strict=True)],
@@ -118,6 +112,18 @@ def render_html(
         trainings=trainings,
         origins=[_origin(spectrum, name) for spectrum, name in zip(spectra, names, strict=True)],
     )
+
+
+@functools.cache
+def _page() -> Template:
+    environment = Environment(
+        loader=PackageLoader("isometry.report"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html")
 
 
 def write_html(spectra: Sequence[Spectrum], path: str | os.PathLike[str], **options: Any) -> Path:

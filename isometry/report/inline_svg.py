@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import matplotlib as mpl
 from markupsafe import escape
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from isometry.report.canvas import house_style
@@ -40,7 +41,10 @@ def inline_svg(figure: Figure, *, name: str, title: str, description: str) -> st
     """
     buffer = io.StringIO()
     with house_style(), mpl.rc_context({"svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        for patch in (figure.patch, *(ax.patch for ax in figure.axes)):
+            patch.set_facecolor("none")
+        # Not savefig, which draws everything once before, to learn what constrained layout would need.
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     # Licence notes, comments and the style sheet, which would apply to the whole page, are removed.
     text = _NOT_DRAWN.sub("", text[text.index("<svg") :])

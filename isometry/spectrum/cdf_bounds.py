@@ -5,7 +5,7 @@ F(s) is the expectation, over probes, of the measure that a probe sees. Three er
 * truncation: of each probe's measure only a Gauss rule is known, which bounds it from both sides, without exception
   (`.mass_bounds`);
 * chance: the mean over probes strays from F by an amount whose distribution is known (`.probe_intervals`);
-* place: a node is known to rounding, a leading value that was taken out (deflated) to its residual.
+* place: a node is known to rounding, a deflated value to its residual.
 
 **Deflation.** With A V = U S exactly and residuals e_r = ||A^T u_r - s_r v_r||, probes on the complement of V see
 C = P A^T A P. For t away from every s_r, Sylvester's law of inertia gives the number of singular values of A above t

@@ -279,7 +279,7 @@ class Spectrum:
         """(lower, upper): limits between which the true cdf lies with this confidence; each the shape of ``s``.
 
         The bounds of :meth:`cdf_bounds`, which never fail, widened by the interval over random probes, by rounding and
-        by the residuals of values that were taken out. It is the cdf of the Jacobians at the inputs measured, not
+        by the residuals of deflated values. It is the cdf of the Jacobians at the inputs measured, not
         of others. Both limits rise with s, lie in [0, 1] and hold :meth:`cdf` between them; below the floor the band is
         what values anywhere in [0, floor] allow. An exact measurement's band is its cdf from the floor upwards, but
         within rounding of a singular value; a prediction's is its cdf.

@@ -26,7 +26,7 @@ _FILTERS = {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
 _EXPANSION = 1032
 # HDF5 unpacks a chunk as a whole; h5py makes none above 1 MiB by itself.
 _LARGEST_CHUNK = 8 * 2**20
-_MOST_DIMENSIONS = 8
+MOST_DIMENSIONS = 8
 _NUMBERS = {h5t.INTEGER, h5t.FLOAT}
 _ATTRIBUTES = _NUMBERS | {h5t.STRING, h5t.ENUM}
 # Longest array that an attribute may hold. What isometry writes is shorter, and the format ends at 64 kB.
@@ -121,7 +121,7 @@ def _check_dataset(dataset: h5py.Dataset, where: str) -> None:
     if kind.get_class() not in _ATTRIBUTES or kind.committed() or dataset.dtype.hasobject:
         raise StoreError(f"{where}: holds {dataset.dtype}, not numbers")
     shape = dataset.shape
-    if shape is None or len(shape) > _MOST_DIMENSIONS:
+    if shape is None or len(shape) > MOST_DIMENSIONS:
         raise StoreError(f"{where}: has shape {shape}, which no dataset of isometry has")
     _check_size(dataset, shape, bool(filters), where)
 

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from isometry.errors import NewerSchemaError, StoreError
 from isometry.store.admission import attribute, holds, member
-from isometry.store.attributes import sorted_attributes
+from isometry.store.attributes import NESTED, sorted_attributes
 from isometry.store.digest import DIGEST, digest_of_parts
 from isometry.store.layout import DATASETS, DIMENSIONS, Field
 from isometry.store.writing import (
     forget,
     new_dataset,
     new_group,
+    recall_heaps,
     rewrite_text,
     write_attribute,
     write_dimensions,
@@ -40,6 +41,8 @@ _WORDS = {"float": "floats", "bool": "truth values", "int": "whole numbers", "nu
 _COMPRESSED_FROM = 64 * 1024
 # The attribute of the group of all elements that says which came last.
 LAST_WRITTEN = "last_written"
+# The long texts of an element, and its last: the heap that was begun last holds one of them.
+_IN_HEAPS = (NESTED, DIGEST, "description", "DIMENSION_LIST")
 # The hidden group of elements that were removed and whose space was not reused yet.
 REMOVED = ".removed"
 # Bytes of a short array. HDF5's records for a dataset take some 500 bytes, those for an attribute some 60.
@@ -137,9 +140,7 @@ def chosen(group: h5py.Group, known: Mapping[tuple[str, int], Reader]) -> Reader
 
 def write_element(parent: h5py.Group, name: str, element: Element, *, reserved: frozenset[str]) -> None:
     """Write the element as ``parent[name]``, in place of one that is there, whose space is reused."""
-    # Texts lie in heaps of 4 kB. HDF5 goes on filling one that it has read since the file was opened, and begins
-    # another otherwise: this reads the one of the last element.
-    attribute(parent, LAST_WRITTEN)
+    _recall_last(parent)
     if holds(parent, name):
         forget(parent, name)
     else:
@@ -193,6 +194,15 @@ def write_element(parent: h5py.Group, name: str, element: Element, *, reserved: 
         {key: (datasets[key], fields[key].dimensions) for key in long if key not in dimensions},
     )
     rewrite_text(parent, LAST_WRITTEN, name)
+
+
+def _recall_last(parent: h5py.Group) -> None:
+    """Have the texts of the next element follow those of the last one."""
+    last = attribute(parent, LAST_WRITTEN)
+    group = member(parent, last) if isinstance(last, str) else None
+    if isinstance(group, h5py.Group):
+        recall_heaps(group, _IN_HEAPS)
+    # Here it is closed again: HDF5 frees the space of nothing that is open.
 
 
 def remove_element(parent: h5py.Group, name: str) -> None:

@@ -23,7 +23,9 @@ SPECTRA, SERIES = "spectra", "series"
 OLD_QUADRATURE_ENCODINGS = (("spectrum-quadrature", 1), ("spectrum-quadrature", 2))
 # Version 4, and 3 of a curve, have short arrays as attributes of the group, and the summary. Version 5 has `counted`.
 UNCOUNTED_ENCODINGS = (("spectrum-quadrature", 3), ("spectrum-quadrature", 4))
-QUADRATURE_ENCODING = ("spectrum-quadrature", 5)
+# Version 6 leaves out derived arrays where they say nothing.
+COUNTED_ENCODINGS = (("spectrum-quadrature", 5), ("spectrum-quadrature", 6))
+QUADRATURE_ENCODING = COUNTED_ENCODINGS[-1]
 # Version 2 added whether the support has no upper end.
 OLD_CURVE_ENCODING = ("spectrum-curve", 1)
 CURVE_ENCODINGS = (("spectrum-curve", 2), ("spectrum-curve", 3))
@@ -156,6 +158,7 @@ DERIVED_FIELDS = {
 }  # fmt: skip
 
 # The same, since version 2 of a quadrature. A later version of isometry may know narrower limits from the same nodes.
+# Since version 6 not where no probe was random.
 BAND_FIELDS = {
     "band_s": DIMENSIONS["band_s"],
     "band_lower": Field(
@@ -173,13 +176,23 @@ SPECTRUM_FIELDS = {
     OLD_QUADRATURE_ENCODINGS[0]: OLD_QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
     OLD_QUADRATURE_ENCODINGS[1]: OLD_QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
     **dict.fromkeys(UNCOUNTED_ENCODINGS, UNCOUNTED_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS),
-    QUADRATURE_ENCODING: QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
     VALUES_ENCODING: VALUES_FIELDS | DERIVED_FIELDS,
+    **dict.fromkeys(COUNTED_ENCODINGS, QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS),
     **dict.fromkeys((OLD_CURVE_ENCODING, *CURVE_ENCODINGS), CURVE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS),
 }
-OPTIONAL_FIELDS = frozenset(EXTREME_FIELDS)
+_OPTIONAL = (frozenset(EXTREME_FIELDS), frozenset({COUNTED}))
+# Derived arrays that say nothing: 0 or the cdf itself where no probe was random, NaN of one input, plain logarithms.
+UNRANDOM_FIELDS = frozenset({"moment_stderr_probes", "cdf_lower", "cdf_upper", *BAND_FIELDS})
+OF_INPUTS = "moment_stderr_inputs"
+LOGARITHMS = {"log10_moment": "moment", "log10_quantile": "quantile"}
+_LEFT_OUT = (UNRANDOM_FIELDS, frozenset({OF_INPUTS}), *(frozenset({key}) for key in LOGARITHMS))
 # What is a dataset however short it is, with named dimensions for xarray.
 DATASETS = frozenset({"nodes", "weights", "log_values", "log_error", "log_s", "cdf", "density"})
+
+
+def optional_fields(encoding: tuple[str, int]) -> tuple[frozenset[str], ...]:
+    """Fields that may be missing in a group of this encoding, those of one set together."""
+    return _OPTIONAL + (_LEFT_OUT if encoding == QUADRATURE_ENCODING else ())
 
 
 def checked_name(name: object, what: str = "a spectrum") -> str:

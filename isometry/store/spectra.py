@@ -35,28 +35,32 @@ from isometry.store.layout import (
     BAND_CONFIDENCE,
     BAND_FIELDS,
     COUNTED,
+    COUNTED_ENCODINGS,
     CURVE_ENCODING,
     CURVE_ENCODINGS,
     DERIVED_FIELDS,
     EXTREME_FIELDS,
     LEVELS,
+    LOGARITHMS,
     MOMENT_ORDERS,
+    OF_INPUTS,
     OLD_CURVE_ENCODING,
     OLD_QUADRATURE_ENCODINGS,
     OLD_QUADRATURE_FIELDS,
-    OPTIONAL_FIELDS,
     QUADRATURE_ENCODING,
     SPECTRUM_FIELDS,
     UNCOUNTED_ENCODINGS,
     UNCOUNTED_FIELDS,
+    UNRANDOM_FIELDS,
     VALUES_ENCODING,
     VALUES_FIELDS,
+    optional_fields,
 )
 from isometry.store.summaries import SUMMARY, Listed, encode_summary, read_listed, summary_problems
 
 Arrays = dict[str, NDArray[Any]]
 
-_WITH_SHORT_ARRAYS = {UNCOUNTED_ENCODINGS[-1], QUADRATURE_ENCODING, VALUES_ENCODING, CURVE_ENCODING}
+_WITH_SHORT_ARRAYS = {UNCOUNTED_ENCODINGS[-1], *COUNTED_ENCODINGS, VALUES_ENCODING, CURVE_ENCODING}
 # What is written for others and not read back.
 _FOLLOWING = DERIVED_FIELDS.keys() | BAND_FIELDS.keys()
 
@@ -104,6 +108,9 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
     if extremes is not None:
         arrays |= {key: np.asarray(getattr(extremes, key)) for key in EXTREME_FIELDS}
     arrays |= derived(spectrum)
+    if isinstance(distribution, Quadrature):
+        for key in _saying_nothing(distribution, arrays):
+            del arrays[key]
     header: dict[str, Any] = {
         "kind": spectrum.kind,
         "method": _text(spectrum.method),
@@ -125,6 +132,19 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
             f"the spectrum {spectrum.name!r} contradicts itself and was not stored: {'; '.join(problems)}."
         )
     return element
+
+
+def _saying_nothing(quadrature: Quadrature, arrays: Arrays) -> set[str]:
+    """Derived arrays that are left out: a reader knows them from the others."""
+    names = set() if quadrature.errors.random else set(UNRANDOM_FIELDS)
+    if len(quadrature.floor) == 1:
+        names.add(OF_INPUTS)
+    least = np.finfo(float).tiny
+    return names | {
+        key
+        for key, plain_one in LOGARITHMS.items()
+        if np.all((arrays[plain_one] >= least) & (arrays[plain_one] < np.inf))
+    }
 
 
 def decode(group: h5py.Group, name: str) -> Spectrum:
@@ -168,7 +188,8 @@ def problems_of(group: h5py.Group, name: str) -> list[str]:
     problems = [
         f"{key}: does not follow from the distribution it stands beside"
         for key, absolute in (("moment", 0.0), ("log10_moment", 1e-8))
-        if not np.allclose(arrays[key], expected[key], rtol=1e-8, atol=absolute, equal_nan=True)
+        if key in arrays
+        and not np.allclose(arrays[key], expected[key], rtol=1e-8, atol=absolute, equal_nan=True)
     ]
     problems += (
         summary_problems(group, spectrum) + implausible(spectrum) + _derived_problems(spectrum, arrays)
@@ -241,7 +262,7 @@ def derived(spectrum: Spectrum) -> Arrays:
 
 
 def band(spectrum: Spectrum) -> Arrays:
-    """The certified band of the cdf on a grid, as in BAND_FIELDS: where the mass is, and over the whole range."""
+    """The confidence band of the cdf on a grid, as in BAND_FIELDS: where the mass is, and over the whole range."""
     low, high = spectrum.support
     with np.errstate(over="ignore"):
         where = np.unique(spectrum.quantile(np.linspace(0, 1, 33)))
@@ -262,24 +283,27 @@ def _derived_problems(spectrum: Spectrum, arrays: Arrays) -> list[str]:
         for key, expected in (("order", MOMENT_ORDERS), ("level", LEVELS))
         if not np.array_equal(arrays[key], expected)
     ]
-    log_s, level = arrays["log10_quantile"] * np.log(10), np.array(LEVELS)
-    lower, upper = arrays["cdf_lower"], arrays["cdf_upper"]
     if problems:
         return problems
+    level = np.array(LEVELS)
+    with np.errstate(all="ignore"):
+        key = "log10_quantile" if "log10_quantile" in arrays else "quantile"
+        log_s = np.log(arrays[key]) if key == "quantile" else arrays[key] * np.log(10)
     d = spectrum.distribution
     if (
         np.any(np.isnan(log_s))
         or np.any(d.cdf(log_s + 1e-6) < level - 1e-6)
         or np.any(d.cdf(log_s - 1e-6, left=True) > level + 1e-6)
     ):
-        problems.append("log10_quantile: is not where the cdf reaches the level")
+        problems.append(f"{key}: is not where the cdf reaches the level")
     with np.errstate(over="ignore", under="ignore"):
         if not np.allclose(arrays["quantile"], np.exp(log_s), rtol=1e-6, atol=0.0):
             problems.append("quantile: is not 10 to the power log10_quantile")
+    lower, upper = arrays.get("cdf_lower", np.zeros(1)), arrays.get("cdf_upper", np.ones(1))
     if not (np.all(lower >= 0) and np.all(lower <= upper + 1e-9) and np.all(upper <= 1 + 1e-9)):
         problems.append("cdf_lower: does not bound with cdf_upper a cdf")
     for key in ("moment_stderr_probes", "moment_stderr_inputs"):
-        if np.any(arrays[key] < 0):
+        if key in arrays and np.any(arrays[key] < 0):
             problems.append(f"{key}: {int(np.sum(arrays[key] < 0))} negative values")
     return problems
 
@@ -317,16 +341,17 @@ def _text(method: str) -> str:
 def _read(group: h5py.Group, *, derived_too: bool) -> tuple[Arrays, list[str]]:
     """Arrays of the group by name, without those that are missing or misshapen, and what is wrong."""
     fields = chosen(group, SPECTRUM_FIELDS)
-    with_extremes = any(
-        holds(group, name) or isinstance(attribute(group, name), np.ndarray) for name in OPTIONAL_FIELDS
-    )
+    absent = {
+        name
+        for names in optional_fields(encoding_of(group))
+        if not any(holds(group, name) or isinstance(attribute(group, name), np.ndarray) for name in names)
+        for name in names
+    }
     arrays: Arrays = {}
     problems: list[str] = []
     sizes: dict[str, int] = {}
     for name, what in fields.items():
-        if (name in OPTIONAL_FIELDS and not with_extremes) or (name in _FOLLOWING and not derived_too):
-            continue
-        if name == COUNTED and not (holds(group, name) or isinstance(attribute(group, name), np.ndarray)):
+        if name in absent or (name in _FOLLOWING and not derived_too):
             continue
         values, found = examine_array(group, name, what, sizes)
         problems += found
@@ -446,7 +471,7 @@ def _curve(group: h5py.Group, arrays: Arrays) -> Curve:
 
 _DISTRIBUTIONS: dict[tuple[str, int], Callable[[h5py.Group, Arrays], Quadrature | LogValues | Curve]] = {
     **dict.fromkeys(OLD_QUADRATURE_ENCODINGS, _old_quadrature),
-    **dict.fromkeys((*UNCOUNTED_ENCODINGS, QUADRATURE_ENCODING), _quadrature),
+    **dict.fromkeys((*UNCOUNTED_ENCODINGS, *COUNTED_ENCODINGS), _quadrature),
     VALUES_ENCODING: _log_values,
     OLD_CURVE_ENCODING: _old_curve,
     **dict.fromkeys(CURVE_ENCODINGS, _curve),

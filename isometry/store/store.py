@@ -149,7 +149,9 @@ class Store:
             is not plain JSON. The file is then as it was.
         """
         name = checked_name(spectrum.name if name is None else name)
-        element = spectrum_element.encode(replace(spectrum, name=name), written_by=written_by())
+        # The spectrum itself where it has this name: what was computed for a report is then there already.
+        named = spectrum if spectrum.name == name else replace(spectrum, name=name)
+        element = spectrum_element.encode(named, written_by=written_by())
         self._put(SPECTRA, name, element, spectrum_element.HEADER, overwrite)
         return name
 

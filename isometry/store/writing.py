@@ -6,6 +6,7 @@ and leave its defaults: an index of several kB for more than eight attributes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from h5py import h5a, h5d, h5ds, h5g, h5l, h5p, h5r, h5s, h5t
 from numpy.typing import NDArray
 
-from isometry.store.admission import link_kind
+from isometry.store.admission import MOST_DIMENSIONS, link_kind
 
 # Bytes of a dataset that lies within its own header.
 _WITHIN_HEADER = 2048
@@ -61,6 +62,19 @@ def write_attribute(node: h5g.GroupID | h5d.DatasetID, name: str, value: Any) ->
         made.write(array)
 
 
+def recall_heaps(group: h5py.Group, keys: Iterable[str]) -> None:
+    """Read some texts and lists of an element, and of its last dataset, so that HDF5 goes on filling their heaps.
+
+    It fills those alone that it has met since the file was opened, and begins another one of 4 kB otherwise.
+    """
+    for node in [group, *_hard(group, list(group)[-1:])]:
+        for key in keys:
+            if h5a.exists(node.id, key.encode()):
+                found = h5a.open(node.id, key.encode())
+                if _is_text(found) or _is_list(found):
+                    found.read(np.empty(found.shape, dtype=found.dtype))
+
+
 def forget(group: h5py.Group, name: str) -> None:
     """Delete a member of a group. HDF5 frees its space, but not its texts and lists in heaps: they are emptied here."""
     for node in _hard(group, [name]):
@@ -85,14 +99,25 @@ def rewrite_text(node: h5py.Group, name: str, value: str) -> None:
 
 def _empty(attribute: h5a.AttrID) -> None:
     """Give back the space that an attribute has in a heap."""
-    kind, shape = attribute.get_type(), attribute.shape
-    if isinstance(kind, h5t.TypeStringID) and kind.is_variable_str() and shape == ():
+    if _is_text(attribute):
         attribute.write(np.array("", dtype=h5py.string_dtype()))
-    elif isinstance(kind, h5t.TypeVlenID) and kind.get_super().get_class() == h5t.REFERENCE:
-        lists = np.empty(shape, dtype=h5py.vlen_dtype(h5py.ref_dtype))
-        for place in np.ndindex(shape):
+    elif _is_list(attribute):
+        lists = np.empty(attribute.shape, dtype=h5py.vlen_dtype(h5py.ref_dtype))
+        for place in np.ndindex(attribute.shape):
             lists[place] = np.empty(0, dtype=h5py.ref_dtype)
         attribute.write(lists)
+
+
+def _is_text(attribute: h5a.AttrID) -> bool:
+    kind = attribute.get_type()
+    return isinstance(kind, h5t.TypeStringID) and kind.is_variable_str() and attribute.shape == ()
+
+
+def _is_list(attribute: h5a.AttrID) -> bool:
+    """Whether it holds lists of references, one for each dimension."""
+    kind, shape = attribute.get_type(), attribute.shape
+    listed = isinstance(kind, h5t.TypeVlenID) and kind.get_super().get_class() == h5t.REFERENCE
+    return listed and shape is not None and math.prod(shape) <= MOST_DIMENSIONS
 
 
 def write_dimensions(

@@ -177,14 +177,14 @@ def sweep(
                 failures[point.name] = outcome.failure
                 if on_failure is not None:
                     on_failure(point, outcome.failure)
-            tell(done, left, _text(done, left, len(failures)))
+            listener(done, left, _text(done, left, len(failures)))
 
         if left:
             with (
-                progress_listener(progress, "sweep") as tell,
+                progress_listener(progress, "sweep") as listener,
                 _engine(executor, workers, left, timeout) as engine,
             ):
-                tell(0, left, "sweep")
+                listener(0, left, "sweep")
                 waiting = (point for point in plan if not ledger.finished(point))
                 run_all(waiting, engine, take, folder=str(Path.cwd()))
     return SweepResult(

@@ -69,8 +69,9 @@ def predict(
     The law is that of infinite width at fixed depth. At width N one draw's mean square fluctuates around it by a
     relative O(sqrt(L)/N), and the largest singular value falls short of the edge as L/N grows.
 
-    A residual network has the law of large depth at fixed c = sum_l a^2 sigma_w^2 E phi'^2 (Tarnowski et al. 2019,
-    arXiv 1809.08848), with an error of order c/L.
+    A residual network has the exact law of its layers 1 + a D W, for branches of any strength: A = a D W is R-diagonal,
+    and the law of |1 + A| is a free additive convolution (Haagerup and Schultz 2007, arXiv math/0605251). At large
+    depth and fixed c = sum_l a^2 sigma_w^2 E phi'^2 it is that of Tarnowski et al. 2019 (arXiv 1809.08848).
 
     References
     ----------
@@ -92,8 +93,8 @@ def predict(
         law = solve(assembly.product, points=points)
     except (ConvergenceError, NonFiniteError, TheoryError) as error:
         raise type(error)(f"{_name(network)}: {error}") from error
-    # At vanishing variance phi' is a constant; small residual branches count by their second moment alone.
-    unbounded = network.residual is None and has_unbounded_slope(phi) and bool(np.any(variances.q > 0.0))
+    # At vanishing variance phi' is a constant.
+    unbounded = has_unbounded_slope(phi) and bool(np.any(variances.q > 0.0))
     curve = curve_of(law, assembly.rank_share, unbounded=unbounded)
     return Spectrum(
         curve,

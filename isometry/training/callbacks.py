@@ -25,9 +25,9 @@ class IsometryCallback(SpectrumRecorder, metaclass=ABCMeta):
 
     Parameters
     ----------
-    x : Tensor, optional
-        One input of the network, without a batch axis; with ``batched=True`` among the options several, stacked. None
-        takes the first sample of the first batch that it is given.
+    x : Tensor, or a tuple, list, dict or dataclass of tensors, optional
+        One input of the network, as it takes it; with ``batched=True`` among the options several, stacked. Further
+        inputs are ``args`` and ``kwargs`` among the options. Without any the first sample of the first batch given.
     every : int
         Steps between measurements; step 0 is measured.
     store : str, Path or Store, optional
@@ -46,7 +46,8 @@ class IsometryCallback(SpectrumRecorder, metaclass=ABCMeta):
     provenance : mapping, optional
         Further plain values to record with every spectrum, beside its ``step``.
     **options
-        Further arguments of `isometry.measure`, such as ``method``, ``probes``, ``steps``, ``seed``, ``batched``.
+        Further arguments of `isometry.measure`, such as ``method``, ``probes``, ``steps``, ``seed``, ``batched``,
+        ``args``, ``kwargs``, ``wrt``.
 
     Attributes
     ----------

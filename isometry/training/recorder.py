@@ -37,7 +37,7 @@ class SpectrumRecorder:
 
     def __init__(
         self,
-        x: Tensor | None = None,
+        x: Any = None,
         *,
         every: int = 100,
         store: str | Path | Store | None = None,
@@ -130,8 +130,10 @@ class SpectrumRecorder:
         from isometry.measurement import measure
 
         x = self._input(batch)
-        reference = next(model.parameters(), x)
-        x = x.to(device=reference.device, dtype=reference.dtype if x.is_floating_point() else x.dtype)
+        if isinstance(x, Tensor):
+            # As the trunk's stem takes it; what else the model takes, the measurement moves itself.
+            reference = next(model.parameters(), x)
+            x = x.to(device=reference.device, dtype=reference.dtype if x.is_floating_point() else x.dtype)
         record = {**self.provenance, "step": step}
         if math.isfinite(self.overhead):
             record["recording_overhead"] = self.overhead
@@ -143,8 +145,8 @@ class SpectrumRecorder:
                 **{"on_interrupt": "raise"} | self.options,
             )  # fmt: skip
 
-    def _input(self, batch: Any) -> Tensor:
-        if self.x is None:
+    def _input(self, batch: Any) -> Any:
+        if self.x is None and not self.options.get("args") and not self.options.get("kwargs"):
             sample = _first_tensor(batch)
             if sample is None:
                 raise InputError(

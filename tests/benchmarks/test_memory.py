@@ -16,23 +16,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 QUICK: list[memory.Case] = [
-    ("randomized", (6000, 6000), 0, "float32", {"rank": 300}),
-    ("randomized", (6000, 6000), 8, "float32", {"rank": 20}),
+    ("randomized", (5000, 5000), 8, "float32", {"rank": 10}),
+    ("randomized", (5000, 5000), 0, "float32", {"rank": 200}),
 ]
 
 
-@pytest.mark.parametrize("case", QUICK, ids=["many triplets", "several inputs"])
-def test_the_predicted_peak_bounds_the_measured_one(case: memory.Case) -> None:
+def test_the_predicted_peak_bounds_the_measured_one() -> None:
     """How far above depends on the allocator and the BLAS of the machine: the slow test holds the table to twice."""
-    predicted, measured = memory.fresh_peaks(case)
-    assert measured <= predicted
+    for predicted, measured in memory.fresh_peaks(*QUICK):
+        assert predicted / 4 < measured <= predicted
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", memory.CASES, ids=str)
 def test_the_prediction_bounds_every_method(case: memory.Case) -> None:
     """Within a factor of two, but for a goal, whose prediction is the most it may take."""
-    predicted, measured = memory.fresh_peaks(case)
+    ((predicted, measured),) = memory.fresh_peaks(case)
     assert measured <= predicted
     if measured > 50e6 and "rtol" not in case[-1]:
         assert predicted <= 2 * measured

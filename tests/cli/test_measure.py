@@ -285,7 +285,7 @@ def test_a_bad_input_of_a_built_in_is_named(isometry, tmp_path, array: np.ndarra
         ("batch_norm", "--input 3x6x6", 1, "add --eval"),
         ("dropout", "--input 4", 1, "add --eval"),
         ("Coupled", "--input 4 --inputs 3", 1, "couples the samples"),
-        ("Several", "--input 4", 1, "'first', 'second'"),
+        ("Several", "--input 4", 1, "first (1, 4), second (1, 4)"),
         ("Infinite", "--input 4", 1, "NaN or inf"),
         ("Raises", "--input 4", 1, "ValueError: my own trouble"),
         ("cnn", "--input 3x7x7", 1, "(1, 3, 7, 7)"),

@@ -28,6 +28,8 @@ BLOCKS = {
         Lists, (5,), None, ["layers.0", "layers.1", "layers.2", "shared (call 1)", "tanh", "shared (call 2)"]
     ),
     "lists by pattern": (Lists, (5,), r"layers\.1", ["layers.0", "layers.1", "layers.2 to shared (call 2)"]),
+    "lists by their holder": (Lists, (5,), "layers", ["layers", "shared (call 1) to shared (call 2)"]),
+    "dense by their holder": (Dense, (4,), "layers", ["stem", "layers", "head"]),
     "dense": (Dense, (4,), None, ["stem", "layers.0 to layers.2", "head"]),
     "unet": (UNet, (1, 1, 6), None, ["stem", "tanh", "down to up", "head"]),
 }  # fmt: skip
@@ -82,6 +84,84 @@ def test_blocks_and_residual_sums_are_those_of_dense_jacobians() -> None:
             x = (x + branch(x)).detach()
 
 
+SKIPS = {
+    "layer scale": lambda x, f, g: (x + g * f, 1.0, g),
+    "half": lambda x, f, g: (0.5 * x + f, 0.5, 1.0),
+    "in place": lambda x, f, g: (x.clone().mul_(0.5).add_(f), 0.5, 1.0),
+    "difference": lambda x, f, g: (0.7 * f - x / 2, -0.5, 0.7),
+    "lerp": lambda x, f, g: (torch.lerp(x, f, 0.3), 0.7, 0.3),
+    "alpha": lambda x, f, g: (torch.add(x, f, alpha=0.3), 1.0, 0.3),
+    "gates": lambda x, f, g: (x * g + f * (1 - g), g, 1 - g),
+    "addcmul": lambda x, f, g: (torch.addcmul(x, g, f), 1.0, g),
+    "views": lambda x, f, g: ((x.reshape(1, 5) * g).flatten() + f, g, 1.0),
+    "twice": lambda x, f, g: (x + f - 2 * f, 1.0, -1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SKIPS)
+def test_the_branch_of_a_scaled_skip(kind: str) -> None:
+    torch.manual_seed(0)
+    weight, gain, x = torch.randn(5, 5).double(), torch.rand(5).double(), torch.randn(5).double()
+
+    def model(z: Tensor) -> Tensor:
+        return SKIPS[kind](z, torch.tanh(weight @ z), gain)[0]
+
+    (found,) = measure_blocks(model, x, progress=False).residual_sums
+    _, a, b = SKIPS[kind](x, x, gain)
+    slopes = torch.diag(1 - torch.tanh(weight @ x) ** 2) @ weight
+    branch = torch.diag(torch.ones(5).double() * b) @ slopes
+    stream = branch + torch.diag(torch.ones(5).double() * a)
+    assert found.branch_chi == pytest.approx(float(branch.square().sum()) / 5, rel=1e-12)
+    assert found.chi == pytest.approx(float(stream.square().sum()) / 5, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda z: z * torch.sigmoid(z.flip(0)) + z.sin() * (1 - torch.sigmoid(z.flip(0))),
+        lambda z: torch.tanh(z) + z.flip(0),
+        lambda z: z * z.flip(0),
+        lambda z: torch.cat([z[:2], z[2:].sin()]),
+    ],
+)
+def test_a_gate_that_depends_on_the_stream_is_no_skip(model) -> None:
+    assert measure_blocks(model, torch.randn(5).double(), progress=False).residual_sums == ()
+
+
+class Fading(nn.Module):
+    """A hundred blocks a x + W x, each of which multiplies J by a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.layers = nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in range(100))
+        for layer in self.layers:
+            nn.init.orthogonal_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = (0.1 * x + layer(x)) * self.factor
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:s_max is 0.*underflow")
+@pytest.mark.parametrize("factor", [1e-4, 1e3])
+def test_products_beyond_the_range_of_floats(factor: float) -> None:
+    torch.manual_seed(0)
+    model, x = Fading(factor).double(), torch.ones(6).double() * (1 if factor < 1 else 1e-300)
+    profile = measure_blocks(model, x, probes=200, progress=False)
+    log10 = 0.0
+    product = torch.eye(6).double()
+    for layer in model.layers:
+        product = factor * (0.1 * product + layer.weight.detach() @ product)
+        size = float(product.norm())
+        product, log10 = product / size, log10 + 2 * np.log10(size)
+    expected = log10 - np.log10(6)
+    assert abs(expected) > 600
+    assert abs(profile.log10_mean_square[-1] - expected) < 4 * profile.log10_mean_square_stderr[-1] + 1e-9
+    assert profile.at_fault() is None
+
+
 def test_residual_layers_of_a_chain_have_their_branches() -> None:
     from isometry.nn import ResNet as ReferenceResNet
 
@@ -131,6 +211,43 @@ def test_a_batch_of_inputs_has_the_mean_of_theirs() -> None:
     each = [measure_blocks(model, one[None], progress=False) for one in x]
     np.testing.assert_allclose(together.chi, np.mean([one.chi for one in each], axis=0), rtol=1e-12)
     assert together.blocks == each[0].blocks
+
+
+class Conditioned(nn.Module):
+    """Token numbers, a mask and a state by keyword; blocks behind the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, ids: Tensor, mask: Tensor, *, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        x = self.embed(ids) + state["h"].cumsum(0)
+        for block in self.blocks:
+            x = x + torch.tanh(block(x + x.mean(0))) * mask[:, None]
+        return {"hidden": x, "out": self.norm(x)}
+
+
+@pytest.mark.parametrize(
+    ("options", "blocks"),
+    [
+        ({"source": "blocks.1"}, 2), ({"source": "blocks.0", "output": "hidden"}, 3),
+        ({"wrt": "state.h", "target": "blocks.2"}, 3), ({"wrt": "state", "output": "out"}, 4),
+    ],
+)  # fmt: skip
+def test_blocks_of_a_part_of_a_model_with_several_inputs(options, blocks: int) -> None:
+    torch.manual_seed(0)
+    model, mask = Conditioned().eval(), torch.tensor([1.0, 0.0, 1.0])
+    call = {"args": (mask,), "kwargs": {"state": {"h": torch.randn(3, 4)}}, "dtype": torch.float64}
+    if "output" not in options and "target" not in options:
+        options = {**options, "output": "out"}
+    profile = measure_blocks(model, torch.tensor([1, 5, 2]), **call, **options, progress=False)
+    exact = isometry.measure(model, torch.tensor([1, 5, 2]), "exact", **call, **options, progress=False)
+    assert len(profile) >= blocks
+    assert profile.running[len(profile)].mean_square == pytest.approx(exact.mean_square, rel=1e-12)
+    error = 4 * profile.log10_mean_square_stderr[-1] + 1e-9
+    assert abs(profile.log10_mean_square[-1] - np.log10(exact.mean_square)) < error
 
 
 def test_patterns_that_name_no_separable_module_are_refused() -> None:

@@ -126,13 +126,13 @@ def test_random_signs_that_miss_a_vector_rule_nothing_out() -> None:
 # ---- outside of the range of squares ------------------------------------------------------------------
 
 
-SCALES = {torch.float64: (1e-300, 1e-200, 1e-155, 1e155, 1e200, 1e300), torch.float32: (1e-30, 1e25, 1e36)}
+SCALES = {torch.float64: (1e-300, 1e-155, 1e155, 1e300), torch.float32: (1e-30, 1e25, 1e36)}
 
 
 @cache
 def of_size_one(name: str, dtype: torch.dtype, known):
     """The matrix, its spectrum by two estimators, its leading values and its smallest."""
-    base = known(np.ones(60) if name == "alike" else np.geomspace(0.2, 1.0, 60), dtype=dtype).a
+    base = known(np.ones(40) if name == "alike" else np.geomspace(0.2, 1.0, 40), dtype=dtype).a
     unit = MatrixOperator(base)
     spectra = [(estimator, estimator(unit)) for estimator in (lanczos, randomized)]
     return base, spectra, leading_triplets(unit, 3), smallest_singular_value(unit)

@@ -1,6 +1,6 @@
 """The 95 % interval of the mean square, where few values or few inputs carry it: shapes x inputs x probes x rules.
 
-Of 120 intervals of true level 0.95 at least 104 cover with probability 0.9993.
+Of 100 intervals of true level 0.95 at least 87 cover with probability 0.9995.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from isometry import JacobianOperator, measure
 from isometry.estimators import lanczos
 from isometry.spectrum import Quadrature, Spectrum
 
-SEEDS, LEAST = 120, 104
-N, INPUTS = 100, 6
+SEEDS, LEAST = 100, 87
+N, INPUTS = 60, 3
 
 
 class Diagonals:
@@ -75,7 +75,7 @@ SHAPES = [
 def measured(shape: str, probe: str) -> Quadrature:
     """SEEDS measurements of each input by eight probes, as so many inputs; the mean square needs few steps."""
     values = values_of(shape)
-    return lanczos(Diagonals(np.tile(values, (SEEDS, 1))), probes=8, steps=4, probe=probe).quadrature
+    return lanczos(Diagonals(np.tile(values, (SEEDS, 1))), probes=8, steps=3, probe=probe).quadrature
 
 
 def covered(shape: str, probes: int, probe: str = "gaussian") -> tuple[int, float]:
@@ -117,12 +117,12 @@ def test_other_probes_are_covered(shape: str, probe: str) -> None:
 
 @pytest.mark.parametrize("rule", [{"rtol": 0.5}, {"budget": 60}])
 def test_rules_that_stop_are_covered(rule: dict[str, float]) -> None:
-    """One value of ten among 99 of order one: 100 measurements, of which 86 cover with probability 0.9995."""
+    """One value of ten among others of order one: of 60 measurements 50 cover with probability 0.9998."""
     values = torch.from_numpy(values_of("one of ten")[0])
     operator = JacobianOperator(lambda x: values * x, torch.zeros(N, dtype=torch.float64))
     exact, count = float(values.square().mean()), 0
-    for seed in range(100):
-        spectrum = measure(operator, method="lanczos", seed=seed, progress=False, steps=8, **rule)
+    for seed in range(60):
+        spectrum = measure(operator, method="lanczos", seed=seed, progress=False, steps=4, **rule)
         low, high = spectrum.mean_square_interval()
         count += low <= exact <= high
-    assert count >= 86
+    assert count >= 50

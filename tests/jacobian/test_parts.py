@@ -176,6 +176,7 @@ def outputs(z: Tensor) -> dict[str, object]:
         "integer keys": {7: z.sin(), 8: z.cos()},
         "object": Result(z.sin(), z.cos()),
         "named tuple": torch.sort(z),
+        "nested": {"decoder": [{"logits": z.sin()}, Result(z.cos(), (z.exp(),))], "a.b": {"c": z}},
     }
 
 
@@ -185,12 +186,22 @@ def outputs(z: Tensor) -> dict[str, object]:
         ("tuple", 0), ("tuple", -2), ("list", 0), ("integer keys", 7), ("object", "logits"),
         # Names of methods of dict: the key counts.
         ("dict", "values"), ("tuple", lambda out: out[0]),
+        ("nested", "decoder.0.logits"), ("nested", "decoder.-2.logits"), ("nested", lambda out: out["a.b"]["c"].sin()),
     ],
 )  # fmt: skip
 def test_output_chooses_a_tensor(kind: str, output, dense_jacobian) -> None:
     z = torch.randn(4, dtype=torch.float64)
     operator = JacobianOperator(lambda y: outputs(y)[kind], z, output=output)
     assert torch.equal(dense_of(operator), torch.diag(z.cos()))
+
+
+def test_keys_with_dots_and_paths_into_objects() -> None:
+    z = torch.randn(4, dtype=torch.float64)
+    for output, wanted in (("a.b.c", torch.ones(4)), ("decoder.1.loss.0", z.exp())):
+        operator = JacobianOperator(lambda y: outputs(y)["nested"], z, output=output)
+        assert torch.equal(dense_of(operator), torch.diag(wanted.double()))
+    with pytest.raises(InputError, match="the model returned one tensor"):
+        JacobianOperator(torch.sin, z, output="T")
 
 
 def test_a_named_tuple_is_chosen_by_name_and_place() -> None:
@@ -206,21 +217,32 @@ def test_the_output_class_of_transformers(dense_jacobian) -> None:
     for output in ("logits", 0):
         operator = JacobianOperator(lambda y: ModelOutput(logits=y.sin()), z, output=output)
         assert torch.equal(dense_of(operator), torch.diag(z.cos()))
-    with pytest.raises(InputError, match="with keys 'logits'"):
+    with pytest.raises(InputError, match=r"with logits \(4,\)"):
         JacobianOperator(lambda y: ModelOutput(logits=y.sin()), z)
 
 
 @pytest.mark.parametrize(
     ("kind", "output", "message"),
     [
-        ("tuple", None, r"a tuple of 2 elements \(0 to 1\); choose a tensor with output="),
-        ("list", None, "a list of 2 elements"),
-        ("dict", None, "a dict with keys 'values', 'items'; choose a tensor with output="),
-        ("object", None, "a Result; choose a tensor"),
-        ("tuple", 2, r"output=2 is not in what the model returned: a tuple of 2"),
+        (
+            "tuple",
+            None,
+            r"a tuple with 0 \(4,\), 1 \(4,\); choose a tensor with output=, a path .* or a function",
+        ),
+        ("list", None, r"a list with 0 \(4,\), 1"),
+        ("dict", None, r"a dict with values \(4,\), items \(4,\); choose a tensor with output="),
+        ("object", None, r"a Result with logits \(4,\), loss \(4,\); choose a tensor"),
+        ("tuple", 2, r"output=2 is not in what the model returned: a tuple with 0"),
         ("tuple", "logits", "output='logits' is not in"),
-        ("dict", "logits", "output='logits' is not in what the model returned: a dict with keys"),
+        ("dict", "logits", "output='logits' is not in what the model returned: a dict with values"),
         ("object", "hidden", "output='hidden' is not in"),
+        (
+            "nested",
+            "decoder.2",
+            r"decoder.0.logits \(4,\), decoder.1.logits \(4,\), decoder.1.loss.0 \(4,\), a.b.c",
+        ),
+        ("nested", "decoder.0", "a dict with logits"),
+        ("nested", "decoder.0.logits.T", "output='decoder.0.logits.T' is not in"),
         ("named tuple", "indices", "the model returned torch.int64, which cannot be differentiated"),
     ],
 )

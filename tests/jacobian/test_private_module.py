@@ -449,7 +449,7 @@ def test_an_interrupt_at_any_moment_leaves_the_model_as_it_was() -> None:
 
 
 def interrupt_at_many_moments() -> None:
-    """A signal after 0.2 to 12 ms, wherever Python is."""
+    """A signal after 0.4 to 12 ms, wherever Python is."""
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4).eval(), nn.Tanh())
     x, before, interrupts = torch.randn(1, 4), state_of(model), 0
 
@@ -458,9 +458,9 @@ def interrupt_at_many_moments() -> None:
 
     old = signal.signal(signal.SIGALRM, interrupt)
     try:
-        for number in range(60):
+        for number in range(30):
             try:
-                signal.setitimer(signal.ITIMER_REAL, 2e-4 * (1 + number))
+                signal.setitimer(signal.ITIMER_REAL, 4e-4 * (1 + number))
                 measure(model, x, "lanczos", progress=False, probes=2, steps=2, on_interrupt="raise")
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
@@ -469,7 +469,7 @@ def interrupt_at_many_moments() -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
-    assert interrupts > 8
+    assert interrupts > 4
     sound(model, x)
     assert torch.is_grad_enabled()
 

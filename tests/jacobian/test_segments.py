@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from isometry.errors import InputError, ModelError
 from isometry.jacobian import JacobianSegments
 from isometry.jacobian.replay.cuts import cuts_of
-from isometry.jacobian.replay.graph import Edge, Graph, _edges_between
+from isometry.jacobian.replay.graph import Edge, Graph, edges_between
 
 
 def dense(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -147,14 +147,12 @@ def test_cuts_are_found_in_linear_time_by_counting() -> None:
     for _ in range(200):
         count = generator.randint(2, 9)
         ends = [(generator.randrange(b), b) for b in range(1, count) for _ in range(generator.randint(1, 2))]
-        graph = Graph(_edges_between([Edge(a, b, None, "", "") for a, b in ends], 0, count - 1), 0, count - 1)
+        graph = Graph(edges_between([Edge(a, b, None, "", "") for a, b in ends], 0, count - 1), 0, count - 1)
         without = [
             value
             for value in range(1, count - 1)
             if any(value in (e.source, e.result) for e in graph.edges)
-            and not _edges_between(
-                [e for e in graph.edges if value not in (e.source, e.result)], 0, count - 1
-            )
+            and not edges_between([e for e in graph.edges if value not in (e.source, e.result)], 0, count - 1)
         ]
         assert cuts_of(graph) == [0, *without, count - 1]
 
@@ -223,8 +221,9 @@ def test_random_programs_are_the_product_of_their_segments() -> None:
             product = factor @ product
             branch = segments.branch(number)
             if branch is not None:
-                identity = factor - matrix_of(branch)
-                torch.testing.assert_close(identity, torch.eye(18).double(), rtol=0, atol=1e-12)
+                skip = factor - matrix_of(branch)
+                torch.testing.assert_close(skip, torch.diag(skip.diagonal()), rtol=0, atol=1e-12)
+                assert bool((skip.diagonal() != 0).all())
         expected = dense(program, x)
         atol = 1e-12 * float(expected.abs().max())
         torch.testing.assert_close(product, expected, rtol=0, atol=atol)

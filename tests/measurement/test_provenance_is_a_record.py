@@ -87,8 +87,8 @@ def test_no_key_of_provenance_changes_a_number(measured: Spectrum) -> None:
     keys = sorted(
         {*measured.provenance, *OWN_KEYS, "orthogonal_group", "width", "method", "shape", "dimension"}
     )
-    # One by one, each with its most misleading value; and every value under all of them at once.
-    records = [{**measured.provenance, key: MISLEADING.get(key, 16)} for key in keys]
+    # The most misleading values one by one, and every value under all keys at once.
+    records = [{**measured.provenance, key: value} for key, value in MISLEADING.items()]
     records += [dict.fromkeys(keys, value) for value in ADVERSARIAL]
     for record in records:
         if record.get("stopped") is not measured.provenance.get("stopped"):

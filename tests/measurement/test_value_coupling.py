@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from isometry import JacobianOperator, measure
+from isometry.errors import FallbackWarning
+
+pytestmark = pytest.mark.filterwarnings("ignore:the Jacobian of a sample depends on the batch")
 
 KINDS = {
     "largest": lambda x: x.tanh() * x.detach().abs().amax(),
@@ -35,6 +38,12 @@ def test_every_input_has_the_jacobian_of_the_whole_batch(kind, method):
     found = measure(KINDS[kind], x, method, batched=True, progress=False)
     top = torch.as_tensor(found.extremes.top[:, 0])
     assert torch.allclose(top, largest_of_each(KINDS[kind], x), rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_said_that_a_sample_alone_has_another_jacobian(kind):
+    with pytest.warns(FallbackWarning, match="depends on the batch"):
+        JacobianOperator(KINDS[kind], inputs(3), batched=True)
 
 
 def test_the_memory_limit_changes_no_number():

@@ -149,10 +149,27 @@ def test_version_1_of_values_is_read_as_it_was_written():
     store = open_store(ARCHIVE / "values-1.h5")
     (expected,) = contents("values_1").spectra()
     assert_same(expected, store["chain"])
-    assert (
-        store.listing()["chain"].summary.cells()["s_max"] == expected.reported.cells()["s_max"] == "1e+400.00"
-    )
+    assert store.listing()["chain"].summary.cells()["s_max"] == "1e+400.00"
     assert store.validate() == []
+
+
+def test_version_6_of_a_quadrature_leaves_out_what_says_nothing():
+    store = open_store(ARCHIVE / "quadrature-6.h5")
+    expected = contents("quadrature_6").spectra()
+    assert store.names() == [spectrum.name for spectrum in expected]
+    for spectrum in expected:
+        assert_same(spectrum, store[spectrum.name])
+    assert store.validate() == []
+    with h5py.File(ARCHIVE / "quadrature-6.h5") as file:
+        of_probes, of_inputs = {"band_s", "moment_stderr_probes", "cdf_lower"}, {"moment_stderr_inputs"}
+        for name, left_out in (
+            ("exact", of_probes | of_inputs), ("exact, two inputs", of_probes),
+            ("lanczos", of_inputs), ("lanczos, two inputs", set()), ("tiny", of_probes | of_inputs),
+        ):  # fmt: skip
+            group = file["spectra"][name]
+            assert group.attrs["encoding_version"] == 6
+            assert (of_probes | of_inputs) - set(group.attrs) == left_out
+            assert ("log10_moment" in group.attrs) == (name == "tiny")
 
 
 def test_masses_of_random_signs_in_old_files_are_not_taken_for_counts():
@@ -186,9 +203,10 @@ def test_the_compact_layout_is_read_as_it_was_written():
         "curve-2.h5",
         "compact-4.h5",
         "quadrature-5.h5",
+        "quadrature-6.h5",
         "values-1.h5",
     ],
-)
+)  # fmt: skip
 def test_an_old_file_is_compacted_to_the_present_layout_bit_for_bit(name, tmp_path):
     path = tmp_path / "a.h5"
     shutil.copyfile(ARCHIVE / name, path)
@@ -206,7 +224,7 @@ def test_an_old_file_is_compacted_to_the_present_layout_bit_for_bit(name, tmp_pa
                    for c in old.series(series).columns)  # fmt: skip
     assert store.validate() == old.validate()
     with h5py.File(path) as file:
-        assert {group.attrs["encoding_version"] for group in file["spectra"].values()} <= {5, 3, 1}
+        assert {group.attrs["encoding_version"] for group in file["spectra"].values()} <= {6, 3, 1}
 
 
 def test_an_error_model_of_a_later_version_is_refused_as_newer(tmp_path):

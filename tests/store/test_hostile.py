@@ -259,7 +259,6 @@ def test_an_element_that_leads_outside_or_promises_too_much_is_refused_and_the_o
     assert store.series("curve")["loss"][0] == 0.5
     # It can be got rid of, whatever it is.
     writer = open_store(stored, "a")
-    writer.add(measured(), name="new")
     writer.add(measured(), overwrite=True)
     assert writer.validate() == []
     assert (stored.parent / "secret").read_bytes() == SECRET

@@ -94,9 +94,9 @@ def _number(group: h5py.Group, pick: random.Random) -> None:
     if not places:
         return
     key = pick.choice(places)
-    values = group[key][...] if key in group else group.attrs[key]
-    if values.size == 0:
-        return
+    values = np.asarray(group[key][...] if key in group else group.attrs[key])
+    if values.size == 0 or values.dtype.hasobject:
+        return  # an h5py.Empty among them
     with np.errstate(all="ignore"):
         number = np.asarray(pick.choice(STRANGE_NUMBERS)).astype(values.dtype)
     if pick.random() < 0.2:

@@ -73,6 +73,11 @@ def scaled(key: str, factor: float) -> Callable[[h5py.Group], None]:
     return lambda group: put(group, key, factor * stored_array(group, key))
 
 
+def logarithm_of(key: str, factor: float) -> Callable[[h5py.Group], None]:
+    """An array that is left out where it says nothing."""
+    return lambda group: put(group, f"log10_{key}", factor * np.log10(stored_array(group, key)))
+
+
 def first(key: str, value: float) -> Callable[[h5py.Group], None]:
     def change(group: h5py.Group) -> None:
         values = stored_array(group, key)
@@ -200,8 +205,11 @@ def attribute(key: str, value: object) -> Callable[[h5py.Group], None]:
         ("measured", first("floor", np.inf), r"floor: 1 values are NaN or inf"),
         ("measured", first("level", 0.02), r"level: is not 0\.01, 0\.05"),
         ("measured", first("order", 7), r"order: is not 1, 2, 3, 4"),
-        ("measured", scaled("log10_quantile", 3.0), r"log10_quantile: is not where the cdf reaches the level"),
-        ("measured", scaled("quantile", 2.0), r"quantile: is not 10 to the power"),
+        ("measured", scaled("quantile", 2.0), r"quantile: is not where the cdf reaches the level"),
+        ("measured", logarithm_of("quantile", 3.0), r"log10_quantile: is not where the cdf reaches the level"),
+        ("measured", lambda group: (logarithm_of("quantile", 1.0)(group), scaled("quantile", 2.0)(group)),
+         r"quantile: is not 10 to the power"),
+        ("measured", logarithm_of("moment", 3.0), r"log10_moment: does not follow"),
         ("measured", scaled("cdf_upper", 0.1), r"cdf_lower: does not bound"),
         ("measured", scaled("moment_stderr_probes", -1.0), r"moment_stderr_probes: 4 negative values"),
         ("measured", attribute("null_dimension", 10**9), r"null_dimension: is 1000000000, and the shape forces 5"),

@@ -45,8 +45,9 @@ def announce_stored() -> None:
     ledger.Ledger.save = saying_save  # type: ignore[method-assign]
 
 
-def forker(path: str, kind: str) -> None:
+def forker(path: str, argument: str) -> None:
     """For every line on standard input, a process that sweeps until it is killed; quicker than an interpreter."""
+    kind, seeds = argument.split()
     announce_begun()
     announce_stored()
     # Everything is imported before the first fork.
@@ -57,7 +58,9 @@ def forker(path: str, kind: str) -> None:
         child = os.fork()
         if child == 0:
             with ThreadPoolExecutor(1) as threads:
-                isometry.sweep({**LONG, "kind": kind}, path, executor=threads, progress=False)
+                isometry.sweep(
+                    {**LONG, "kind": kind, "seeds": int(seeds)}, path, executor=threads, progress=False
+                )
             os._exit(0)
         say(f"process {child}")
         os.waitpid(child, 0)

@@ -42,7 +42,7 @@ def kill_at_random(path: Path, rounds: int, seed: int, kind: str) -> tuple[int, 
     moments = random.Random(seed)
     stored: set[str] = set()
     begun = 0
-    with start(path, "forker", kind) as forker:
+    with start(path, "forker", f"{kind} {min(100, 12 * rounds)}") as forker:
         assert forker.stdin is not None
         assert forker.stdout is not None
         while forker.stdout.readline().strip() != "ready":

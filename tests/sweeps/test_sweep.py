@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from sweep_samples import GRID, MEASURED, contents, models, of_models
@@ -74,11 +76,11 @@ def test_the_file_holds_what_measure_and_compare_give(one_process):
 def test_a_law_is_stored_once_for_all_seeds(tmp_path):
     """At inputs of stationary variance the ensemble does not depend on the seed."""
     fixed = {"model": "mlp", "width": 6, "q_star": 0.1}
-    grid = {"kind": "compare", "seeds": 3, "fixed": fixed, "axes": {"depth": [1, 2]}}
+    grid = {"kind": "compare", "seeds": 2, "fixed": fixed, "axes": {"depth": [1, 2]}}
     isometry.sweep(grid, tmp_path / "a.h5", executor=AtOnce(), progress=False)
     names = isometry.open_store(tmp_path / "a.h5").names()
     assert sum(name.startswith("theory tanh") for name in names) == 2
-    assert len(names) == 6 + 2
+    assert len(names) == 4 + 2
 
 
 def test_other_engines_give_the_same_file(one_process, tmp_path):
@@ -99,14 +101,14 @@ def test_four_processes_give_the_same_file(one_process, tmp_path):
 
 
 def test_the_contents_test_can_fail(one_process, tmp_path):
-    other = {**GRID, "seeds": [0, 2]}
-    isometry.sweep(other, tmp_path / "a.h5", executor=AtOnce(), progress=False)
-    found, wanted = contents(tmp_path / "a.h5"), contents(one_process)
-    assert found.keys() != wanted.keys()
+    shutil.copyfile(one_process, tmp_path / "a.h5")
+    wanted = contents(one_process)
+    assert contents(tmp_path / "a.h5") == wanted
     name = next(key for key in wanted if key.endswith("nodes"))
-    assert found[name] == wanted[name]
-    found[name] = (found[name][0], found[name][1][:-8] + b"\1" * 8)
-    assert found[name] != wanted[name]
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file[name][0, 0, -1] *= 1 + 1e-15
+    found = contents(tmp_path / "a.h5")
+    assert [key for key in wanted if found[key] != wanted[key]] == [name]
 
 
 def test_the_second_time_nothing_is_computed_and_a_larger_grid_adds_to_it(tmp_path):

@@ -49,6 +49,27 @@ def test_a_recorded_spectrum_is_that_of_the_dense_jacobian(tmp_path: Path) -> No
     np.testing.assert_allclose(values, np.sort(torch.linalg.svdvals(dense).numpy()), rtol=1e-10)
 
 
+def test_a_model_with_several_inputs_is_recorded() -> None:
+    class Conditioned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) * step
+
+    model, x, step = Conditioned(), torch.ones(3), torch.tensor([2.0, 2.0, 2.0])
+    expected = 2 * torch.linalg.svdvals(model.inner.weight.detach())[0]
+    for recorder in (
+        IsometryCallback(x, args=(step,)),
+        IsometryCallback(kwargs={"x": x, "step": step}, wrt="x"),
+        IsometryCallback(
+            {"x": x, "step": step}, part=lambda m, x: (lambda given: m(**given), x), wrt="given.x"
+        ),
+    ):
+        assert recorder.on_step(model, 0).s_max == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_the_trunk_part_is_the_trunk_at_what_the_stem_makes_of_the_image() -> None:
     model, image = network(), noise().test_images[0]
     trunk, point = trunk_part(model, image)

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from torch import Size
 
 from .fusion import fuse
-from .graph import Edge, Graph
+from .graph import Edge, Graph, edges_between
 from .maps import Identity
+from .skips import skip_of
 from .tape import Tape
 
 
@@ -65,16 +66,15 @@ class Segment:
         return graph
 
     def branch(self) -> Graph | None:
-        """The fused graph of f where the segment is x + f(x), else None."""
-        graph = self.fused()
-        skips = [
-            edge
-            for edge in graph.edges
-            if isinstance(edge.map, Identity) and (edge.source, edge.result) == (graph.input, graph.output)
-        ]
-        if not skips or len(graph.edges) == 1:
+        """The fused graph of f where the segment is a x + f(x) with a constant a, else None."""
+        skip = skip_of(self.graph)
+        if skip is None:
             return None
-        graph.edges.remove(skips[0])
+        rest = [replace(edge) for edge in self.graph.edges if edge is not skip]
+        graph = Graph(
+            edges_between(rest, self.graph.input, self.graph.output), self.graph.input, self.graph.output
+        )
+        fuse(graph)
         return graph
 
 

@@ -67,7 +67,7 @@ def graph_of(tape: Tape) -> Graph:
                 value, values = values, values + 1
             edges.append(Edge(value, result, link.maps[-1], operation.name, operation.module))
         tape.operations[number] = None  # type: ignore[call-overload]
-    graph = Graph(_edges_between(edges, 0, tape.result), 0, tape.result)
+    graph = Graph(edges_between(edges, 0, tape.result), 0, tape.result)
     if not graph.edges and tape.result != 0:
         raise NoRule("no recorded operation leads from the input to the output")
     return graph
@@ -82,7 +82,7 @@ def _needed_values(tape: Tape, result: int) -> set[int]:
     return needed
 
 
-def _edges_between(edges: list[Edge], start: int, end: int) -> list[Edge]:
+def edges_between(edges: list[Edge], start: int, end: int) -> list[Edge]:
     """The edges on paths from ``start`` to ``end``."""
     reached = {start}
     forward = []

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from isometry.errors import TheoryError
 from isometry.theory.activations import Activation
 from isometry.theory.ensemble import Ensemble
-from isometry.theory.freeprobability.product import FreeProduct, Group
+from isometry.theory.freeprobability.product import FreeProduct, Group, SkipLayers
 from isometry.theory.freeprobability.slope_law import SlopeLaw, slope_law
 from isometry.theory.meanfield.layer_variances import LayerVariances, representative_variances
 
@@ -137,18 +137,21 @@ def _slopes(
 
 
 def _residual(ensemble: Ensemble, variances: LayerVariances, slopes: list[Slopes]) -> FreeProduct:
-    """The large-depth law of prod (1 + a D W): S(x) = exp(-c (1 + 2x)), c = sum a^2 sigma_w^2 E phi'^2.
+    """The product of the layers 1 + a D W, and of the read-out.
 
-    Tarnowski et al. (2019, arXiv 1809.08848). Only the second moment of the branches counts, so Gaussian and
-    orthogonal weights share it.
+    Where two subspaces of dimension 1 - p are not moved by a layer, those of D W = 0 and of W^T D = 0, they meet in
+    1 - 2 p dimensions, and those of all layers leave a point mass.
     """
     strength = (ensemble.residual or 0.0) ** 2 * variances.sigma_w2
-    c = float(sum(item.count * strength * item.law.moments(1)[0] for item in slopes))
-    exponent, scale = 1.0, c
+    gaussian = ensemble.layer_weights[0] == "gaussian"
+    layers = tuple(SkipLayers(item.law, strength, gaussian, item.count) for item in slopes)
+    exponent, scale = 1.0, 0.0
     if ensemble.readout:
         scale += math.log(variances.sigma_w2)
         exponent += float(ensemble.layer_weights[-1] == "gaussian")
-    return FreeProduct(scale, np.array([1.0]), np.array([exponent]), linear=2.0 * c)
+    unmoved = 1.0 - 2.0 * sum(item.count * item.law.nonzero_mass for item in slopes)
+    atoms = ((scale, unmoved),) if unmoved > 0.0 and exponent == 1.0 else ()
+    return FreeProduct(scale, np.array([1.0]), np.array([exponent]), atoms=atoms, skip_layers=layers)
 
 
 def _point_masses(

@@ -3,16 +3,19 @@
 The unknowns are t, the M-transform of the product on its nonzero eigenvalues, and one w_g for each kind of factor. They
 are kept as u = log(-t/(1 + t)) and v_g = log(-w_g), real on the negative axis and free of cancellation. They solve
 
-    r_g(v_g) = l_g(u)  for every factor g,        log z = e(u) + sum_g f_g(v_g) = log lambda + i eta.
+    F_g(u, v_g) = 0  for every factor g,        log z(u, v) = log lambda + i eta,
 
-r_g, f_g belong to the factor and l_g, e to the dimensions; an `Equations` object evaluates them. At eta = pi, z on the
-negative axis, all unknowns are real and r_g is monotone, so the solution is unique and found by bisection. From there
-eta decreases to 0 for all lambda at once, by Newton's method with steps that adapt to each lambda. The solution is
-analytic in the upper half-plane, so no root has to be chosen.
+which an `Equations` object evaluates. At eta = pi, z on the negative axis, all unknowns are real, the solution is
+unique and found by bisection. From there eta decreases to 0 for all lambda at once, by Newton's method with steps that
+adapt to each lambda. The solution is analytic in the upper half-plane, so no root has to be chosen.
+
+Products of matrices are `Separable`: F_g = r_g(v_g) - l_g(u) and log z = e(u) + sum_g f_g(v_g), where r_g and f_g
+belong to the factor and l_g and e to the dimensions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -38,6 +41,8 @@ LAST_STEP = 1e-7
 CLOSE_ENOUGH = 1e-6
 CLOSE_ENOUGH_BELOW = 0.05
 MOST_STEPS = 4000
+# Rounding of an angle.
+SLACK = 1e-9
 
 
 class Factors(NamedTuple):
@@ -58,8 +63,36 @@ class Levels(NamedTuple):
     log_z_slope: ComplexArray
 
 
+class System(NamedTuple):
+    """F (n, K) and log z (n,) at (n,) places, and their derivatives in u and in each v."""
+
+    miss: ComplexArray
+    miss_u: ComplexArray
+    miss_v: ComplexArray
+    log_z: ComplexArray
+    log_z_u: ComplexArray
+    log_z_v: ComplexArray
+
+
 class Equations(Protocol):
     """The equations of a product of K kinds of factors."""
+
+    @property
+    def highest_angle(self) -> float:
+        """Im v lies between -pi and this."""
+        ...
+
+    def system(self, unknown: ComplexArray) -> System:
+        """The equations at (n, 1 + K) unknowns u, v_1 .. v_K."""
+        ...
+
+    def on_negative_axis(self, u: Array) -> Array:
+        """Real v_g that solve F_g at (n,) real u, (n, K)."""
+        ...
+
+
+class SeparableEquations(Protocol):
+    """The two sides of the equations of a product of K kinds of matrices."""
 
     @property
     def means(self) -> Array:
@@ -76,6 +109,65 @@ class Equations(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Separable:
+    """`Equations` of a product of matrices. Every w_g stays in the upper half-plane: Im v in [-pi, 0]."""
+
+    sides: SeparableEquations
+    highest_angle: float = 0.0
+
+    def system(self, unknown: ComplexArray) -> System:
+        """The equations at (n, 1 + K) unknowns."""
+        own, level = self.sides.factors(unknown[:, 1:]), self.sides.levels(unknown[:, 0])
+        return System(
+            own.relation - level.relation,
+            -level.relation_slope,
+            own.relation_slope,
+            level.log_z + own.log_z.sum(axis=1),
+            level.log_z_slope,
+            own.log_z_slope,
+        )
+
+    def on_negative_axis(self, u: Array) -> Array:
+        """Real v_g with r_g(v_g) = l_g(u), (n, K), by Newton's method in a bracket: r_g falls from inf to -inf."""
+        target = self.sides.levels(u.astype(complex)).relation.real
+        means = self.sides.means
+        # For a factor with one singular value this is the solution.
+        v = np.clip(np.log(means) - target, -680.0, 680.0).ravel()
+        factor = np.broadcast_to(np.arange(means.size), target.shape).ravel()
+        target = target.ravel()
+
+        def miss(v: Array, active: NDArray[np.intp]) -> tuple[Array, Array]:
+            own = self.sides.factors(v.astype(complex), factor[active])
+            return own.relation.real - target[active], own.relation_slope.real
+
+        return falling_roots(miss, v).reshape(-1, means.size)
+
+
+def falling_roots(miss: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]], v: Array) -> Array:
+    """Real roots of (n,) functions that fall from inf to -inf, by Newton's method in a bracket.
+
+    ``miss(v, active)`` gives the values and slopes of the functions ``active`` at v; ``v`` is the first guess.
+    """
+    v = v.copy()
+    low, high = np.full(v.size, -690.0), np.full(v.size, 690.0)
+    active = np.arange(v.size)
+    for _ in range(200):
+        here = v[active]
+        value, slope = miss(here, active)
+        over = value > 0
+        low[active], high[active] = np.where(over, here, low[active]), np.where(over, high[active], here)
+        step = -value / np.minimum(slope, -1e-3)
+        moved = here + step
+        settled = np.abs(step) < 1e-6
+        inside = (moved > low[active]) & (moved < high[active])
+        v[active] = np.where(settled | inside, moved, 0.5 * (low[active] + high[active]))
+        active = active[~(settled | (high[active] - low[active] < 1e-9))]
+        if active.size == 0:
+            break
+    return v
+
+
+@dataclass(frozen=True, eq=False)
 class Continuation:
     """Solutions of a product's equations on the positive axis of z.
 
@@ -84,10 +176,13 @@ class Continuation:
     equations : Equations
     table : (m,) array
         Increasing u at which the solution on the negative axis is tabulated; log |z| decreases along it.
+    width : float
+        Relative width of the law, one at most: u runs through so much of its range next to the positive axis.
     """
 
     equations: Equations
     table: Array
+    width: float = 1.0
 
     @cached_property
     def negative_axis(self) -> tuple[Array, Array]:
@@ -129,9 +224,11 @@ class Continuation:
             step = self._newton_step(current[active], target[active])
             size = np.max(np.abs(step), axis=1)
             # Beyond one the linearisation means nothing.
-            step = step / np.maximum(size, 1.0)[:, None]
-            current[active] += np.where(np.isfinite(size)[:, None], step, 0.0)
-            valid = np.isfinite(size) & _in_half_planes(current[active], 1e-9)
+            current[active] += np.where(
+                np.isfinite(size)[:, None], step / np.maximum(size, 1.0)[:, None], 0.0
+            )
+            size = np.maximum(size, np.abs(step[:, 0]) / self.width)
+            valid = np.isfinite(size) & self._inside(current[active])
             # Next to a zero of phi' averages have fewer digits, and Newton stops gaining before 1e-10.
             settled = valid & ((size < tolerance[active]) | ((size < 1e-5) & (size > 0.25 * last[active])))
             # Far from a solution steps do not shrink.
@@ -141,16 +238,15 @@ class Continuation:
             active = active[valid & ~settled]
             if active.size == 0:
                 break
-        return _clipped(current), good
+        return self._clipped(current), good
 
     def _newton_step(self, unknown: ComplexArray, target: ComplexArray) -> ComplexArray:
         """(du, dv) that solve the linearised equations, (n, 1 + K): every v_g is eliminated first."""
         with np.errstate(all="ignore"):
-            own, level = self.equations.factors(unknown[:, 1:]), self.equations.levels(unknown[:, 0])
-            v_slopes = level.relation_slope / own.relation_slope
-            v_misses = (own.relation - level.relation) / own.relation_slope
-            rest = target - level.log_z - own.log_z.sum(axis=1) + (own.log_z_slope * v_misses).sum(axis=1)
-            du = rest / (level.log_z_slope + (own.log_z_slope * v_slopes).sum(axis=1))
+            at = self.equations.system(unknown)
+            v_slopes, v_misses = -at.miss_u / at.miss_v, at.miss / at.miss_v
+            rest = target - at.log_z + (at.log_z_v * v_misses).sum(axis=1)
+            du = rest / (at.log_z_u + (at.log_z_v * v_slopes).sum(axis=1))
             return np.concatenate([du[:, None], v_slopes * du[:, None] - v_misses], axis=1)
 
     def to_positive_axis(self, log_lambda: Array) -> tuple[ComplexArray, NDArray[np.bool_]]:
@@ -169,7 +265,7 @@ class Continuation:
             # Extrapolate along the path.
             run = previous_angle[active] - angle[active]
             share = np.where(run > 0, (angle[active] - target_angle) / np.where(run > 0, run, 1.0), 0.0)
-            guess = _clipped(current[active] + share[:, None] * (current[active] - previous[active]))
+            guess = self._clipped(current[active] + share[:, None] * (current[active] - previous[active]))
             found, good = self.newton(
                 guess,
                 log_lambda[active] + 1j * target_angle,
@@ -190,6 +286,10 @@ class Continuation:
             reached[active[arrived]] = True
             stuck = ~good & (step[active] < SMALLEST_STEP)
             active = active[~(arrived | stuck)]
+        # Solutions that count from off the axis were followed with less accuracy.
+        early = np.flatnonzero(reached & (angle > 0.0))
+        if early.size:
+            current[early], _ = self.newton(current[early], log_lambda[early] + 1j * angle[early])
         return current, reached
 
     def _start(self, log_lambda: Array) -> tuple[ComplexArray, NDArray[np.bool_]]:
@@ -214,50 +314,21 @@ class Continuation:
 
     def _on_negative_axis(self, u: Array) -> tuple[Array, Array]:
         """(log |z|, unknowns) at real (n,) points u: the solution with z on the negative axis."""
-        level = self.equations.levels(u.astype(complex))
-        v = self._inverse(level.relation.real)
-        log_z = level.log_z + self.equations.factors(v.astype(complex)).log_z.sum(axis=1)
-        return log_z.real, np.concatenate([u[:, None], v], axis=1)
+        unknown = np.concatenate([u[:, None], self.equations.on_negative_axis(u)], axis=1)
+        return self.equations.system(unknown.astype(complex)).log_z.real, unknown
 
-    def _inverse(self, target: Array) -> Array:
-        """Real v_g with r_g(v_g) = target, (n, K), by Newton's method in a bracket: r_g falls from inf to -inf."""
-        means = self.equations.means
-        # For a factor with one singular value this is the solution.
-        v = np.clip(np.log(means) - target, -680.0, 680.0).ravel()
-        factor = np.broadcast_to(np.arange(means.size), target.shape).ravel()
-        target = target.ravel()
-        low, high = np.full(target.size, -690.0), np.full(target.size, 690.0)
-        active = np.arange(target.size)
-        for _ in range(200):
-            here = v[active]
-            own = self.equations.factors(here.astype(complex), factor[active])
-            value = own.relation.real
-            over = value > target[active]
-            low[active], high[active] = np.where(over, here, low[active]), np.where(over, high[active], here)
-            step = (target[active] - value) / np.minimum(own.relation_slope.real, -1e-3)
-            moved = here + step
-            settled = np.abs(step) < 1e-6
-            inside = (moved > low[active]) & (moved < high[active])
-            v[active] = np.where(settled | inside, moved, 0.5 * (low[active] + high[active]))
-            active = active[~(settled | (high[active] - low[active] < 1e-9))]
-            if active.size == 0:
-                break
-        return v.reshape(-1, means.size)
+    def _inside(self, unknown: ComplexArray) -> NDArray[np.bool_]:
+        """Whether t/(1 + t) lies in the lower half-plane and every w where it must, up to 1e-9; (n,)."""
+        u, v, highest = unknown.imag[:, 0], unknown.imag[:, 1:], self.equations.highest_angle
+        inside = (u > -SLACK) & (u < np.pi + SLACK)
+        return inside & np.all((v < highest + SLACK) & (v > -np.pi - SLACK), axis=1)
 
-
-def _in_half_planes(unknown: ComplexArray, slack: float) -> NDArray[np.bool_]:
-    """Whether w lies in the upper and t/(1 + t) in the lower half-plane: Im v in [-pi, 0], Im u in [0, pi]; (n,)."""
-    inside = (unknown.imag[:, 0] > -slack) & (unknown.imag[:, 0] < np.pi + slack)
-    v = unknown.imag[:, 1:]
-    return inside & np.all((v < slack) & (v > -np.pi - slack), axis=1)
-
-
-def _clipped(unknown: ComplexArray) -> ComplexArray:
-    """The unknowns moved to the nearest point of the half-planes."""
-    result = unknown.copy()
-    result.imag[:, 0] = np.clip(result.imag[:, 0], 0.0, np.pi)
-    result.imag[:, 1:] = np.clip(result.imag[:, 1:], -np.pi, 0.0)
-    return result
+    def _clipped(self, unknown: ComplexArray) -> ComplexArray:
+        """The unknowns moved to the nearest point where they may lie."""
+        result = unknown.copy()
+        result.imag[:, 0] = np.clip(result.imag[:, 0], 0.0, np.pi)
+        result.imag[:, 1:] = np.clip(result.imag[:, 1:], -np.pi, self.equations.highest_angle)
+        return result
 
 
 def transform_of(u: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

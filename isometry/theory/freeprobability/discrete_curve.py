@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 from isometry.errors import ConvergenceError
 from isometry.spectrum import Curve
 from isometry.theory.freeprobability.branches import lower_log, upper_log
-from isometry.theory.freeprobability.continuation import Continuation, Factors, Levels, transform_of
+from isometry.theory.freeprobability.continuation import (
+    Continuation,
+    Factors,
+    Levels,
+    Separable,
+    transform_of,
+)
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
@@ -125,7 +131,7 @@ def _continuation(problem: Problem, log_top: float) -> Continuation:
     """The continuation with a table from above the support down to where the tail is left."""
     left = problem.zero_mass + problem.tail
     table = np.linspace(-max(log_top, 0.0) - 4.0, math.log((1.0 - left) / left), TABLE_SIZE)
-    result = Continuation(problem, table)
+    result = Continuation(Separable(problem), table)
     if not np.all(np.diff(result.negative_axis[0]) < 0):
         raise ConvergenceError(
             "the free product of these factors has no monotone root on the negative axis: a factor's singular values "

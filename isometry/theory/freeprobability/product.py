@@ -18,11 +18,13 @@ everything is written in t = T/rank, the M-transform of the eigenvalues that are
     m_g(w_g) = t/nu_g.
 
 Constant and two-point D^2 (linear, ReLU, hard-tanh) are rational and go into the e_j; the others are groups of equal
-(law, width). kappa serves the residual law and the smooth universal limit, beta the Bernoulli limit.
+(law, width). kappa serves the smooth universal limit, beta the Bernoulli limit. Layers with a skip connection enter as
+`skip_equations` says.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,6 +51,32 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
+class SkipLayers:
+    """``count`` square layers 1 + a D W with the same law of D^2 and the same c = a^2 sigma_w^2."""
+
+    law: SlopeLaw
+    strength: float
+    gaussian: bool
+    count: float
+
+    @property
+    def is_rotation(self) -> bool:
+        """Whether A is a multiple of a Haar orthogonal matrix, of size sqrt(c d): the law of |1 + A|^2 is explicit."""
+        return not self.gaussian and self.law.is_constant
+
+    @property
+    def log_mean(self) -> float:
+        """log of the mean square singular value, 1 + c E d."""
+        return math.log1p(self.strength * self.law.mean)
+
+    @property
+    def relative_variance(self) -> float:
+        """Variance of the squared singular values over their mean squared, from the series at t = 0."""
+        mean, spread = self.strength * self.law.mean, self.law.relative_variance
+        return float((2.0 * mean + mean**2 * (spread + self.gaussian)) / (1.0 + mean) ** 2)
+
+
+@dataclass(frozen=True, eq=False)
 class FreeProduct:
     """log z(t) of a product of free factors, on its nonzero eigenvalues.
 
@@ -60,6 +88,8 @@ class FreeProduct:
     sizes, exponents : (J,) arrays
         nu_j >= 1 and e_j.
     groups : tuple of Group
+    skip_layers : tuple of SkipLayers
+        Layers with a skip connection, which stand in a product without groups; log E d is `SkipLayers.log_mean` there.
     linear : float
         kappa.
     fraction : float
@@ -75,6 +105,7 @@ class FreeProduct:
     linear: float = 0.0
     fraction: float = 0.0
     atoms: tuple[tuple[float, float], ...] = ()
+    skip_layers: tuple[SkipLayers, ...] = ()
 
     @cached_property
     def _outer(self) -> list[tuple[float, float]]:
@@ -94,9 +125,25 @@ class FreeProduct:
         return 1.0 - sum(mass for _, mass in self.atoms)
 
     @property
+    def relative_variance(self) -> float:
+        """Var lambda/(E lambda)^2 of the nonzero eigenvalues, a_1 - 1 of the moment series, without cancellation."""
+        result = self.linear + self.fraction
+        for size, exponent in zip(self.sizes, self.exponents, strict=True):
+            result += (exponent - 1.0 if size == 1.0 else exponent) / size
+        result += 0.0 if 1.0 in self.sizes else -1.0
+        result += sum(group.count * group.law.relative_variance / group.size for group in self.groups)
+        return float(result + sum(layer.count * layer.relative_variance for layer in self.skip_layers))
+
+    @property
+    def width(self) -> float:
+        """Relative width of the law, one at most."""
+        return min(1.0, math.sqrt(max(self.relative_variance, 1e-300)))
+
+    @property
     def terms(self) -> float:
         """Number of terms log z is summed from."""
-        return 1.0 + sum(group.count for group in self.groups) + float(np.abs(self.exponents).sum())
+        layers = sum(group.count for group in self.groups) + sum(layer.count for layer in self.skip_layers)
+        return 1.0 + layers + float(np.abs(self.exponents).sum())
 
     def explicit_log_z(self, t: ComplexArray, one_plus_t: ComplexArray) -> ComplexArray:
         """The part of log z - C that is explicit in t, at (n,) points of the closed lower half-plane.
@@ -135,6 +182,8 @@ class FreeProduct:
         That is so when it is the only one and when it is the level that limits the rank; with no group at all a
         fictitious constant D at that level does it.
         """
+        if self.skip_layers:
+            return None
         if not self.groups:
             return Group(UNIT_LAW, 1.0, 0.0)
         if len(self.groups) == 1:

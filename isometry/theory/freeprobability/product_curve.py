@@ -17,9 +17,16 @@ from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
 from isometry.theory.freeprobability.branches import lower_log
-from isometry.theory.freeprobability.continuation import Continuation, Factors, Levels, transform_of
+from isometry.theory.freeprobability.continuation import (
+    Continuation,
+    Factors,
+    Levels,
+    Separable,
+    transform_of,
+)
 from isometry.theory.freeprobability.leading import CurvePoints
 from isometry.theory.freeprobability.product import FreeProduct, group_log_z, group_mass
+from isometry.theory.freeprobability.skip_equations import SkipEquations
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
@@ -34,7 +41,7 @@ REAL = 1e-11
 
 @dataclass(frozen=True, eq=False)
 class GroupEquations:
-    """The `continuation.Equations` of a product's groups of layers."""
+    """The `continuation.SeparableEquations` of a product's groups of layers."""
 
     product: FreeProduct
 
@@ -74,16 +81,33 @@ class GroupEquations:
             self.product.explicit_slope(t, one_plus_t) * rate,
         )
 
+    def mass(self, unknown: ComplexArray) -> tuple[ComplexArray, ComplexArray]:
+        """(log z - C, t log z - int log z dt) at (n, 1 + K) solutions: density and mass follow from them."""
+        t, one_plus_t = transform_of(unknown[:, 0])
+        averages = self.product.averages(-np.exp(unknown[:, 1:]), logarithm=True)
+        sizes = np.array([group.size for group in self.product.groups])
+        return (
+            self.product.explicit_log_z(t, one_plus_t) + group_log_z(averages) @ self._counts,
+            self.product.explicit_mass(t, one_plus_t) + group_mass(averages) @ (self._counts * sizes),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class ProductCurve:
-    """A product with several groups (or one whose level does not limit the rank)."""
+    """A product with several groups (or one whose level does not limit the rank), or of layers with a skip."""
 
     product: FreeProduct
 
     @cached_property
+    def equations(self) -> GroupEquations | SkipEquations:
+        """The equations of the product's layers."""
+        return SkipEquations(self.product) if self.product.skip_layers else GroupEquations(self.product)
+
+    @cached_property
     def _continuation(self) -> Continuation:
-        return Continuation(GroupEquations(self.product), TABLE)
+        own = self.equations
+        equations = own if isinstance(own, SkipEquations) else Separable(own)
+        return Continuation(equations, TABLE, self.product.width)
 
     def continue_to_axis(self, log_lambda: Array) -> ComplexArray:
         """The unknowns on the positive axis at (n,) points, (n, 1 + K), from the negative axis.
@@ -133,13 +157,7 @@ class ProductCurve:
         if not np.all(good):
             unknown[~good] = self.continue_to_axis(log_lambda[~good])
         t, one_plus_t = transform_of(unknown[:, 0])
-        log_z = self.product.explicit_log_z(t, one_plus_t)
-        mass = self.product.explicit_mass(t, one_plus_t)
-        averages = self.product.averages(-np.exp(unknown[:, 1:]), logarithm=True)
-        counts = np.array([group.count for group in self.product.groups])
-        sizes = np.array([group.size for group in self.product.groups])
-        log_z = log_z + group_log_z(averages) @ counts
-        mass = mass + group_mass(averages) @ (counts * sizes)
+        log_z, mass = self.equations.mass(unknown)
         # The rest of arg z belongs to z, not to the mass.
         above = (mass.imag - t.real * log_z.imag) / np.pi
         # In a gap t is real; next to a point mass it is large, and so is the rounding of its imaginary part.

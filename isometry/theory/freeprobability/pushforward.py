@@ -23,7 +23,7 @@ FARTHEST = 9.0
 
 def single_factor(product: FreeProduct) -> Group | None:
     """The one layer whose D is all there is in the product, or None."""
-    if product.linear or product.fraction or len(product.groups) != 1:
+    if product.linear or product.fraction or product.skip_layers or len(product.groups) != 1:
         return None
     group = product.groups[0]
     alone = product.sizes.size == 1 and product.exponents[0] == 1.0
@@ -94,6 +94,37 @@ def law_of_one_layer(
             highest + shift,
         ),
     )
+
+
+def single_rotation(product: FreeProduct) -> float | None:
+    """c of the one layer 1 + sqrt(c) U that is all there is in the product, or None."""
+    if len(product.skip_layers) != 1 or product.exponents.tolist() != [1.0]:
+        return None
+    layer = product.skip_layers[0]
+    return layer.strength * layer.law.mean if layer.is_rotation and layer.count == 1.0 else None
+
+
+def law_of_one_rotation(strength: float, points: int) -> tuple[Array, Array, Array, tuple[float, float]]:
+    """(log lambda, cdf, density per log lambda, support) of |1 + sqrt(c) U|^2 over its mean.
+
+    U Haar orthogonal has its eigenvalues even on the circle: lambda = (1 - sqrt c)^2 + 4 sqrt c sin^2(angle/2).
+    """
+    size = math.sqrt(strength)
+    half = 0.5 * np.pi * np.linspace(0.0, 1.0, points + 1)
+    if size == 1.0:
+        # The support reaches zero: cdf = (2/pi) arcsin(sqrt(lambda)/2).
+        half = np.geomspace(1e-10, 0.5 * np.pi, points + 1)
+    eigenvalue = (1.0 - size) ** 2 + 4.0 * size * np.sin(half) ** 2
+    log_lambda = np.log(eigenvalue / (1.0 + strength))
+    rising = np.diff(log_lambda, prepend=-np.inf) > 0
+    log_lambda, half, eigenvalue = log_lambda[rising], half[rising], eigenvalue[rising]
+    cdf = 2.0 / np.pi * half
+    with np.errstate(divide="ignore"):
+        density = eigenvalue / (2.0 * np.pi * size * np.sin(2.0 * half))
+    secant = np.diff(cdf) / np.diff(log_lambda)
+    limit = 3.0 * np.maximum(np.append(secant, secant[-1]), np.insert(secant, 0, secant[0]))
+    low = -math.inf if size == 1.0 else float(log_lambda[0])
+    return log_lambda, cdf, np.minimum(np.abs(density), limit), (low, float(log_lambda[-1]))
 
 
 def rule_minimum(ranges: list[tuple[float, float]]) -> float:

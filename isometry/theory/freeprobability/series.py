@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import ConvergenceError
-from isometry.theory.freeprobability.product import FreeProduct
+from isometry.theory.freeprobability.product import FreeProduct, SkipLayers
 from isometry.theory.freeprobability.slope_law import SlopeLaw
 
 Array = NDArray[np.float64]
@@ -60,7 +60,37 @@ def log_z_series(product: FreeProduct, count: int) -> tuple[float, Array]:
         scale += group.count * log_mean
         # The factor 1/t belongs to the levels, not to the groups: x = t/size only rescales here.
         series[1:] += group.count * coefficients[1:] / group.size**orders
+    for layer in product.skip_layers:
+        scale += layer.count * layer.log_mean
+        series += layer.count * log_skip_series(layer, count)
     return scale, series
+
+
+def log_skip_series(layer: SkipLayers, count: int) -> Array:
+    """The series in t of log t (1 + t)/y - log(1 + c mu_1), coefficients 0..count-1: 1/S of 1 + a D W.
+
+    t = kappa + m with kappa = y - y^2 + 2 y^3 - ..., the inverse of y = kappa (1 + kappa), and m(y) that of
+    c y = m (1 + m)^(0 or 1) S_{D^2}(m), as in `skip_equations`.
+    """
+    _, inverse_s = log_inverse_s_series(layer.law, count)
+    orders = np.arange(1, count)
+    one_plus = np.append(0.0, (-1.0) ** (orders + 1) / orders)
+    # In x = y (1 + c mu_1), whose coefficient in t is one.
+    share = 1.0 / (1.0 + layer.strength * layer.law.mean)
+    scales = np.array([share, layer.strength * layer.law.mean * share])
+    roots = [
+        reverted(series_exp(series))
+        for series in (one_plus, (0.0 if layer.gaussian else 1.0) * one_plus - inverse_s)
+    ]
+    t = sum(root * scale ** np.arange(1, count + 1) for root, scale in zip(roots, scales, strict=True))
+    # y/t as a series in t.
+    return one_plus - series_log(reverted(np.asarray(t)))
+
+
+def reverted(a: Array) -> Array:
+    """b_1 .. of y = b_1 x + b_2 x^2 + ... where x = y (a_0 + a_1 y + ...), a_0 = 1: b_k = [y^(k-1)] (x/y)^-k / k."""
+    r = series_log(a)
+    return np.array([series_exp(-k * r)[k - 1] / k for k in range(1, a.size + 1)])
 
 
 def log_inverse_s_series(law: SlopeLaw, count: int) -> tuple[float, Array]:

@@ -25,9 +25,16 @@ from isometry.theory.freeprobability.edges import find_bands
 from isometry.theory.freeprobability.leading import LeadingCurve
 from isometry.theory.freeprobability.product import FreeProduct
 from isometry.theory.freeprobability.product_curve import ProductCurve
-from isometry.theory.freeprobability.pushforward import law_of_one_layer, single_factor
+from isometry.theory.freeprobability.pushforward import (
+    law_of_one_layer,
+    law_of_one_rotation,
+    single_factor,
+    single_rotation,
+)
 from isometry.theory.freeprobability.real_edges import outer_band
 from isometry.theory.freeprobability.series import log_moments
+from isometry.theory.freeprobability.skip_edges import skip_band
+from isometry.theory.freeprobability.skip_equations import SkipEquations
 
 Array = NDArray[np.float64]
 
@@ -105,7 +112,7 @@ def _solve_relative(product: FreeProduct, moments: Array, points: int) -> Law:
     atom_mass = float(sum(mass for _, mass in product.atoms))
     if atom_mass > 1.0 - UNSEEN_MASS:
         return _point_law(product.atoms, moments)
-    width = min(1.0, math.sqrt(max(_relative_variance(product), 1e-300)))
+    width = product.width
     noise = _noise(product, width)
     if not product.atoms and noise > LARGEST_NOISE:
         # So isometric that double precision cannot resolve the shape: all at the mean.
@@ -114,10 +121,15 @@ def _solve_relative(product: FreeProduct, moments: Array, points: int) -> Law:
     if single is not None:
         log_lambda, cdf, density, edges = law_of_one_layer(single, points)
         return Law(log_lambda, cdf, density, product.atoms, moments, edges)
+    rotation = single_rotation(product)
+    if rotation is not None:
+        log_lambda, cdf, density, edges = law_of_one_rotation(rotation, points)
+        return Law(log_lambda, cdf, density, product.atoms, moments, edges)
     group = product.leading_group
     curve: SpectralCurve
     if group is None:
-        curve, bands = ProductCurve(product), [outer_band(product)]
+        curve = ProductCurve(product)
+        bands = [skip_band(SkipEquations(product)) if product.skip_layers else outer_band(product)]
     else:
         curve = LeadingCurve(product, group)
         bands = find_bands(curve)
@@ -142,21 +154,13 @@ def _point_law(atoms: tuple[tuple[float, float], ...], moments: Array) -> Law:
     return Law(empty, empty, empty, atoms, moments, (min(places), max(places)))
 
 
-def _relative_variance(product: FreeProduct) -> float:
-    """Var lambda/(E lambda)^2 of the nonzero eigenvalues, a_1 - 1 of the moment series, without cancellation."""
-    result = product.linear + product.fraction
-    for size, exponent in zip(product.sizes, product.exponents, strict=True):
-        result += (exponent - 1.0 if size == 1.0 else exponent) / size
-    result += 0.0 if 1.0 in product.sizes else -1.0
-    return float(
-        result + sum(group.count * group.law.relative_variance / group.size for group in product.groups)
-    )
-
-
 def _noise(product: FreeProduct, width: float) -> float:
     """Error of the cdf from rounding: of d beside the spread of its narrowest law, or of w where there is no law."""
+    if product.skip_layers:
+        # t is of the order of one over the width, and known to rounding in log(-t/(1 + t)).
+        return 3e-14 / width
     if not product.groups:
-        # Measured on residual laws: w is one to all but a few digits.
+        # w is one to all but a few digits.
         return 1e-21 / width**2
     spreads = [math.sqrt(group.law.relative_variance) for group in product.groups if width < 0.1]
     return max((1e-15 / max(spread, 1e-300) for spread in spreads), default=0.0)

@@ -99,7 +99,7 @@ def relu_product(depth: int, *, gaussian: bool) -> FreeProduct:
 
 
 @pytest.mark.parametrize("gaussian", [True, False])
-@pytest.mark.parametrize("depth", [3, 5, 8])
+@pytest.mark.parametrize("depth", [3, 8])
 def test_relu_density_is_the_root_of_its_polynomial(depth: int, gaussian: bool) -> None:
     law = solve(relu_product(depth, gaussian=gaussian))
     kind = "gaussian" if gaussian else "orthogonal"
@@ -110,8 +110,8 @@ def test_relu_density_is_the_root_of_its_polynomial(depth: int, gaussian: bool) 
         assert law.log_moments[order - 1] == pytest.approx(expected, abs=1e-12 * order)
     # Follow the root from t ~ m1/z far up the imaginary axis to just above the real one, then downwards.
     above = [(20 - 0.1 * step) + 0.5j * math.pi for step in range(int(10 * (20 - edge)) + 1)]
-    turn = [edge + 0.5j * math.pi * 0.97**step for step in range(500)]
-    at = edge - np.linspace(0.02, 1.8, 1201) ** 2
+    turn = [edge + 0.5j * math.pi * 0.95**step for step in range(300)]
+    at = edge - np.linspace(0.02, 1.8, 601) ** 2
     root, density = 0j, []
     for log_z in [*above, *turn, *at]:
         roots = np.roots(relu_polynomial(depth, gaussian, np.exp(log_z)))
@@ -120,8 +120,8 @@ def test_relu_density_is_the_root_of_its_polynomial(depth: int, gaussian: bool) 
     density = np.array(density[-at.size :])
     mass = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(at))])
     got = cdf(law, at)
-    # Trapezoid on 1,200 cells in the square root of the distance to the edge.
-    np.testing.assert_allclose(got - got[0], mass, atol=3e-6)
+    # Trapezoid on 600 cells in the square root of the distance to the edge.
+    np.testing.assert_allclose(got - got[0], mass, atol=1.2e-5)
 
 
 @pytest.mark.parametrize("gaussian", [True, False])

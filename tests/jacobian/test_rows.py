@@ -1,0 +1,151 @@
+"""Few outputs: all rows of J from one reverse pass, checked by a difference of f; else other products say why."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isometry.errors import AdjointError, ConvergenceWarning, FallbackWarning, InputError, ModelError
+from isometry.jacobian import JacobianOperator
+from isometry.measurement import measure
+
+D = torch.float64
+X = torch.linspace(-1, 1.3, 48, dtype=D).sin().reshape(1, 3, 4, 4)
+
+
+def classifier() -> nn.Module:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Flatten())
+    return nn.Sequential(body, nn.Linear(24, 5)).to(D).eval()
+
+
+def test_both_products_and_every_method_follow_from_rows(dense_jacobian) -> None:
+    model = classifier()
+    before = {name: (tensor.clone(), tensor._version) for name, tensor in model.state_dict().items()}
+    operator = JacobianOperator(model, X, products="auto")
+    assert operator.backend == "the 5 rows of J, by autograd"
+    dense = dense_jacobian(model, X)
+    assert torch.allclose(operator.rmatmat(torch.eye(5, dtype=D)[:, None]).reshape(5, 48), dense, atol=1e-13)
+    columns = operator.matmat(torch.eye(48, dtype=D).reshape(48, 1, 3, 4, 4))
+    assert torch.allclose(columns.reshape(48, 5).T, dense, atol=1e-13)
+    assert operator.rounding == 8 * torch.finfo(D).eps
+    assert all(
+        torch.equal(tensor, before[name][0]) and tensor._version == before[name][1]
+        for name, tensor in model.state_dict().items()
+    )
+    expected = torch.linalg.svdvals(dense).numpy()
+    for method in ("exact", "lanczos", "randomized"):
+        spectrum = measure(model, X, method, progress=False)
+        assert spectrum.provenance["products_by"] == operator.backend
+        assert np.allclose(spectrum.s_max, expected[0], rtol=1e-12)
+
+
+def test_more_outputs_and_batches_and_operators_are_recorded() -> None:
+    wide = nn.Linear(48, 33).to(D)
+    assert measure(wide, X.reshape(48), progress=False).provenance["products_by"] == "replay"
+    batch = measure(nn.Linear(4, 2).to(D), X.reshape(12, 4), batched=True, progress=False)
+    assert batch.provenance["products_by"] == "replay"
+    assert JacobianOperator(nn.Linear(4, 2).to(D), X[0, 0, 0]).backend == "replay"
+    with pytest.raises(InputError, match=r'"both", "auto" or "reverse"'):
+        JacobianOperator(wide, X.reshape(48), products="forward")
+
+
+@pytest.mark.filterwarnings("ignore::isometry.errors.FallbackWarning")
+def test_probes_that_vmap_mixes_are_found() -> None:
+    def model(z: Tensor) -> Tensor:
+        return torch.cdist(z, z.flip(0) + 1).square().sum(1)
+
+    x = X.reshape(12, 4)
+    operator = JacobianOperator(model, x, products="auto")
+    assert "rows of J, by" not in operator.backend
+    dense = torch.autograd.functional.jacobian(model, x).reshape(12, 48)
+    found = operator.rmatmat(torch.eye(12, dtype=D)).reshape(12, 48)
+    assert torch.allclose(found, dense, atol=1e-12)
+
+
+def test_a_value_that_is_not_differentiated_is_none_of_an_error() -> None:
+    def model(z: Tensor) -> Tensor:
+        return (z * z.detach()).sum((2, 3))
+
+    operator = JacobianOperator(model, X, products="auto")
+    assert operator.backend == "replay"
+
+
+class Drawing(nn.Module):
+    def __init__(self, draw) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.sin().sum((2, 3)) * (1 + self.draw())
+
+
+class Halved(torch.autograd.Function):
+    """A derivative that is wrong by a factor of two, in reverse mode alone."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return z.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, u: Tensor) -> Tensor:
+        return ctx.saved_tensors[0].cos() * u / 2
+
+    @staticmethod
+    def jvp(ctx, v: Tensor) -> Tensor:
+        return ctx.saved_tensors[0].cos() * v
+
+
+COUNTER = itertools.count()
+
+
+def of_a_generator() -> Tensor:
+    return torch.rand((), generator=torch.Generator().manual_seed(next(COUNTER)))
+
+
+REFUSED = {
+    "drawn": (Drawing(lambda: 1e-9 * torch.rand((), dtype=D)), ModelError),
+    "a generator of its own": (Drawing(of_a_generator), ModelError),
+    "a state": (Drawing(lambda: float(next(COUNTER) % 7)), ModelError),
+    "dropout by function": (lambda z: F.dropout(z, 0.5).sum((2, 3)), ModelError),
+    "a wrong backward": (lambda z: Halved.apply(z).sum((2, 3)), AdjointError),
+    "no derivative": (lambda z: torch.igamma(z.abs() + 1, torch.ones(1, dtype=D)).sum((2, 3)), ModelError),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::isometry.errors.FallbackWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_product_is_right_of_is_refused(name: str) -> None:
+    model, error = REFUSED[name]
+    with pytest.raises(error):
+        measure(model, X, progress=False)
+
+
+def test_a_cast_is_named() -> None:
+    def model(z: Tensor) -> Tensor:
+        return torch.tanh(z.bfloat16() @ torch.eye(4).bfloat16()).double().sum((2, 3))
+
+    with pytest.warns(ConvergenceWarning, match="computes in bfloat16"):
+        operator = JacobianOperator(model, X, products="auto")
+    assert operator.unit > 1e-4
+
+
+def test_a_zero_jacobian_and_a_batch_in_one_input_are_said() -> None:
+    head = nn.Linear(48, 3).to(D)
+    nn.init.zeros_(head.weight)
+    operator = JacobianOperator(nn.Sequential(nn.Flatten(), head), X, products="auto")
+    assert operator.zero_cause == "layer 1.weight is zero"
+    with pytest.warns(FallbackWarning, match="looks like a batch of 3"):
+        JacobianOperator(nn.Linear(4, 2).to(D), X.reshape(12, 4)[:3], products="auto")
