@@ -1,13 +1,14 @@
 """All singular values of a deep chain over hundreds of decades, beside the dense product of the same factors and its SVD.
 
-Work: N x N Gaussian layers with random slopes, as many as ``--depth``; the dense product multiplies the same matrices and
-takes the SVD of the result, which shows the first 15 decades. Both run in turn in one process, and times are those of the
-processor, which neighbours on the machine change little.
+Work: N x N Gaussian layers with random slopes, as many as ``--depth``; the dense product multiplies the same matrices
+and takes the SVD of the result, which shows the first 15 decades. Both run in turn in one process, and times are those
+of the processor, which neighbours on the machine change little.
 
     python benchmarks/chain.py                           # N = 256, depth 100: seconds
     python benchmarks/chain.py --sizes 1024 --depth 1000 --out benchmarks/results/chain.json
 
-The record has, for each size, the seconds of both and their ratio, the decades, the relative errors and the decompositions.
+The record has, for each size, the seconds of both and their ratio, the decades, the relative errors and the
+decompositions.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ def measured(size: int, depth: int, repeats: int) -> dict[str, object]:
     }
     print(
         f"N = {size}, depth {depth}: chain {seconds[-1][1]:.1f} s, dense {seconds[-1][0]:.1f} s, ratio "
-        f"{record['ratio']:.2f}, {record['decades']:.0f} decades, relative errors {record['relative_error_median']:.1e} "
-        f"(largest {record['relative_error_largest']:.1e})",
+        f"{record['ratio']:.2f}, {record['decades']:.0f} decades, relative errors "
+        f"{record['relative_error_median']:.1e} (largest {record['relative_error_largest']:.1e})",
         flush=True,
     )
     return record
