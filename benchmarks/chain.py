@@ -1,4 +1,4 @@
-"""All singular values of a deep chain over hundreds of decades, beside the dense product of the same factors and its SVD.
+"""All singular values of a deep chain over hundreds of decades, beside the dense product of the same factors.
 
 Work: N x N Gaussian layers with random slopes, as many as ``--depth``; the dense product multiplies the same matrices
 and takes the SVD of the result, which shows the first 15 decades. Both run in turn in one process, and times are those

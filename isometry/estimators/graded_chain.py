@@ -38,9 +38,10 @@ Array = NDArray[np.float64]
 
 EPS = float(torch.finfo(torch.float64).eps)
 # Vectors that a product of factors makes this dependent (length over the part orthogonal to those before) are
-# orthogonalised; beyond the third number it is done again with fewer factors. A larger number saves decompositions and
-# costs the smallest values digits; few values need not save.
-_DEPENDENCE_OF_FEW, _DEPENDENCE, _MOST_DEPENDENCE, _FEW = 1e2, 1e7, 1e9, 128
+# orthogonalised: 1e2 for 128 values or fewer, up to 1e9 for 1,024. Each digit saves QRs, which take most of the time of
+# many values, and costs the smallest values one. Where it is exceeded by so many times, it is done again with fewer
+# factors.
+_LEAST_DEPENDENCE, _MOST_DEPENDENCE, _EXCESS = 1e2, 1e9, 100.0
 _MOST_FACTORS = 64
 # Rows of T that are updated together, and the ratio of scales below which they have nothing to do with one another.
 _ROWS, _LN_NEGLIGIBLE = 128, -48.0
@@ -369,7 +370,7 @@ def _sweep(
     """The whole product, with a QR wherever the vectors have become dependent."""
     state, plan = _State.identity(short, device), _Plan([], short)
     start, ahead = 0, 1
-    allowed = _DEPENDENCE_OF_FEW if short <= _FEW else _DEPENDENCE
+    allowed = min(_LEAST_DEPENDENCE * max(short / 128, 1.0) ** 7.75, _MOST_DEPENDENCE)
     while start < len(steps) and state.scales.size:
         block, stop = _Block(state), start
         while stop < min(start + ahead, len(steps)):
@@ -379,7 +380,7 @@ def _sweep(
             if block.live < state.scales.size:
                 break
         found, dependence = _orthogonalised(block, None)
-        if block.applied > 1 and max(dependence, 1 / block.shrunk) > _MOST_DEPENDENCE:
+        if block.applied > 1 and max(dependence, 1 / block.shrunk) > _EXCESS * allowed:
             ahead = block.applied // 2
             continue
         plan.most_rank = min(plan.most_rank, block.live)
