@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isometry import nn
     from isometry.comparison import Comparison, compare
-    from isometry.depth import measure_blocks, predict_for, predict_from_layers
+    from isometry.depth import lyapunov_exponents, measure_blocks, predict_for, predict_from_layers
     from isometry.jacobian import JacobianOperator
     from isometry.measurement import Chain, Exact, Goal, Lanczos, Randomized, measure
     from isometry.nn import init
@@ -42,6 +42,7 @@ _HOMES = {
     "compare": "isometry.comparison",
     "critical_point": "isometry.theory",
     "init": "isometry.nn.init",
+    "lyapunov_exponents": "isometry.depth",
     "measure": "isometry.measurement",
     "measure_blocks": "isometry.depth",
     "nn": "isometry.nn",
@@ -65,6 +66,7 @@ __all__ = [
     "compare",
     "critical_point",
     "init",
+    "lyapunov_exponents",
     "measure",
     "measure_blocks",
     "nn",

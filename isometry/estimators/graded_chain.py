@@ -56,7 +56,7 @@ _TIMES_MOVED, _MOVEMENTS = 4.0, 8
 # Perturbed sweeps move so many values together at least, but are no more than the second number.
 _MOVED_VALUES, _MOST_PERTURBED = 200, 8
 # Copies of the vectors and of the square matrices at the peak; measured.
-_VECTORS, _SQUARES = 6, 8
+_VECTORS, _SQUARES = 10, 24
 
 
 class ChainFactor(Protocol):

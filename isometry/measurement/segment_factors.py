@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from isometry.errors import NonFiniteError
 from isometry.jacobian import JacobianOperator, JacobianSegments, SegmentOperator
 
 # A recording is made once for predicting the memory and for the measurement.
@@ -46,7 +47,14 @@ class SegmentFactor:
             return block.new_zeros(0, self.shape[0] if product == self._operator.matmat else self.shape[1])
         sample = shape if self._operator.batch is None else torch.Size((1, *shape))
         vectors = block.to(self._operator.dtype).reshape(-1, *sample)
-        return product(vectors).reshape(block.shape[0], -1).to(torch.float64)
+        found = product(vectors).reshape(block.shape[0], -1)
+        largest, limits = float(found.abs().max()), torch.finfo(found.dtype)
+        if 0 < largest < limits.tiny / limits.eps:
+            raise NonFiniteError(
+                f"a layer shrinks all vectors to {largest:.1e}, where {found.dtype} has lost digits: measure with "
+                "dtype=torch.float64, or scale the layer"
+            )
+        return found.to(torch.float64)
 
 
 def segment_factors(operator: JacobianOperator) -> list[SegmentFactor]:

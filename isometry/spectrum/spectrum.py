@@ -688,7 +688,7 @@ class Spectrum:
             products=self.products,
             seconds=self.seconds,
             # Fewer may have been found than were asked for: the rest is nan.
-            top=() if e is None else tuple(
+            top=self._leading_values() if e is None else tuple(
                 (float(s), float(residual))
                 for s, residual in zip(e.top[best, :10], e.top_residual[best, :10], strict=True)
                 if math.isfinite(s)
@@ -696,6 +696,17 @@ class Spectrum:
             stopped=self.stopped or None,
             **{key: self.provenance.get(key) for key in ("seed", "dtype", "device")},
         )  # fmt: skip
+
+    def _leading_values(self) -> tuple[tuple[float, float], ...]:
+        """The largest values of the input with the largest one, with their errors, where all are known one by one."""
+        if not isinstance(self.distribution, LogValues):
+            return ()
+        best = int(self.distribution.log_values[:, 0].argmax())
+        logs, errors = self.distribution.log_values[best, :10], self.distribution.log_error[best, :10]
+        values = [exponential(float(log)) for log in logs]
+        return tuple(
+            (s, _part(s, float(error))) for s, error in zip(values, errors, strict=True) if 0 < s < math.inf
+        )
 
     def _relative_error(self) -> float:
         """Of a measurement; a prediction has none."""
