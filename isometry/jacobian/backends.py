@@ -126,10 +126,11 @@ def _replay(evaluation: Evaluation, *, check: bool) -> Products:
         if is_out_of_memory(error):
             raise no_memory_for_one_probe() from error
         raise
+    names = replay.by_torch_func
     return Products(
         replay.matmat,
         replay.rmatmat,
-        "replay",
+        "replay" + (f", with torch.func for {', '.join(names)}" if names else ""),
         replay.bytes_per_probe,
         replay.checked,
         True,

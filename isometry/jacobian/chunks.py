@@ -72,7 +72,7 @@ class ChunkedProducts:
         if bool(torch.isfinite(out).all()):
             return
         first, at = "", self._evaluation
-        if self.products.backend == "replay" and bool(torch.isfinite(block).all()):
+        if self.products.backend.startswith("replay") and bool(torch.isfinite(block).all()):
             with at.numerics(), torch_warnings_silenced():
                 found = first_nonfinite(at.function, at.point, at.module, block, transposed=transposed)
             first = f"; the first that makes one is {found}" if found else ""

@@ -61,6 +61,11 @@ def no_product(error: Exception | None, texts: str) -> ModelError:
 
 
 def _likely_cause(text: str) -> str:
+    if "FlexAttention" in text:
+        return (
+            "it uses flex_attention, which has no derivative on a processor: take another attention "
+            "(attn_implementation='sdpa' in transformers)"
+        )
     if "use_reentrant" in text:
         return "it uses gradient checkpointing with use_reentrant=True, which has no second derivative: pass False"
     if "in-place" in text:

@@ -174,6 +174,11 @@ def no_collection() -> Iterator[None]:
 
 def _silence(stack: ExitStack, demands: frozenset[tuple[type[Warning], ...]]) -> None:
     stack.enter_context(warnings.catch_warnings())
+    # Of operations that vmap runs one by one, a line on standard error each, past Python's filters. PyTorch does not
+    # tell the setting: it is its own default again afterwards.
+    set_warning: Any = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
+    stack.callback(set_warning, True)
+    set_warning(False)
     for category in {category for demand in demands for category in demand}:
         warnings.simplefilter("ignore", category)
 

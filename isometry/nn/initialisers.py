@@ -27,8 +27,8 @@ from torch import Tensor
 from isometry.errors import InputError
 from isometry.nn import kernels as laws
 from isometry.nn.weights import (
+    channels_of,
     check_gain,
-    check_groups,
     check_isometry,
     check_kernel,
     check_weight,
@@ -262,9 +262,7 @@ def gaussian_(
     taps = tuple(weight.shape[2:])
     if profile is not None and not taps:
         raise InputError("a variance profile is over the taps of a kernel; a dense weight has none.")
-    check_groups(weight, groups)
-    inputs = weight.shape[0] // groups if transposed else weight.shape[1]
-    outputs = weight.shape[1] if transposed else weight.shape[0] // groups
+    inputs, outputs = channels_of(weight, groups, transposed=transposed)
     drawn = laws.gaussian_kernels(groups, outputs, inputs, taps, profile=profile, generator=generator)
     if transposed:
         drawn = drawn.transpose(1, 2)

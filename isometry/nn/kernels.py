@@ -238,29 +238,37 @@ def gaussian_kernels(
     return kernels * (fractions / channels_in).sqrt()
 
 
+# Position of a mirrored layer -> copies of K0 beside one another (inputs) and below one another (outputs).
+MIRRORED_HALVES = {"middle": (2, 2), "first": (1, 2), "last": (2, 1)}
+
+
 def mirrored_kernels(
     count: int,
     channels_out: int,
     channels_in: int,
     kernel_size: Sequence[int],
     *,
+    position: str = "middle",
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Looks-linear kernels [[K0, -K0], [-K0, K0]] with a delta-orthogonal K0 of half the channels.
 
     Balduzzi et al. 2017, arXiv 1702.08591; Burkholz and Dubatovka 2019, arXiv 1806.06362. On x = (u, v) and with
     z = K0 * (u - v) a ReLU gives (relu(z), relu(-z)), whose difference is z again: the next layer sees a linear map.
+    A "first" layer reads raw inputs, [[K0], [-K0]], and a "last" one is read out, [K0, -K0].
 
     Returns
     -------
     Tensor
-        (count, c_out, c_in, *k), float64; both channel counts are even.
+        (count, c_out, c_in, *k), float64; channel counts that are mirrored are even.
     """
+    halves_in, halves_out = MIRRORED_HALVES[position]
     base = delta_orthogonal_kernels(
-        count, channels_out // 2, channels_in // 2, kernel_size, generator=generator
+        count, channels_out // halves_out, channels_in // halves_in, kernel_size, generator=generator
     )
-    upper = torch.cat((base, -base), dim=2)
-    return torch.cat((upper, -upper), dim=1)
+    if halves_in == 2:
+        base = torch.cat((base, -base), dim=2)
+    return torch.cat((base, -base), dim=1) if halves_out == 2 else base
 
 
 def variance_profile(profile: Tensor | Sequence[float], kernel_size: Sequence[int]) -> Tensor:

@@ -7,9 +7,7 @@ from torch import Tensor
 
 from isometry.errors import InputError
 from isometry.nn import kernels as laws
-from isometry.nn.weights import check_gain, check_groups, check_weight, fill_weight
-
-MIRRORED_POSITIONS = ("middle", "first", "last")
+from isometry.nn.weights import channels_of, check_gain, check_weight, fill_weight
 
 
 def mirrored_(
@@ -62,31 +60,24 @@ def mirrored_(
     """
     check_weight(weight)
     check_gain(gain)
-    check_groups(weight, groups)
-    if position not in MIRRORED_POSITIONS:
-        raise InputError(f"position must be one of {', '.join(MIRRORED_POSITIONS)}, got {position!r}.")
-    inputs = weight.shape[0] // groups if transposed else weight.shape[1]
-    outputs = weight.shape[1] if transposed else weight.shape[0] // groups
-    halves_in = 1 if position == "first" else 2
-    halves_out = 1 if position == "last" else 2
+    if position not in laws.MIRRORED_HALVES:
+        raise InputError(f"position must be one of {', '.join(laws.MIRRORED_HALVES)}, got {position!r}.")
+    inputs, outputs = channels_of(weight, groups, transposed=transposed)
+    halves_in, halves_out = laws.MIRRORED_HALVES[position]
     for side, channels, halves in (("input", inputs, halves_in), ("output", outputs, halves_out)):
         if channels % halves:
             raise InputError(
                 f"a mirrored layer pairs its {side} channels, so their number per group must be even; got {channels}. "
                 'Use position="first" for a layer that reads raw inputs, "last" for one that is read out.'
             )
-    inputs, outputs = inputs // halves_in, outputs // halves_out
-    if inputs > outputs and not co_isometry:
+    if inputs // halves_in > outputs // halves_out and not co_isometry:
         raise InputError(
-            f"{inputs} inputs do not fit into {outputs} outputs of W0 without loss: pass co_isometry=True, or widen."
+            f"{inputs // halves_in} inputs do not fit into {outputs // halves_out} outputs of W0 without loss: pass "
+            "co_isometry=True, or widen."
         )
-    base = laws.delta_orthogonal_kernels(
-        groups, outputs, inputs, tuple(weight.shape[2:]), generator=generator
+    kernels = laws.mirrored_kernels(
+        groups, outputs, inputs, tuple(weight.shape[2:]), position=position, generator=generator
     )
-    if halves_in == 2:
-        base = torch.cat((base, -base), dim=2)
-    if halves_out == 2:
-        base = torch.cat((base, -base), dim=1)
     if transposed:
-        base = base.transpose(1, 2)
-    return fill_weight(weight, gain * base.reshape(weight.shape))
+        kernels = kernels.transpose(1, 2)
+    return fill_weight(weight, gain * kernels.reshape(weight.shape))

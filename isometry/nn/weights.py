@@ -54,6 +54,13 @@ def check_isometry(
         )
 
 
+def channels_of(weight: Tensor, groups: int, *, transposed: bool) -> tuple[int, int]:
+    """(inputs, outputs) of one group of the layer; InputError where the groups do not divide it."""
+    check_groups(weight, groups)
+    first, second = weight.shape[0] // groups, weight.shape[1]
+    return (first, second) if transposed else (second, first)
+
+
 def check_weight(weight: Tensor) -> None:
     """Raise InputError unless the weight is real, floating-point, of two axes or more, and not empty."""
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim < 2:

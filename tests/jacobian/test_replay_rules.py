@@ -8,13 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from isometry.jacobian import JacobianOperator
 from isometry.jacobian.numerics import strict_numerics
 from isometry.jacobian.replay import Replay, linearise
 
 D = torch.float64
 WEIGHT = torch.linspace(-1, 1, 2 * 3 * 3 * 3, dtype=D).sin().reshape(2, 3, 3, 3)
 MATRIX = torch.linspace(-2, 2, 12, dtype=D).cos().reshape(3, 4)
+SPREAD = torch.tensor([[0, 1, 1, 3], [2, 2, 2, 2], [3, 0, 0, 1]])
 MASK = torch.tensor([[True, False, True, True], [False, False, True, False], [True, True, False, True]])
 IMAGE = (1, 3, 5, 4)
 
@@ -325,6 +328,73 @@ def overwritten(z: Tensor) -> Tensor:
     return kept + y
 
 
+BY_RULE: dict[str, Callable[[Tensor], Tensor]] = {
+    "as strided": lambda z: z.sin().as_strided((2, 3), (1, 2), 1),
+    "as strided from a view": lambda z: z.sin().T[1:].as_strided((2, 2), (4, 1)),
+    "as strided over itself": lambda z: z.sin().as_strided((5, 4), (2, 1)),
+    "scatter add": lambda z: z.sin().scatter_add(1, SPREAD, z.cos()),
+    "scatter add of a part": lambda z: MATRIX.scatter_add(-1, SPREAD[:2, :3], z[:2, :3].cos()),
+    "scatter reduce by sums": lambda z: z.sin().scatter_reduce(-1, SPREAD, z.cos(), "sum"),
+    "index add": lambda z: z.sin().index_add(0, torch.tensor([0, 0, 2]), z.cos(), alpha=-2.5),
+    "index add on the last axis": lambda z: z.sin().index_add(-1, torch.tensor([3, 3]), z[:, :2]),
+    "index add to constants": lambda z: torch.zeros(5, 4, dtype=D).index_add_(0, torch.tensor([4, 4, 1]), z),
+    "index put that adds": lambda z: z.sin().index_put(
+        (torch.tensor([0, 0, 1]), torch.tensor([1, 1, 2])), z[:, 0].cos(), accumulate=True
+    ),
+    "index put that adds rows": lambda z: z.sin().index_put(
+        (torch.tensor([0, 0, 1]),), z[0].cos(), accumulate=True
+    ),
+    "index put that adds under a mask": lambda z: z.sin().index_put((MASK,), z[0, 0], accumulate=True),
+    "index put of columns": lambda z: torch.ops.aten.index_put_(
+        z.sin(), [None, torch.tensor([0, 0, 1])], z[0, :1], True
+    ),
+    "transposed in place by axes": lambda z: z.sin().transpose_(0, 1) * 2,
+    "axes in place": lambda z: z.sin().unsqueeze_(0).squeeze_(0).swapaxes_(-1, 0),
+    "cumulative sum in place": lambda z: z.sin().cumsum_(-2),
+    "glu": lambda z: F.glu(z, -1),
+    "glu of rows": lambda z: F.glu(torch.cat([z, z.sin()]), 0),
+    "packed rows": lambda z: torch._VF._pack_padded_sequence(z.reshape(2, 3, 2), torch.tensor([3, 1]), True)[
+        0
+    ],
+}
+COMPLEX_MATRIX = torch.complex(MATRIX, MATRIX.sin())
+BY_TORCH_FUNC: dict[str, Callable[[Tensor], Tensor]] = {
+    "cumulative product": lambda z: z.cumprod(-1),
+    "cumulative product with a zero": lambda z: (z * MASK).cumprod(1),
+    "cumulative maximum": lambda z: z.cummax(1).values,
+    "cumulative logsumexp": lambda z: z.logcumsumexp(0),
+    "scatter reduce by means": lambda z: z.sin().scatter_reduce(
+        1, SPREAD, z.cos(), "mean", include_self=False
+    ),
+    "scatter reduce by maxima": lambda z: z.sin().scatter_reduce(1, SPREAD, z.cos(), "amax"),
+    "fold": lambda z: F.fold(z.reshape(1, 4, 3), (2, 4), 2),
+    "bilinear": lambda z: F.bilinear(z, z.sin(), point(2, 4, 4), point(2)),
+    "grid sample": lambda z: F.grid_sample(z[None, None], 0.4 * point(1, 2, 2, 2), align_corners=False),
+    "a kernel from the input": lambda z: F.conv1d(z[None], z.sin()[:, None, :2], groups=3),
+    "layer norm with weights from the input": lambda z: F.layer_norm(z, (4,), z[0].cos(), z[1]),
+    "inverse": lambda z: torch.linalg.inv(z @ z.T + 3 * torch.eye(3, dtype=D)),
+    "singular values": torch.linalg.svdvals,
+    "distances": lambda z: torch.cdist(z.repeat(9, 1)[:26], z.repeat(9, 1)[:26] + 5 + MATRIX[0]),
+    "a spectrum": lambda z: z * torch.fft.fft(z).real + torch.fft.fft(z).imag,
+    "filtered frequencies": lambda z: torch.fft.irfft(
+        torch.fft.rfft(z, dim=-1) * COMPLEX_MATRIX[:, :3], n=4, dim=-1
+    ),
+    "two-dimensional frequencies": lambda z: torch.fft.fft2(z).abs(),
+    "short-time spectra": lambda z: torch.stft(
+        z.repeat(2, 2).reshape(-1), 8, 2, window=torch.hann_window(8, dtype=D), return_complex=True
+    ).abs(),
+    "complex weights": lambda z: (torch.complex(z, z.sin()) @ COMPLEX_MATRIX.T).abs(),
+    "conjugates": lambda z: (lambda c: (c.conj() * c * 1j).imag + (c @ c.mH).real.sum())(torch.fft.fft(z)),
+    "rotation of pairs": lambda z: torch.view_as_real(
+        torch.view_as_complex(z.reshape(3, 2, 2)).conj() * COMPLEX_MATRIX[:, :2]
+    ),
+    "complex in place": lambda z: (lambda c: c.mul_(2 + 1j).real)(torch.fft.fft(z)),
+    "imaginary part written": lambda z: (lambda c: (c.imag.mul_(z), c * c)[-1].real)(torch.fft.fft(z)),
+    "conjugate added in place": lambda z: (lambda c: (c.add_(c.conj()), c.conj().imag * z)[-1])(
+        torch.fft.fft(z)
+    ),
+}
+
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "a mixture": in_place,
     "a buffer filled by parts": filled,
@@ -388,6 +458,40 @@ def test_operations_on_a_matrix(name: str) -> None:
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_writing_in_place(name: str) -> None:
     assert_dense(IN_PLACE[name], point(3, 4))
+
+
+@pytest.mark.parametrize("name", [*BY_RULE, *BY_TORCH_FUNC])
+def test_operations_that_add_up_or_are_complex(name: str) -> None:
+    replay = assert_dense({**BY_RULE, **BY_TORCH_FUNC}[name], point(3, 4))
+    assert bool(replay.by_torch_func) == (name in BY_TORCH_FUNC)
+
+
+def test_grouped_products() -> None:
+    """As in a mixture of experts, in float32: the kernel has no other type."""
+    weights, ends = point(2, 16, 8).float(), torch.tensor([4, 12], dtype=torch.int32)
+    z = point(12, 16).float()
+    replay = linearise(lambda z: torch._grouped_mm(z, weights, offs=ends), z)
+    assert replay.by_torch_func == ("_grouped_mm",)
+    v, u = point(3, 12, 16).float(), point(3, 12, 8).float()
+    by_row = weights[(torch.arange(12) >= 4).long()]
+    assert torch.allclose(replay.matmat(v), torch.einsum("krp,rpq->krq", v, by_row), atol=1e-4)
+    assert torch.allclose(replay.rmatmat(u), torch.einsum("krq,rpq->krp", u, by_row), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LSTM, torch.nn.GRU])
+def test_packed_sequences(kind: type[torch.nn.Module]) -> None:
+    torch.manual_seed(0)
+    layer = kind(4, 3, batch_first=True, bidirectional=True).to(D)
+
+    def model(z: Tensor) -> Tensor:
+        packed = pack_padded_sequence(z, torch.tensor([2, 4, 3]), batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(layer(packed)[0], batch_first=True)[0]
+
+    operator = JacobianOperator(model, point(3, 4, 4))
+    assert operator.backend == "replay"
+    dense_one = torch.autograd.functional.jacobian(model, point(3, 4, 4)).reshape(operator.shape)
+    columns = operator.matmat(torch.eye(48, dtype=D).reshape(48, 3, 4, 4)).reshape(48, -1).T
+    assert torch.allclose(columns, dense_one, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", IMAGES)

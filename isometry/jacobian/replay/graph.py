@@ -27,11 +27,15 @@ class Edge:
 
 @dataclass(eq=False)
 class Graph:
-    """Edges in the order in which their results arise; ``input`` and ``output`` are numbers of values."""
+    """Edges in the order in which their results arise; ``input`` and ``output`` are numbers of values.
+
+    ``by_torch_func`` names the operations whose maps are derivatives by torch.func.
+    """
 
     edges: list[Edge]
     input: int
     output: int
+    by_torch_func: tuple[str, ...] = ()
 
 
 def graph_of(tape: Tape) -> Graph:
@@ -51,7 +55,7 @@ def graph_of(tape: Tape) -> Graph:
         raise NoRule("no recorded operation leads from the input to the output")
     needed = _needed_values(tape, tape.result)
     edges: list[Edge] = []
-    values = tape.values
+    values, slow = tape.values, dict[str, None]()
     known: dict[Any, tuple[list[Link], Operation]] = {}
     for number, operation in enumerate(tape.operations):
         operation.used = [p for p, value in operation.results.items() if value in needed]
@@ -66,8 +70,10 @@ def graph_of(tape: Tape) -> Graph:
                 edges.append(Edge(value, values, step, operation.name, operation.module))
                 value, values = values, values + 1
             edges.append(Edge(value, result, link.maps[-1], operation.name, operation.module))
+        if operation.by_torch_func:
+            slow.setdefault(operation.name)
         tape.operations[number] = None  # type: ignore[call-overload]
-    graph = Graph(edges_between(edges, 0, tape.result), 0, tape.result)
+    graph = Graph(edges_between(edges, 0, tape.result), 0, tape.result, tuple(slow))
     if not graph.edges and tape.result != 0:
         raise NoRule("no recorded operation leads from the input to the output")
     return graph

@@ -17,7 +17,10 @@ from .tape import HeldValue, NoRule, Operation, TapeWriter, flat_tensors, map_te
 
 @dataclass(frozen=True, eq=False)
 class _Content:
-    """The flat value of a written storage (None: independent of the input), its entries, and the number of writes."""
+    """The flat value of a written storage (None: independent of the input), its entries, and the number of writes.
+
+    Entries are real numbers: a complex one is two of them.
+    """
 
     value: int | None
     size: int
@@ -106,12 +109,12 @@ class WrittenMemory:
             users.setdefault(_storage(tensor), []).append(operation)
 
     def _before_the_first_write(self, target: Tensor) -> _Content:
-        size = target.untyped_storage().nbytes() // target.element_size()
+        size = target.untyped_storage().nbytes() // _real_type(target).itemsize
         # The first tensor that was followed in a storage is the one it was made for; later ones are views.
         origin = self._first_held().get(_storage(target))
         if origin is None:
             return _Content(None, size, 0, target)
-        if origin.tensor.dtype != target.dtype:
+        if _real_type(origin.tensor) != _real_type(target):
             raise NoRule("memory seen as two types of number")
         places = _places(origin.tensor, size)
         if places.numel() == size and bool((places == torch.arange(size)).all()):
@@ -128,11 +131,17 @@ class WrittenMemory:
         return self._origins
 
     def _read(self, content: _Content, tensor: Tensor) -> int | None:
-        if content.value is None or not tensor.is_floating_point():
+        if content.value is None or not (tensor.is_floating_point() or tensor.is_complex()):
             return None
-        if tensor.dtype != content.tensor.dtype:
+        if _real_type(tensor) != _real_type(content.tensor):
             raise NoRule("memory seen as two types of number")
+        if tensor.is_conj() or tensor.is_neg():
+            raise NoRule("memory seen as conjugate or negative")
         return self._tape.add_gather(content.value, _places(tensor, content.size), content.size)
+
+
+def _real_type(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
 
 
 def _storage(tensor: Tensor) -> int:
@@ -147,11 +156,9 @@ def _inverse(places: Tensor, size: int) -> Tensor:
 
 
 def _places(tensor: Tensor, size: int) -> Tensor:
-    """The positions of the elements of a tensor in its storage, counted in elements, in row-major order."""
+    """The positions of the numbers of a tensor in its storage, counted in real numbers, in row-major order."""
     with torch.utils._python_dispatch._disable_current_modes():
-        return (
-            torch.arange(size)
-            .as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-            .reshape(-1)
-            .clone()
-        )
+        shape, stride, offset = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+        if tensor.is_complex():
+            shape, stride, offset = (*shape, 2), (*(2 * step for step in stride), 1), 2 * offset
+        return torch.arange(size).as_strided(shape, stride, offset).reshape(-1).clone()

@@ -93,9 +93,7 @@ class _Recorder(TorchDispatchMode):
         for position, made in enumerate(out if isinstance(out, list | tuple) else (out,)):
             if not isinstance(made, Tensor):
                 continue
-            if made.is_complex():
-                raise NoRule(f"{func} (complex numbers)")
-            if made.is_floating_point():
+            if made.is_floating_point() or made.is_complex():
                 operation.results[position] = self._hold_new_value(made)
         if operation.results:
             self._add(operation, tensors)
@@ -118,9 +116,11 @@ class _Recorder(TorchDispatchMode):
             self._memory.copy_for_users(target)
         if not sources:
             return func(*args, **kwargs)
-        if len(targets) != 1 or isinstance(written[0], str) or not targets[0].is_floating_point():
+        if len(targets) != 1 or isinstance(written[0], str):
             raise NoRule(f"{func} (writes to an argument other than its first)")
         target = targets[0]
+        if not (target.is_floating_point() or target.is_complex()) or target.is_conj() or target.is_neg():
+            raise NoRule(f"{func} (writes to {target.dtype}, or to a conjugate)")
         before = target.clone()
         args_before, kwargs_before = map_tensors(
             args, kwargs, lambda _, tensor: before if tensor is target else tensor

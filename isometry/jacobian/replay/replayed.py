@@ -52,6 +52,8 @@ class Replay:
         (v, J v, u, J^T u) of the random vectors it was checked with; empty if it was not.
     error : float
         How far these products are off, relative: their nonlinearity, and their difference from those of torch.func.
+    by_torch_func : tuple of str
+        Operations whose derivative is that of torch.func, for want of a rule: slower.
     """
 
     direct: Program
@@ -61,6 +63,7 @@ class Replay:
     bytes_per_probe: int = 0
     checked: tuple[Tensor, ...] = ()
     error: float = 0.0
+    by_torch_func: tuple[str, ...] = ()
 
     def matmat(self, v: Tensor) -> Tensor:
         """J v for a block."""
@@ -138,6 +141,7 @@ def replay_of(
         Program(graph, output_shape, transposed=False),
         Program(graph, input_shape, transposed=True),
         parameters,
+        by_torch_func=graph.by_torch_func,
     )
 
 

@@ -39,6 +39,8 @@ class Operation:
         Name of the innermost module it ran in, where names were asked for.
     used : list of int
         Positions in ``results`` that the output of the run depends on; filled when the graph is built.
+    by_torch_func : bool
+        Whether its maps are derivatives by torch.func, for want of a rule.
     """
 
     function: Any
@@ -49,21 +51,21 @@ class Operation:
     results: dict[int, int] = field(default_factory=dict)
     module: str = ""
     used: list[int] = field(default_factory=list)
+    by_torch_func: bool = False
 
     @property
     def name(self) -> str:
         """Name of the operation, without its overload and the underscore of writing in place."""
-        return "memory" if self.function is None else _operation_name(self.function)
+        return "memory" if self.function is None else operation_name(self.function)
 
     def functional(self) -> Callable[..., Any]:
         """The same operation in the form that writes to none of its arguments."""
         if self.function is None or not self.function._schema.is_mutable:
             return self.function
-        packet = getattr(torch.ops.aten, self.name, None)
-        overload = getattr(packet, self.function._overloadname, None)
-        if overload is None:
+        found = _functional_form(self.function)
+        if found is None:
             raise NoRule(f"{self.function} (written in place, and there is no other form of it)")
-        return overload
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +122,26 @@ class TapeWriter:
 
 
 @cache
-def _operation_name(function: Any) -> str:
+def operation_name(function: Any) -> str:
+    """The name of an aten operation without its overload and the underscore of writing in place."""
     schema = function._schema
     name = schema.name.split("::", 1)[1]
     return name.rstrip("_") if schema.is_mutable else name
+
+
+@cache
+def _functional_form(function: Any) -> Any:
+    """The overload with the same arguments that writes to none of them; its own name may differ (transpose_)."""
+    packet = getattr(torch.ops.aten, operation_name(function), None)
+    same = getattr(packet, function._overloadname, None)
+    if same is not None or packet is None:
+        return same
+
+    def types(overload: Any) -> list[str]:
+        return [str(argument.type) for argument in overload._schema.arguments]
+
+    overloads = (getattr(packet, name) for name in packet.overloads())
+    return next((o for o in overloads if types(o) == types(function) and not o._schema.is_mutable), None)
 
 
 def flat_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:

@@ -73,6 +73,29 @@ class Gather(UnfusedMap):
         return None
 
 
+class Scatter(UnfusedMap):
+    """w_{index[i]} += v_i, index -1 leaving out: the transpose of a gather.
+
+    Parameters
+    ----------
+    index : Tensor
+        (n,) int64, of places in the result.
+    size : int
+        Entries m of the result.
+    """
+
+    def __init__(self, index: Tensor, size: int) -> None:
+        self._transpose = Gather(index, size)
+
+    def matmat(self, v: Tensor, overwrite: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        return self._transpose.rmatmat(v, overwrite)
+
+    def rmatmat(self, u: Tensor, overwrite: bool) -> Tensor:
+        """See :class:`LinearMap`."""
+        return self._transpose.matmat(u, overwrite)
+
+
 class _Selection:
     """Columns of a (k, n) block, or zero where the index is -1."""
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isometry.jacobian.replay.maps import Identity, LinearMap, UnfusedMap, broadcast, diagonal
+from isometry.jacobian.replay.maps import Identity, LinearMap, UnfusedMap, broadcast, diagonal, gather
 from isometry.jacobian.replay.tape import NoRule, Operation, map_tensors
 
-from .registry import Link, only_argument, output, require_first_output, rule, rule_by_tag, tensors
+from .registry import Link, argument, only_argument, output, require_first_output, rule, rule_by_tag, tensors
 
 _aten = torch.ops.aten
 
@@ -83,6 +83,20 @@ def derivatives(operation: Operation, made: Tensor, *, expand: bool) -> dict[int
         for position, gradient in zip(leaves, gradients, strict=True)
         if gradient is not None
     }
+
+
+@rule("glu")
+def _gated(operation: Operation) -> list[Link]:
+    """a sigmoid(b): one diagonal for each half of the entries along an axis."""
+    x, made = only_argument(operation), operation.output
+    axis = argument(operation, "dim") % x.dim()
+    (slopes,) = derivatives(operation, made, expand=False).values()
+    places = torch.arange(x.numel(), device=x.device).view(x.shape)
+    halves = zip(places.chunk(2, axis), slopes.chunk(2, axis), strict=True)
+    return [
+        Link(0, 0, (gather(index.reshape(-1), x.numel()), diagonal(slope, made.shape)))
+        for index, slope in halves
+    ]
 
 
 @rule("detach", "zero", "floor", "ceil", "round", "trunc", "sign")

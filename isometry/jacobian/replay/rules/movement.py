@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isometry.jacobian.replay.maps import Gather, Identity, elements, gather
+from isometry.jacobian.replay.maps import (
+    Gather,
+    Identity,
+    LinearMap,
+    Scatter,
+    broadcast,
+    diagonal,
+    elements,
+    gather,
+)
 from isometry.jacobian.replay.tape import NoRule, Operation, map_tensors
 
 from .registry import Link, argument, only_argument, output, rule, tensors
@@ -31,8 +40,9 @@ def _reshaped(operation: Operation) -> list[Link]:
     "slice_scatter", "select_scatter", "diagonal_scatter", "unfold", "im2col", "pixel_shuffle", "pixel_unshuffle",
     "channel_shuffle", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "where", "constant_pad_nd",
     "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
-    "replication_pad3d", "masked_fill", "masked_select", "scatter", "index_put", "copy", "diag_embed", "rot90",
-    "repeat_interleave", "narrow_copy", "index_fill", "index_copy", "_index_put_impl", "embedding", "fill",
+    "replication_pad3d", "masked_fill", "masked_select", "scatter", "copy", "diag_embed", "rot90",
+    "repeat_interleave", "narrow_copy", "index_fill", "index_copy", "embedding", "fill",
+    "_pack_padded_sequence",
     shared=True,
 )  # fmt: skip
 def _movement(operation: Operation) -> list[Link]:
@@ -98,6 +108,60 @@ def _without_constants(
             if isinstance(kwargs.get(parameter.name), int | float):
                 kwargs = {**kwargs, parameter.name: 0.0}
     return tuple(filled), kwargs
+
+
+@rule("as_strided", "as_strided_copy")
+def _as_strided(operation: Operation) -> list[Link]:
+    """A gather through the memory that the argument lies in."""
+    x = only_argument(operation)
+    size, stride = argument(operation, "size"), argument(operation, "stride")
+    offset = argument(operation, "storage_offset")
+    offset = x.storage_offset() if offset is None else offset
+    entries = x.untyped_storage().nbytes() // x.element_size()
+    memory = torch.arange(entries, device=x.device)
+    held = memory.new_full((entries,), -1)
+    held[memory.as_strided(x.shape, x.stride(), x.storage_offset()).reshape(-1)] = memory[: x.numel()]
+    taken = held[memory.as_strided(size, stride, offset).reshape(-1)]
+    if bool((taken < 0).any()):
+        raise NoRule(f"{operation.function} (memory beside its argument)")
+    return [Link(0, 0, (gather(taken, x.numel()),))]
+
+
+@rule("scatter_add", "scatter_reduce", "index_add", "index_put", "_index_put_impl", "_unsafe_index_put")
+def _added_to_places(operation: Operation) -> list[Link]:
+    """The first tensor as it is, and each entry of the values added to one of its places."""
+    if operation.name.endswith(("index_put", "put_impl")) and not argument(operation, "accumulate", False):
+        return _movement(operation)
+    if operation.name == "scatter_reduce" and (
+        argument(operation, "reduce") != "sum" or not argument(operation, "include_self", True)
+    ):
+        raise NoRule(f"{operation.function} (of another kind than sums)")
+    given = tensors(operation)
+    at = len(given) - 1
+    x, values = given[0], given[at]
+    if set(operation.sources) - {0, at}:
+        raise NoRule(f"{operation.function} (with parameters that depend on the input)")
+    places = torch.arange(x.numel(), device=x.device).view(x.shape)
+    maps: tuple[LinearMap, ...] = ()
+    if operation.name.startswith("scatter"):
+        index = argument(operation, "index")
+        target = places.gather(argument(operation, "dim"), index) if x.dim() else places.expand(index.shape)
+        corner = torch.arange(values.numel(), device=x.device).view(values.shape)
+        maps = (gather(corner[tuple(slice(size) for size in index.shape)].reshape(-1), values.numel()),)
+    elif operation.name == "index_add":
+        index = argument(operation, "index")
+        target = (
+            places.index_select(argument(operation, "dim"), index) if x.dim() else places.expand(index.shape)
+        )
+        alpha = torch.tensor(float(argument(operation, "alpha", 1)), dtype=torch.float64)
+        maps = () if alpha == 1 else (diagonal(alpha, ()),)
+    else:
+        target = torch.ops.aten.index(places, argument(operation, "indices"))
+        maps = (broadcast(values.shape, target.shape),)
+    out = [Link(0, 0, (Identity(),))] if 0 in operation.sources else []
+    if at in operation.sources:
+        out.append(Link(at, 0, (*maps, Scatter(target.reshape(-1), x.numel()))))
+    return out
 
 
 @rule("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d")

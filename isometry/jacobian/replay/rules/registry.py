@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isometry.jacobian.replay.maps import LinearMap, gather
-from isometry.jacobian.replay.tape import NoRule, Operation, flat_tensors, map_tensors
+from isometry.jacobian.failures import FAILURES_OF_DERIVATIVES, is_out_of_memory
+from isometry.jacobian.replay.maps import Differentiated, LinearMap, gather
+from isometry.jacobian.replay.tape import NoRule, Operation, flat_tensors, map_tensors, operation_name
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def rule_by_tag(tag: torch.Tag) -> Callable[[Rule], Rule]:
 
 
 def links(operation: Operation, known: dict[Any, tuple[list[Link], Operation]]) -> list[Link]:
-    """The links of one operation.
+    """The links of one operation: by its rule, or by torch.func where it has none.
 
     Parameters
     ----------
@@ -76,15 +77,63 @@ def links(operation: Operation, known: dict[Any, tuple[list[Link], Operation]]) 
     Raises
     ------
     NoRule
-        Naming the operation where it has no rule.
+        Naming the operation where neither gives them.
     """
     if operation.function is None:
         return [Link(0, 0, (gather(*operation.args),))]
-    found = RULES.get(operation.name)
-    if found is None:
-        found = next((r for tag, r in _RULES_BY_TAG.items() if tag in operation.function.tags), None)
-    if found is None:
-        raise NoRule(str(operation.function))
+    found = rule_of(operation.function)
+    if found is None or _is_complex(operation):
+        return _differentiated(operation, NoRule(str(operation.function)))
+    try:
+        return _by_rule(found, operation, known)
+    except NoRule as missing:
+        return _differentiated(operation, missing)
+
+
+def rule_of(function: Any) -> Rule | None:
+    """The rule of an aten operation, by its name or a tag; None where its derivative comes from torch.func."""
+    found = RULES.get(operation_name(function))
+    return found or next((r for tag, r in _RULES_BY_TAG.items() if tag in function.tags), None)
+
+
+def _is_complex(operation: Operation) -> bool:
+    made = operation.output if isinstance(operation.output, list | tuple) else (operation.output,)
+    given = tensors(operation)
+    return any(given[position].is_complex() for position in operation.sources) or any(
+        made[position].is_complex() for position in operation.used
+    )
+
+
+def _differentiated(operation: Operation, missing: NoRule) -> list[Link]:
+    """A derivative by torch.func for each argument and output; raises ``missing`` where it has none."""
+    if torch.Tag.nondeterministic_seeded in operation.function.tags:
+        raise missing
+    operation.by_torch_func = True
+    given, run = tensors(operation), operation.functional()
+
+    def function(position: int, result: int) -> Callable[[Tensor], Tensor]:
+        def of(z: Tensor) -> Tensor:
+            args, kwargs = map_tensors(
+                operation.args, operation.kwargs, lambda p, tensor: z if p == position else tensor.detach()
+            )
+            made = run(*args, **kwargs)
+            return made[result] if isinstance(made, list | tuple) else made
+
+        return of
+
+    try:
+        return [
+            Link(position, result, (Differentiated(function(position, result), given[position].detach()),))
+            for position in operation.sources
+            for result in operation.used
+        ]
+    except FAILURES_OF_DERIVATIVES as error:
+        if is_out_of_memory(error):
+            raise
+        raise missing from error
+
+
+def _by_rule(found: Rule, operation: Operation, known: dict[Any, tuple[list[Link], Operation]]) -> list[Link]:
     if found not in _SHARED:
         made = found(operation)
         _refuse_dropped_arguments(operation, made)
