@@ -26,7 +26,7 @@ from .formatting import number_text, plain
 from .log_scale import exponential
 from .plotting import report_package
 from .quadrature import Quadrature
-from .summary import REPORTED_QUANTILES, STOPPED, Summary, quantile_text, verdict_text
+from .summary import REPORTED_QUANTILES, STOPPED, Summary, quantile_text, recorded_shares, verdict_text
 
 Array = NDArray[np.float64]
 
@@ -640,6 +640,7 @@ class Spectrum:
                 if math.isfinite(s)
             ),
             stopped=self.stopped or None,
+            shares=recorded_shares(self.provenance.get("shares")),
             **{key: self.provenance.get(key) for key in ("seed", "dtype", "device")},
         )  # fmt: skip
 
