@@ -14,6 +14,7 @@ from isometry.errors import LoadError, SpecError
 from isometry.loading.images import ImageOptions, is_image, load_images
 from isometry.loading.models import LoadedModel
 from isometry.loading.weights import unusual
+from isometry.training.archives import refuse_bomb
 
 if TYPE_CHECKING:
     import torch
@@ -204,6 +205,7 @@ def _array_file(path: Path) -> Tensor:
     import torch
 
     try:
+        refuse_bomb(path)
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.lib.npyio.NpzFile):
             with found:
@@ -213,7 +215,7 @@ def _array_file(path: Path) -> Tensor:
                         "save the input alone: numpy.savez(path, x=x)"
                     )
                 found = found[found.files[0]]
-    except SpecError:
+    except (SpecError, LoadError):
         raise
     except Exception as error:  # zipfile, zlib and NumPy raise what they like where a file is damaged
         raise LoadError(f"{path} cannot be read as a NumPy file of numbers: {error}") from error
@@ -227,6 +229,7 @@ def _array_file(path: Path) -> Tensor:
 def _tensor_file(path: Path) -> Tensor:
     import torch
 
+    refuse_bomb(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises what it likes where a file is damaged

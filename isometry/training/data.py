@@ -7,9 +7,9 @@ so that their mean square is 1: that is what the stem of `isometry.nn.models` tu
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isometry.errors import InputError
+from isometry.errors import InputError, LoadError
+from isometry.training.archives import refuse_bomb, unpacked
 
 DATASET_NAMES = ("digits", "mnist", "cifar10")
 
@@ -178,11 +179,8 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rb") as file:
-                return file.read()
-        return path.read_bytes()
-    except (OSError, EOFError) as error:
+        return unpacked(path) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
 
 
@@ -258,6 +256,7 @@ def _read_npz(path: Path, test_fraction: float, seed: int) -> tuple[NDArray, NDA
     if not path.is_file():  # a pipe would be waited for
         raise InputError(f"{path} cannot be read: there is no such file.")
     try:
+        refuse_bomb(path)
         with np.load(path, allow_pickle=False) as file:
             names = set(file.files)
             wanted = {"x", "y"} | (names & {"x_test", "y_test"})
@@ -267,7 +266,7 @@ def _read_npz(path: Path, test_fraction: float, seed: int) -> tuple[NDArray, NDA
                     "either both or not at all."
                 )
             arrays = {name: np.asarray(file[name]) for name in wanted}
-    except InputError:
+    except (InputError, LoadError):
         raise
     except ValueError as error:
         raise InputError(

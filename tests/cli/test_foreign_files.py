@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import struct
@@ -23,6 +24,7 @@ from isometry.sweeps.configuration import point_of
 from isometry.sweeps.grid import points_of
 from isometry.training import load_dataset
 from isometry.training.checkpoint import load_checkpoint, save_checkpoint
+from isometry.training.data import read_idx
 from isometry.training.loop import _batches
 
 
@@ -163,6 +165,43 @@ def test_a_checkpoint_of_another_kind(found, tmp_path):
     module = nn.Linear(3, 2)
     with pytest.raises(StoreError, match="cannot be read as a checkpoint"):
         load_checkpoint(tmp_path / "a.pt", module, torch.optim.SGD(module.parameters()), {"options": {}})
+
+
+def squeezed(path: Path) -> None:
+    """Compress the entries of a zip archive."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("kind", ["weights", "tensor", "array", "data", "idx", "checkpoint"])
+def test_what_would_unpack_to_far_more_than_it_takes_is_refused_before(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("isometry.training.archives._PLENTY", 2**16)
+    module, zeros = nn.Linear(3, 2), np.zeros(2**20, "u1")
+    path = tmp_path / {"array": "a.npz", "data": "a.npz", "idx": "a.gz"}.get(kind, "a.pt")
+    if kind == "idx":
+        path.write_bytes(gzip.compress(zeros.tobytes()))
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, **({"x": zeros, "y": zeros} if kind == "data" else {"x": zeros}))
+    else:
+        torch.save(torch.from_numpy(zeros), path)
+        squeezed(path)
+    act: Callable[[], object] = {
+        "weights": lambda: load_weights(module, path),
+        "data": lambda: load_dataset(str(path)),
+        "idx": lambda: read_idx(path),
+        "checkpoint": lambda: load_checkpoint(path, module, torch.optim.SGD(module.parameters()), {}),
+    }.get(kind, lambda: load_input(str(path), model(), count=None, seed=0))
+    with pytest.raises(IsometryError, match="would unpack to"):
+        act()
+
+
+def test_one_number_that_stands_for_terabytes_is_refused(tmp_path):
+    torch.save(torch.zeros(1).expand(10**6, 10**6), tmp_path / "x.pt")
+    with pytest.raises(LoadError, match=r"of 1,000,000,000,000 numbers, for which the file holds 4 bytes"):
+        load_input(str(tmp_path / "x.pt"), model(), count=None, seed=0)
 
 
 @pytest.mark.timeout(20)
