@@ -29,7 +29,9 @@ INPUT_HELP = (
 )
 
 
-_SHAPE = re.compile(r"\d+(x\d+)*")
+# Numbers of an input that are not even tried.
+_MOST = 2**40
+_SHAPE = re.compile(r"\d{1,15}(x\d{1,15})*")
 FILES = (".npy", ".npz", ".pt", ".pth")
 
 
@@ -143,6 +145,10 @@ def normal(
     """Standard normal inputs, or of another variance."""
     import torch
 
+    if math.prod((count, *shape)) > _MOST:
+        raise SpecError(
+            f"an input of {'x'.join(map(str, shape))} has more than {_MOST:,} numbers: no memory holds them"
+        )
     # Drawn in float64, so that both precisions measure at the same point.
     tensor = torch.randn(count, *shape, generator=generator_of(seed), dtype=torch.float64)
     tensor = (tensor * math.sqrt(variance)).float()
@@ -223,7 +229,12 @@ def _array_file(path: Path) -> Tensor:
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "biufc":
         raise LoadError(f"{path} holds {getattr(found, 'dtype', 'other data')}, not numbers")
     # Byte order and strides as torch wants them.
-    return torch.from_numpy(np.ascontiguousarray(found.astype(found.dtype.newbyteorder("="))))
+    try:
+        return torch.from_numpy(np.ascontiguousarray(found.astype(found.dtype.newbyteorder("="))))
+    except TypeError as error:
+        raise LoadError(
+            f"{path} holds {found.dtype}, which torch does not know: save it as float64"
+        ) from error
 
 
 def _tensor_file(path: Path) -> Tensor:

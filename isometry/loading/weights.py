@@ -37,6 +37,11 @@ def load_weights(module: nn.Module, path: Path) -> None:
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
+    wrong += [
+        f"{key} is complex in the file and real in the model"
+        for key in own
+        if key in state and state[key].is_complex() and not own[key].is_complex()
+    ]
     if missing or unexpected or wrong:
         parts = [
             f"missing from the file: {_some(missing)}" if missing else "",

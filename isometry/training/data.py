@@ -40,6 +40,8 @@ _CIFAR_HELP = (
     "pickled)."
 )
 _CIFAR_RECORD = 1 + 3 * 32 * 32
+# A label beyond it is taken for a mistake: the network would have as many outputs.
+_MOST_CLASSES = 2**20
 
 
 @dataclass(frozen=True)
@@ -327,6 +329,11 @@ def _dataset(
     lowest = min(int(train_labels.min()), int(test_labels.min()))
     if lowest < 0:
         raise InputError(f"{name} has the label {lowest}; labels count from 0.")
+    highest = max(int(train_labels.max()), int(test_labels.max()))
+    if highest > _MOST_CLASSES:
+        raise InputError(
+            f"{name} has the label {highest}: labels count classes from 0, each an output of the network."
+        )
     mean, deviation = pixels.mean(), pixels.std()
     if deviation == 0:
         raise InputError(f"all training pixels of {name} equal {mean:g}: there is nothing to learn from.")
@@ -340,5 +347,5 @@ def _dataset(
         train_labels=torch.from_numpy(train_labels.astype(np.int64)),
         test_images=standardised(test_images),
         test_labels=torch.from_numpy(test_labels.astype(np.int64)),
-        num_classes=max(int(train_labels.max()), int(test_labels.max())) + 1,
+        num_classes=highest + 1,
     )

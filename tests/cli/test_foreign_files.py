@@ -44,6 +44,7 @@ def state(**changes: Any) -> dict[str, Any]:
         (state(weight=torch.empty(2, 3, device="meta")), "without numbers, on the device 'meta'"),
         (state(weight=torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8)), "of quantized numbers"),
         (state(weight=torch.ones(3)), "do not fit the model"),
+        (state(weight=torch.ones(2, 3, dtype=torch.complex64)), "weight is complex in the file and real"),
         ({1: torch.ones(2, 3)}, "holds no state dictionary"),
         ({"state_dict": {"state_dict": {}}}, "holds no state dictionary"),
         ([1, 2], "holds no state dictionary"),
@@ -98,6 +99,7 @@ BROKEN = {
     "nothing": b"",
     "cut": npy("(3,)")[:20],
     "short": npy("(3,)", data=bytes(20)),
+    "long double": npy("(3,)", f"'{np.dtype('g').str}'", bytes(3 * np.dtype("g").itemsize)),
     "noise": b"\x93NUMPY" + bytes(range(256)),
 }
 
@@ -222,6 +224,36 @@ def test_no_reader_waits_for_a_pipe(tmp_path):
     for act in acts:
         with pytest.raises(IsometryError):
             act()
+
+
+@pytest.mark.parametrize(
+    "spec", ["99999x99999x99999", "9" * 15, "9" * 400, "9" * 5000, "x".join(["9" * 15] * 50)]
+)
+def test_an_input_that_no_memory_holds(spec):
+    with pytest.raises(SpecError):
+        load_input(spec, model(), count=None, seed=0)
+
+
+@pytest.mark.parametrize("label", [2**40, 2**63])
+def test_a_label_that_counts_no_classes(label, tmp_path):
+    labels = np.array([0, 1, 2, label], "u8")
+    np.savez(
+        tmp_path / "a.npz",
+        x=np.random.default_rng(0).random((4, 2, 2)),
+        y=labels,
+        x_test=np.eye(2)[None],
+        y_test=[0],
+    )
+    with pytest.raises(InputError, match=f"has the label {label}"):
+        load_dataset(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize(
+    "names", [{"model": "a\0b.py:net", "input": "3"}, {"model": "mlp", "weights": "a\0b.pt"}]
+)
+def test_a_path_with_a_zero_names_no_file(names):
+    with pytest.raises(SpecError, match="which can not be read: embedded null byte"):
+        point_of(names)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_point_that_takes_too_long_is_ended_there(client, tmp_path):
     source = models(tmp_path)
     points = [{"model": f"{source}:{name}", "input": "4"} for name in ("slow", "fine")]
     with client.get_executor(pure=False) as executor:
-        result = isometry.sweep(points, tmp_path / "a.h5", executor=executor, timeout=20, progress=False)
+        result = isometry.sweep(points, tmp_path / "a.h5", executor=executor, timeout=45, progress=False)
     (failure,) = result.failures.values()
     assert (failure.kind, result.finished) == ("TimeoutError", 1)
 
