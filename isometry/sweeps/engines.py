@@ -173,7 +173,8 @@ class UserExecutor:
         if not is_dask(self._executor):
             return ""
         try:
-            workers = self._executor._client.scheduler_info()["workers"]  # type: ignore[attr-defined]
+            # Asked of the scheduler: what the client remembers of it may be old.
+            workers = self._executor._client.nthreads()  # type: ignore[attr-defined]
         except Exception as error:  # of distributed, which is imported by users of Dask only
             return f"the Dask scheduler does not answer ({type(error).__name__}: {error})"
         return "" if workers else "the Dask cluster has no worker left"
