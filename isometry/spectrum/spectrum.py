@@ -27,7 +27,7 @@ from .log_scale import exponential
 from .log_values import LogValues
 from .plotting import report_package
 from .quadrature import Quadrature
-from .summary import REPORTED_QUANTILES, STOPPED, Summary, quantile_text, verdict_text
+from .summary import REPORTED_QUANTILES, STOPPED, Summary, quantile_text, recorded_shares, verdict_text
 
 Array = NDArray[np.float64]
 
@@ -694,6 +694,7 @@ class Spectrum:
                 if math.isfinite(s)
             ),
             stopped=self.stopped or None,
+            shares=recorded_shares(self.provenance.get("shares")),
             **{key: self.provenance.get(key) for key in ("seed", "dtype", "device")},
         )  # fmt: skip
 

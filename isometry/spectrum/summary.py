@@ -87,7 +87,7 @@ class Summary:
         One sentence.
     top : sequence of (float, float)
         The largest singular values found, with their residual bounds; empty for a prediction.
-    seed, dtype, device, stopped
+    seed, dtype, device, stopped, shares
         As recorded with the measurement, None where nothing was.
     """
 
@@ -134,6 +134,7 @@ class Summary:
     dtype: Any = None
     device: Any = None
     stopped: Mapping[str, Any] | None = field(default=None)
+    shares: Sequence[Mapping[str, Any]] = ()
 
     # ---- for programs ------------------------------------------------------------------------------
 
@@ -190,6 +191,8 @@ class Summary:
         }
         if self.stopped is not None:
             values["stopped"] = self.stopped
+        if self.shares:
+            values["shares"] = [dict(share) for share in self.shares]
         if self.top:
             values["top"] = [{"s": s, "residual": residual} for s, residual in self.top]
         plain: dict[str, Any] = json_ready(values)
@@ -271,6 +274,7 @@ class Summary:
         rows = [(LABELS[key], text) for key, text in self.cells().items() if text]
         return [
             *rows,
+            *([("shares of mean s²", self.shares_text)] if self.shares else []),
             *([("stopped", self.stopped_text)] if self.stopped_text else []),
             ("verdict", self.verdict),
         ]
@@ -300,6 +304,11 @@ class Summary:
         """ "good", "partly" or "bad": the colour of the verdict. "partly" also where the floor leaves it open."""
         least, most = self.spread
         return "good" if least >= 0.95 else "partly" if most >= 0.5 else "bad"
+
+    @property
+    def shares_text(self) -> str:
+        """The share of each of several inputs in the mean square; empty where J is with respect to one."""
+        return ", ".join(_share_text(share) for share in self.shares)
 
     @property
     def stopped_text(self) -> str:
@@ -342,6 +351,27 @@ class Summary:
             )
             place += f"{proved} to the rounding of a layer"
         return f"{percent_text(self.zero_mass)} ({place})"
+
+
+def _share_text(share: Mapping[str, Any]) -> str:
+    value, error = share["share"], share["stderr"]
+    if value is None:
+        return f"{share['path']} unknown"
+    known = f" ± {100 * error:.2g}" if error else ""
+    return f"{share['path']} {100 * value:.4g}{known} %"
+
+
+def recorded_shares(found: Any) -> tuple[Mapping[str, Any], ...]:
+    """The shares as a measurement records them; empty where something else is recorded."""
+
+    def is_share(one: Any) -> bool:
+        if not isinstance(one, Mapping) or not isinstance(one.get("path"), str):
+            return False
+        value, error = one.get("share"), one.get("stderr")
+        return (value is None and error is None) or (isinstance(value, float) and isinstance(error, float))
+
+    parts = found if isinstance(found, list | tuple) else ()
+    return tuple(parts) if all(map(is_share, parts)) else ()
 
 
 def quantile_text(value: float, log10: float, floor: float) -> str:

@@ -250,6 +250,22 @@ def test_blocks_of_a_part_of_a_model_with_several_inputs(options, blocks: int) -
     assert abs(profile.log10_mean_square[-1] - np.log10(exact.mean_square)) < error
 
 
+def test_no_block_is_without_a_name() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.head(torch.tanh(self.inner(x) * y.roll(1)))
+
+    torch.manual_seed(0)
+    x = torch.randn(3).double()
+    profile = measure_blocks(Joined().double(), x, args=(x.cos(),), wrt=[0, 1], progress=False)
+    assert all(profile.blocks)
+    assert profile.blocks[-1] == "head"
+
+
 def test_patterns_that_name_no_separable_module_are_refused() -> None:
     torch.manual_seed(0)
     segments = JacobianSegments(Dense().double(), torch.randn(4).double())
