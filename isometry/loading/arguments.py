@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,7 +153,7 @@ def _value(text: str, count: int, seed: int, batch_axis: bool) -> Any:
         return normal(tuple(map(int, text.split("x"))), count, seed, batch_axis).tensor
     path = Path(text)
     if path.suffix in FILES:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise SpecError(f"there is no input file {text!r}")
         return array_file(path)
     return text
@@ -182,7 +183,7 @@ def _tokens(text: str, module: nn.Module, count: int | None, seed: int, batch_ax
             drawn if batch_axis else drawn[0], batch_axis, f"{text} random tokens of {size}, seed {seed}"
         )
     path = Path(text)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SpecError(f"--input-ids {text!r} is neither a number of tokens nor a file that there is")
     found = _text_file(path) if path.suffix == ".txt" else array_file(path)
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool or found.dim() == 0:

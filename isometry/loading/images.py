@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class ImageOptions:
 
 def is_image(path: Path) -> bool:
     """Whether a path is that of an image by its ending, or of a folder."""
-    return path.suffix.lower() in SUFFIXES or path.is_dir()
+    return path.suffix.lower() in SUFFIXES or os.path.isdir(path)
 
 
 def load_images(path: Path, count: int, options: ImageOptions) -> Tensor:
@@ -58,13 +59,13 @@ def load_images(path: Path, count: int, options: ImageOptions) -> Tensor:
     """
     import torch
 
-    if path.is_dir():
+    if os.path.isdir(path):
         names = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES and one.is_file())
         if len(names) < count:
             raise SpecError(
                 f"{path} holds {len(names)} images ({', '.join(SUFFIXES)}); {count} are asked for"
             )
-    elif not path.is_file():
+    elif not os.path.isfile(path):
         raise SpecError(f"there is no image {str(path)!r}")
     elif count > 1:
         raise SpecError(f"--inputs {count}: {path} is one image; name a folder for more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,7 @@ def load_input(
     path = Path(spec)
     if is_image(path):
         pixels = load_images(path, count or 1, images or ImageOptions())
-        text = f"image {path.name}" if path.is_file() else f"first {count or 1} images of {path.name}"
+        text = f"image {path.name}" if os.path.isfile(path) else f"first {count or 1} images of {path.name}"
         return LoadedInput(pixels if batch_axis else pixels[0], batch_axis, text)
     return _from_file(path, count)
 
@@ -195,7 +196,7 @@ def _from_file(path: Path, count: int | None) -> LoadedInput:
             f"--input {str(path)!r} is neither a shape (3x32x32), nor 'digits', nor a .npy, .npz or .pt file, nor an "
             "image or a folder of images"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SpecError(f"there is no input file {str(path)!r}")
     tensor = array_file(path)
     if count is None:

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def _find(place: str, attribute: str) -> Any:
 
 
 def _module_from_file(path: Path) -> Any:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SpecError(f"there is no file {str(path)!r} to load a model from")
     name = f"_isometry_model_{path.stem}"
     specification = importlib.util.spec_from_file_location(name, path)

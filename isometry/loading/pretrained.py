@@ -113,9 +113,9 @@ def first_line(error: BaseException) -> str:
 
 def _configuration(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         raise SpecError(f"there is no directory {str(directory)!r}")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SpecError(f"{directory} holds no config.json; save a model there by model.save_pretrained")
     if path.stat().st_size > _LARGEST_CONFIG:
         raise LoadError(f"{path} has more than {_LARGEST_CONFIG} bytes, which no configuration has")

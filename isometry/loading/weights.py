@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +62,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
     import torch
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SpecError(f"there is no file of weights {str(path)!r}")
     if path.suffix == ".safetensors":
         found: Any = _safetensors(path)

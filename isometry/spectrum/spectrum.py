@@ -695,7 +695,10 @@ class Spectrum:
             ),
             stopped=self.stopped or None,
             shares=recorded_shares(self.provenance.get("shares")),
-            **{key: self.provenance.get(key) for key in ("seed", "dtype", "device")},
+            **self._outside(),
+            seed=self.provenance.get("seed"),
+            dtype=self.provenance.get("dtype"),
+            device=self.provenance.get("device"),
         )  # fmt: skip
 
     def _leading_values(self) -> tuple[tuple[float, float], ...]:
@@ -712,6 +715,19 @@ class Spectrum:
     def _relative_error(self) -> float:
         """Of a measurement; a prediction has none."""
         return math.expm1(self.distribution.relative_error) if self.kind == "measured" else math.nan
+
+    def _outside(self) -> dict[str, Any]:
+        """The fields of a `Summary` that say what a prediction knows of a singular value outside its law."""
+        found = self.provenance.get("outside")
+        log10 = found.get("log10_s") if isinstance(found, Mapping) else None
+        if not isinstance(found, Mapping) or not isinstance(log10, int | float) or not math.isfinite(log10):
+            return {}
+        value = 10.0**log10 if abs(log10) < 300 else math.nan
+        return {
+            "outside": value,
+            "log10_outside": float(log10),
+            "outside_certain": found.get("certain") is True,
+        }
 
     @property
     def stopped(self) -> Mapping[str, Any]:

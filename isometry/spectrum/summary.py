@@ -40,6 +40,7 @@ LABELS: Mapping[str, str] = {
     "spread": "near the scale",
     "isometry": f"in [{LOW:g}, {HIGH:g}]",
     "isometry_limits95": "95 % limits",
+    "outside": "outside the law",
 }
 
 
@@ -85,6 +86,10 @@ class Summary:
         Limits of that fraction with 95 % confidence.
     verdict : str
         One sentence.
+    outside : float, log10_outside
+        Where a prediction knows of a singular value that its law does not hold, a lower bound of the largest.
+    outside_certain : bool
+        Whether that bound lies above the law.
     top : sequence of (float, float)
         The largest singular values found, with their residual bounds; empty for a prediction.
     seed, dtype, device, stopped, shares
@@ -128,6 +133,9 @@ class Summary:
     relative_error: float = math.nan
     scale: float = math.nan
     log10_scale: float = math.nan
+    outside: float = math.nan
+    log10_outside: float = math.nan
+    outside_certain: bool = False
     spread: tuple[float, float] = (math.nan, math.nan)
     top: Sequence[tuple[float, float]] = ()
     seed: Any = None
@@ -193,6 +201,12 @@ class Summary:
             values["stopped"] = self.stopped
         if self.shares:
             values["shares"] = [dict(share) for share in self.shares]
+        if self.outside_text:
+            values["outside"] = {
+                "s": self.outside,
+                "log10_s": self.log10_outside,
+                "certain": self.outside_certain,
+            }
         if self.top:
             values["top"] = [{"s": s, "residual": residual} for s, residual in self.top]
         plain: dict[str, Any] = json_ready(values)
@@ -265,6 +279,7 @@ class Summary:
             "spread": percent_text(*self.spread),
             "isometry": share,
             "isometry_limits95": limits if limits != share else "",
+            "outside": self.outside_text,
         }
         texts |= {f"quantile_{p}": self.quantile_text(p) for p in self.quantiles}
         return {key: texts[key] for key in LABELS}
@@ -328,6 +343,19 @@ class Summary:
             part = f"interrupted, partial: {stopped.get('inputs')} inputs, {self.probes} probes"
             return f"{part}; {known}{asked}" if quantity else part
         return f"{STOPPED[reason].format(stopped.get('budget'))}; {known}{asked}"
+
+    @property
+    def outside_text(self) -> str:
+        """What a prediction says of a singular value outside its law; empty where there is none."""
+        if math.isnan(self.log10_outside):
+            return ""
+        bound = f"s_max at least {number_text(self.outside, self.log10_outside)}"
+        reason = "phi has a mean, which the branches add up along the signal"
+        return (
+            f"one value, {bound}: {reason}"
+            if self.outside_certain
+            else f"perhaps one value, {bound}: {reason}"
+        )
 
     def _s_min_text(self) -> str:
         if math.isnan(self.s_min) and math.isnan(self.log10_s_min):

@@ -227,7 +227,8 @@ def test_no_reader_waits_for_a_pipe(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spec", ["99999x99999x99999", "9" * 15, "9" * 400, "9" * 5000, "x".join(["9" * 15] * 50)]
+    "spec",
+    ["99999x99999x99999", "9" * 15, "9" * 400, "9" * 5000, "9" * 5000 + ".npy", "x".join(["9" * 15] * 50)],
 )
 def test_an_input_that_no_memory_holds(spec):
     with pytest.raises(SpecError):
