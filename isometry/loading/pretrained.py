@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,22 +131,38 @@ def _configuration(directory: Path) -> dict[str, Any]:
             f"{path} asks for code of its own (auto_map), which is not run: name the model by a file, "
             "path/to/file.py:callable, that builds it"
         )
-    deepest = max(_depths(found), default=0)
+    parts = list(_parts(found))
+    if any(
+        "/" in str(part.get(name))
+        for part in parts
+        for name in ("_attn_implementation", "attn_implementation")
+    ):
+        raise LoadError(
+            f"{path} asks for an attention kernel from a hub, which is not loaded: take that key out"
+        )
+    if any(part.get("quantization_config") for part in parts):
+        raise LoadError(
+            f"{path} says that the weights are quantised: save the model in float32 or bfloat16 first"
+        )
+    deepest = max((depth for part in parts for depth in _depths(part)), default=0)
     if deepest > _MOST_LAYERS:
         raise LoadError(f"{path} asks for {deepest} layers; {_MOST_LAYERS} are the most that are made")
     return found
 
 
-def _depths(config: dict[str, Any]) -> list[int]:
-    found = []
-    for name, value in config.items():
+def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The configuration and those inside it."""
+    yield config
+    for value in config.values():
         if isinstance(value, dict):
-            found += _depths(value)
-        elif isinstance(value, int) and (
-            "layers" in name or "depth" in name or name in ("n_layer", "num_blocks")
-        ):
-            found.append(value)
-    return found
+            yield from _parts(value)
+
+
+def _depths(config: dict[str, Any]) -> list[int]:
+    names = [
+        name for name in config if "layers" in name or "depth" in name or name in ("n_layer", "num_blocks")
+    ]
+    return [config[name] for name in names if isinstance(config[name], int)]
 
 
 def _model_class(transformers: Any, config: dict[str, Any]) -> Any:

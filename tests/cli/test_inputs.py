@@ -192,6 +192,8 @@ CONFIGS = {
     "a list": ({"config.json": "[]"}, "holds a list"),
     "code of its own": ({"config.json": '{"auto_map": {"AutoModel": "evil.Model"}}'}, "is not run"),
     "many layers": ({"config.json": '{"text": {"num_hidden_layers": 1000000000}}'}, "1000000000 layers"),
+    "a kernel": ({"config.json": '{"text": {"_attn_implementation": "hub/kernel"}}'}, "kernel from a hub"),
+    "quantised": ({"config.json": '{"quantization_config": {"quant_method": "x"}}'}, "quantised"),
     "pickled": ({"config.json": "{}", "pytorch_model.bin": "x"}, "pickled weights alone"),
 }
 
