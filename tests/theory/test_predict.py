@@ -509,6 +509,42 @@ def test_point_masses_inside_the_spectrum_of_layers_that_differ(
 
 
 @pytest.mark.parametrize(
+    ("kinks", "slopes", "depth", "weights", "fields"),
+    [
+        # A narrow band of rare values far above the rest, or far below it, and a value of mass 1e-29.
+        ((-2.14, 1.81), (2.0, 0.2, 0.0), 2, "gaussian", {"sigma_w": 1.971, "q0": 0.231, "sigma_b": 0.479}),
+        ((-1.0, 2.15), (-0.5, 1.0, 0.0), 2, "orthogonal", {"sigma_w": 1.345, "q0": 0.479}),
+        ((-1.67,), (0.1, 1.0), 3, "orthogonal", {"sigma_w": 0.871, "q0": 0.022, "sigma_b": 0.433}),
+        (
+            (-2.02, 0.57, 0.85, 1.32),
+            (0.0, 0.1, 0.0, 0.1, 0.2),
+            2,
+            "orthogonal",
+            {"sigma_w": 1.519, "q0": 9.411},
+        ),
+    ],
+)
+def test_rare_slopes_of_layers_that_differ(
+    kinks: tuple[float, ...], slopes: tuple[float, ...], depth: int, weights: str, fields: dict
+) -> None:
+    # F(h) - F(0) is rounding where it vanishes, as functions of users are.
+    def antiderivative(h: np.ndarray) -> np.ndarray:
+        bends = zip(kinks, np.diff(slopes), strict=True)
+        return slopes[0] * h + sum(bend * np.maximum(h - kink, 0.0) for kink, bend in bends)
+
+    own = Activation(
+        "own",
+        lambda h: antiderivative(h) - antiderivative(np.zeros(1)),
+        lambda h: np.array(slopes)[np.searchsorted(kinks, h)],
+        kinks=kinks,
+        slopes=slopes,
+    )
+    curve = predict(own, depth, weights=weights, **fields).distribution
+    assert curve.cdf(np.array(math.inf)) == pytest.approx(1.0, abs=1e-12)
+    assert curve.log_moment(2 + 1e-9) == pytest.approx(curve.log_moment(2), abs=2e-6)
+
+
+@pytest.mark.parametrize(
     ("name", "depth", "weights"),
     [
         ("squared_relu", 1, "gaussian"),
