@@ -63,13 +63,14 @@ LONG = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LONG)
-def test_bounds_over_hundreds_of_decades_hold_and_are_no_more_than_a_hundred_times_the_error(name):
-    matrices, digits = LONG[name]
-    ratios = errors_over_bounds(values_of(matrices), log_singular_values(matrices, digits))
-    assert ratios.max() <= 1
-    # Reference and result agree to the last bit of some values; the kinds together are what the median is of.
-    assert np.median(ratios) > 1 / 200
+def test_bounds_over_hundreds_of_decades_hold_and_are_no_more_than_a_hundred_times_the_error():
+    shares = []
+    for matrices, digits in LONG.values():
+        found, expected = values_of(matrices), log_singular_values(matrices, digits)
+        assert errors_over_bounds(found, expected).max() <= 1
+        finite = np.isfinite(expected)
+        shares.append(np.abs(found.log_values[finite] - expected[finite]) / found.log_error[finite])
+    assert np.median(np.concatenate(shares)) > 1 / 100
 
 
 @pytest.mark.slow
