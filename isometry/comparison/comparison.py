@@ -101,8 +101,6 @@ class Comparison:
         Share of right networks that stray as far, in distance (of shape), mean square and edges; nan where unknown.
     critical_distance : float
         Distance in shape, from the mean of networks of this width, that one right network in twenty exceeds.
-    expected_fluctuation : ExpectedFluctuation
-        Ranges that finite width and finitely many probes cause; nan where the width is not known.
     s_max, s_min : Edge
     width : float
         Number of independent units a layer of the network has; nan if unknown.
@@ -118,7 +116,6 @@ class Comparison:
     shape: Distances
     p: PValues
     critical_distance: float
-    expected_fluctuation: ExpectedFluctuation
     s_max: Edge
     s_min: Edge
     width: float
@@ -166,7 +163,16 @@ class Comparison:
     @property
     def tells_shapes(self) -> bool:
         """Whether the distance has the power to tell a law whose mass lies elsewhere by half."""
-        return self.critical_distance <= USELESS_DISTANCE
+        return not math.isnan(self.p.distance) and self.critical_distance <= USELESS_DISTANCE
+
+    @cached_property
+    def expected_fluctuation(self) -> ExpectedFluctuation:
+        """Ranges that finite width and finitely many probes cause; nan where the width is not known."""
+        drawn = None if self._tests is None else self._tests.replicas
+        log_floor = math.log(self.floor) if self.floor > 0 else -math.inf
+        return expected_fluctuation(
+            drawn, self.predicted.distribution, log_floor=log_floor, tolerance=self.tolerance
+        )
 
     @cached_property
     def power(self) -> dict[str, float]:
@@ -189,8 +195,7 @@ class Comparison:
                     f"cannot tell: {distance}, but what chance does is unknown; give width= (units of a layer), and "
                     "measure with two probes or more"
                 )
-            least = "" if math.isnan(self.critical_distance) else f" up to {self.critical_distance:.2g} in shape"
-            return f"cannot tell: {distance}; so few values or probes show a distance{least} by chance"
+            return f"cannot tell: {distance}; so few values or probes show any distance in shape by chance"
         chance = f"p {_p_text(self.p.smallest)}"
         if self.agrees:
             return f"agrees: {distance}; mean square {ratio} of the predicted; {chance}"
@@ -281,8 +286,12 @@ class Comparison:
             "tolerance": self.tolerance,
             "raw": _distances_dict(self.raw),
             "shape": _distances_dict(self.shape),
-            "p": {"distance": self.p.distance, "mean_square": self.p.mean_square, "edges": self.p.edges,
-                  "smallest": self.p.smallest},
+            "p": {
+                "distance": self.p.distance,
+                "mean_square": self.p.mean_square,
+                "edges": self.p.edges,
+                "smallest": self.p.smallest,
+            },
             "power": self.power,
             "by_chance": _expected_dict(self.expected_fluctuation),
             "inside_band": self.inside_band,
@@ -381,9 +390,6 @@ def compare(
         shape=_distances(scaled, predicted, shape_floor, tolerance),
         p=PValues(math.nan, math.nan, math.nan) if tests is None else tests.p_values(sample_of(measured)),
         critical_distance=math.nan if tests is None else tests.critical_distance,
-        expected_fluctuation=expected_fluctuation(
-            drawn, predicted.distribution, log_floor=log_floor, tolerance=tolerance
-        ),
         s_max=edge_of(measured, predicted, top=True),
         s_min=edge_of(measured, predicted, top=False),
         width=width,

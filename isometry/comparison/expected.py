@@ -117,9 +117,7 @@ def _cdfs(replicas: Replicas, places: Array, shift: float | Array) -> Array:
     )
 
 
-def _sup(
-    replicas: Replicas, law: Distribution, shift: Array, log_floor: float, tolerance: float
-) -> Array:
+def _sup(replicas: Replicas, law: Distribution, shift: Array, log_floor: float, tolerance: float) -> Array:
     """KS distances of the replicas, moved by ``shift``, from the law, (D,), over `PLACES` quantiles of either."""
     shift = np.where(np.isfinite(shift), shift, 0.0)
     pooled = np.sort((replicas.log_nodes + shift[:, None]).ravel())

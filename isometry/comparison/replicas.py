@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ DRAWS = 120
 SEED = 0
 # Values beyond which a replica of a law alone is thinned to its quantiles.
 MOST_VALUES = 2000
+TABLE = 4000
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +64,13 @@ class Replicas:
 
     def moved(self, from_law: Distribution, to_law: Distribution) -> Replicas:
         """The same draws about another law: every value at the other law's place of the same level."""
+        levels = (np.arange(TABLE) + 0.5) / TABLE
+        before, after = np.asarray(from_law.quantile(levels)), np.asarray(to_law.quantile(levels))
+        finite = np.isfinite(before) & np.isfinite(after)
         nodes = self.log_nodes
-        level = from_law.cdf(nodes)
-        with np.errstate(invalid="ignore"):
-            shift = to_law.quantile(level) - from_law.quantile(level)
-        shift = np.where(np.isfinite(shift), shift, 0.0)
+        # Beyond the law's ends the shift is that of the end.
+        shift = np.interp(nodes, before[finite], (after - before)[finite]) if finite.any() else 0.0
+        shift = np.where(np.isfinite(nodes), shift, 0.0)
         mean = to_law.log_moment(2) - from_law.log_moment(2)
         tops = [law.log_ends[1] for law in (from_law, to_law)]
         bottoms = [law.log_ends[0] for law in (from_law, to_law)]
@@ -75,7 +79,8 @@ class Replicas:
             log_nodes=np.sort(nodes + shift, axis=1),
             log_mean_squares=self.log_mean_squares + mean,
             log_s_maxima=self.log_s_maxima + (tops[1] - tops[0] if all(map(math.isfinite, tops)) else 0.0),
-            log_s_minima=self.log_s_minima + (bottoms[1] - bottoms[0] if all(map(math.isfinite, bottoms)) else 0.0),
+            log_s_minima=self.log_s_minima
+            + (bottoms[1] - bottoms[0] if all(map(math.isfinite, bottoms)) else 0.0),
             mean_square=self.mean_square and (self.mean_square[0] + mean, self.mean_square[1]),
         )
 
@@ -121,9 +126,11 @@ def _networks(measured: Spectrum, law: Spectrum, width: float) -> _Networks | No
         return None
     distribution = law.distribution
     if width == math.inf:
-        size = min(MOST_VALUES, distribution.grid.size if isinstance(distribution, Quadrature) else MOST_VALUES)
-        levels = np.tile((np.arange(size) + 0.5) / size, (DRAWS, 1))
-        return _at_levels(law, levels, "one network: its probes alone")
+        size = min(
+            MOST_VALUES, distribution.grid.size if isinstance(distribution, Quadrature) else MOST_VALUES
+        )
+        values = np.asarray(distribution.quantile((np.arange(size) + 0.5) / size))
+        return _unsampled(np.tile(values, (DRAWS, 1)), "one network: its probes alone")
     ensemble = _ensemble(law) or (_ensemble(measured) if law.kind == "measured" else None)
     if ensemble is not None and not law.provenance.get("own_layers"):
         found = _of_ensemble(measured, law, ensemble, int(width))
@@ -132,7 +139,9 @@ def _networks(measured: Spectrum, law: Spectrum, width: float) -> _Networks | No
     generator = np.random.default_rng(SEED)
     size = max(1, min(int(width), MOST_VALUES))
     if law.provenance.get("own_layers"):
-        return _at_levels(law, _rigid_levels(size, generator), f"the rigidity of a random matrix of size {size}")
+        return _at_levels(
+            law, _rigid_levels(size, generator), f"the rigidity of a random matrix of size {size}"
+        )
     levels = np.sort(generator.random((DRAWS, size)), axis=1)
     return _at_levels(law, levels, f"{size} independent draws from the law (no random network is recorded)")
 
@@ -166,22 +175,31 @@ def _of_ensemble(
     )
 
 
-def _map_of(measured: Spectrum, width: int) -> dict[str, object]:
-    """The map and the kernel of a convolution, or the number of inputs, as the measurement recorded them."""
+def _map_of(measured: Spectrum, width: int) -> dict[str, Any]:
+    """The map and the kernel of a convolution, or the number of inputs, as the measurement recorded them.
+
+    Raises
+    ------
+    InputError
+        For a kernel that is not drawn here.
+    """
     record = measured.provenance
-    channels = record.get("channels")
+    channels, kernel = record.get("channels"), record.get("kernel")
     places = 1
     if isinstance(channels, int) and channels == width and measured.shape:
         places = measured.shape[0] // channels
-    positions: tuple[int, ...] = ()
-    if places * measured.n_inputs > 1:
-        side = math.isqrt(places)
-        shape = (side, side) if side * side == places else (1, places)
-        positions = shape if measured.n_inputs == 1 else (measured.n_inputs * shape[0], shape[1])
-    profile = record.get("kernel_profile")
-    if positions and isinstance(profile, list | tuple):
-        return {"positions": positions, "profile": tuple(tuple(float(v) for v in row) for row in profile)}
-    return {"positions": positions}
+    if places * measured.n_inputs == 1:
+        return {}
+    side = math.isqrt(places)
+    rows, columns = (side, side) if side * side == places else (1, places)
+    law = kernel.get("law") if isinstance(kernel, Mapping) else "delta_orthogonal"
+    if law == "gaussian":
+        profile = tuple(tuple(float(share) for share in row) for row in kernel["profile"])  # type: ignore[index]
+        return {"positions": (rows, columns), "profile": profile}
+    if law != "delta_orthogonal":
+        raise InputError(f"kernels of the law {law!r} are not drawn here")
+    # Positions of a delta kernel, and inputs, share their weights and nothing else.
+    return {"positions": (measured.n_inputs * rows, columns)}
 
 
 def _rigid_levels(size: int, generator: np.random.Generator) -> Array:
@@ -197,11 +215,17 @@ def _rigid_levels(size: int, generator: np.random.Generator) -> Array:
 
 def _at_levels(law: Spectrum, levels: Array, source: str) -> _Networks:
     """Networks whose singular values are the law's quantiles at these levels, (D, M)."""
-    values = np.asarray(law.distribution.quantile(levels.ravel())).reshape(levels.shape)
+    table = np.asarray(law.distribution.quantile((np.arange(TABLE) + 0.5) / TABLE))
+    return _unsampled(table[np.clip((levels * TABLE).astype(int), 0, TABLE - 1)], source)
+
+
+def _unsampled(values: Array, source: str) -> _Networks:
+    """Networks of given ln s, whose edges are not those of a random network."""
     top = values.max(axis=1)
     with np.errstate(invalid="ignore"):
         mean = np.log(np.mean(np.exp(2.0 * (values - top[:, None])), axis=1)) + 2.0 * top
-    return _Networks(values, mean, values[:, -1], values[:, 0], None, source)
+    unknown = np.full(values.shape[0], np.nan)
+    return _Networks(values, mean, unknown, unknown, None, source)
 
 
 # ---- measured as the spectrum was -------------------------------------------------------------------------
@@ -244,7 +268,7 @@ def _probed(values: Array, quadrature: Quadrature) -> tuple[Array, Array, Array]
         if steps >= s.size:
             nodes, masses = np.broadcast_to(s, start.shape), start**2
         else:
-            nodes, masses = _golub_kahan(s, start, steps)
+            nodes, masses = golub_kahan(s, start, steps)
         order = np.argsort(nodes, axis=None)
         with np.errstate(divide="ignore"):
             found_nodes.append(np.log(nodes.ravel()[order]) + top)
@@ -254,7 +278,7 @@ def _probed(values: Array, quadrature: Quadrature) -> tuple[Array, Array, Array]
     return np.array(found_nodes), np.array(found_masses), np.array(changes)
 
 
-def _golub_kahan(s: Array, start: Array, steps: int) -> tuple[Array, Array]:
+def golub_kahan(s: Array, start: Array, steps: int) -> tuple[Array, Array]:
     """Gauss nodes and masses, (probes, steps) each, of diag(s) from (probes, M) unit vectors."""
     probes = start.shape[0]
     matrix = np.zeros((probes, steps, steps))

@@ -121,7 +121,9 @@ class Tests:
         own = _in_shape(replicas)
         pooled = np.concatenate([own, _in_shape(other[1])], axis=1) if other else own
         finite = np.sort(pooled[np.isfinite(pooled)])
-        picked = finite[np.unique(np.linspace(0, max(finite.size - 1, 0), PLACES).astype(int))] if finite.size else finite
+        picked = finite
+        if finite.size:
+            picked = finite[np.unique(np.linspace(0, finite.size - 1, PLACES).astype(int))]
         places = np.unique(np.concatenate([picked, picked - 1.5 * tolerance]))
         center = other[0].log_mean_square if other else float(np.median(replicas.log_mean_squares))
         self.places = places[places >= log_floor - 0.5 * center] if math.isfinite(center) else places
@@ -137,8 +139,8 @@ class Tests:
         else:
             count = replicas.count
             # Each replica against the mean of the others, as the spectrum is against the mean of all.
-            center_at = tuple((one.sum(axis=0) - one) / (count - 1) for one in self._own)  # type: ignore[assignment]
-            self._center = tuple(one.mean(axis=0, keepdims=True) for one in self._own)  # type: ignore[assignment]
+            center_at = tuple((one.sum(axis=0) - one) / (count - 1) for one in self._own)
+            self._center = tuple(one.mean(axis=0, keepdims=True) for one in self._own)
         self.distances = _distance(self._own, center_at)
         self.resolution = 0.25 / replicas.log_nodes.shape[1]
 
@@ -188,6 +190,8 @@ class Tests:
         ):
             shape = edges - 0.5 * own.log_mean_squares
             place = value - 0.5 * sample.log_mean_square
+            if not (np.all(np.isfinite(shape)) and math.isfinite(place)):
+                continue
             if self.other is not None:
                 second, drawn = self.other
                 shape = shape - np.roll(getattr(drawn, theirs) - 0.5 * drawn.log_mean_squares, 1)

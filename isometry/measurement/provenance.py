@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 OWN_KEYS = frozenset(
     {"model", "input", "channels", "dtype", "device", "products_by", "rounding", "seed", "options", "shares",
      "torch_version", "numpy_version", "isometry_version", "git_commit", "created", "threads", "predicted_peak_bytes",
-     "processes", "stopped", "probe", "probes", "steps", "rank", "taken_out"}
+     "processes", "stopped", "probe", "probes", "steps", "rank", "taken_out", "kernel"}
 )  # fmt: skip
 
 
@@ -56,6 +56,7 @@ def record(operator: JacobianOperator, *, seed: int, options: Mapping[str, Any])
         "model": operator.description,
         "input": operator.inputs.description,
         **_channels(operator),
+        **_kernel(operator.model),
         "dtype": str(operator.dtype).removeprefix("torch."),
         "device": _device_name(operator.device),
         "products_by": operator.backend,
@@ -108,6 +109,12 @@ def recorded_ensemble(
         return None
     q0 = ensemble.sigma_w**2 * mean_square + (ensemble.sigma_b or 0.0) ** 2
     return dict(replace(ensemble, q0=q0).to_dict())
+
+
+def _kernel(model: Any) -> dict[str, Any]:
+    """How the weights of a reference convolution lie in space, which decides how far one draw strays from its law."""
+    kernel = getattr(model, "kernel", None)
+    return {"kernel": kernel} if isinstance(kernel, dict) else {}
 
 
 def _channels(operator: JacobianOperator) -> dict[str, int]:

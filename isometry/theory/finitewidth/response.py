@@ -12,8 +12,8 @@ order 1/sqrt(N). In the S-transforms, whose logarithms add, this shifts
     mean:        delta ln m_1 = sum_l int delta nu_l(d) d/mu_1.
 
 All are sums over units of a known function of h: linear statistics, Gaussian at large N. What is random beyond the
-slopes, the directions of the weights, moves a linear statistic by O(1/N) only (Collins, Mingo, Sniady and Speicher 2007,
-arXiv math/0606431).
+slopes, the directions of the weights, moves a linear statistic by O(1/N) only (Collins, Mingo, Sniady and Speicher
+2007, arXiv math/0606431).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from isometry.theory.finitewidth.slope_chain import gaussian_cells
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
-# Height above the real axis, in arg z, at which the cdf's response is taken, over the spread of ln lambda: it smooths the
-# cdf over as much.
+# Height above the real axis, in arg z, at which the cdf's response is taken, over the spread of ln lambda: it smooths
+# the cdf over as much.
 HEIGHT = 0.02
 LARGEST_HEIGHT = 0.2
 STEPS = 24
@@ -71,7 +71,9 @@ class Response:
         return np.bincount((cell + offset).ravel(), minlength=size).reshape(h.shape[0], -1) / h.shape[1]
 
 
-def responses(curve: Curve, activation: Activation, variances: Array, log_places: Array) -> dict[float, Response]:
+def responses(
+    curve: Curve, activation: Activation, variances: Array, log_places: Array
+) -> dict[float, Response]:
     """The response of every kind of layer, by its q.
 
     Parameters
@@ -92,7 +94,9 @@ def responses(curve: Curve, activation: Activation, variances: Array, log_places
     angles = np.geomspace(3.0, max(height, 1e-9), STEPS)
     paths = [_m_transform(finite, share, 2.0 * log_places + 1j * angle) for angle in angles]
     top = 2.0 * curve.log_ends[1]
-    at_top = None if not math.isfinite(top) else _m_transform(finite, share, np.array([top + 1e-4 * (high - low)]))
+    at_top = (
+        None if not math.isfinite(top) else _m_transform(finite, share, np.array([top + 1e-4 * (high - low)]))
+    )
     found = {}
     for q in np.unique(np.where(np.isnan(variances), 1.0, variances)):
         found[float(q)] = _response(activation, float(q), paths, at_top)

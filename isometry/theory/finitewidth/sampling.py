@@ -1,7 +1,8 @@
 """Seeded draws of the singular values of an ensemble's networks at finite width, by numpy. Internal.
 
-What theory has no formula for is sampled: the network of the ensemble itself, x_l = phi(W_l x_{l-1} + b_l), with the
-input's mean square fixed to the ensemble's first variance, its J as the product of its layers, and a dense SVD of it.
+What theory has no formula for is sampled: the network of the ensemble itself, x_l = phi(W_l x_{l-1} + b_l), its J as
+the product of its layers, and a dense SVD of it. The input is Gaussian; its mean square is fixed where the ensemble has
+q0, as one that a measurement recorded, and fluctuates by sqrt(2/N) where it has not.
 Draw k of a seed is the same whatever the number of draws.
 """
 
@@ -67,7 +68,8 @@ def widths_of(ensemble: Ensemble, width: int | None) -> tuple[int, ...]:
     scaled = [ratio * one for one in ensemble.widths]
     if any(abs(one - round(one)) > 1e-9 * one for one in scaled):
         raise InputError(
-            f"the ensemble has widths {ensemble.widths}: no network of the same ratios is {width} wide at its narrowest."
+            f"the ensemble has widths {ensemble.widths}: no network of the same ratios is {width} wide at its "
+            "narrowest."
         )
     return tuple(round(one) for one in scaled)
 
@@ -112,9 +114,7 @@ def sample(
         yield Draw(logs, None if kept is None else np.array(kept))
 
 
-def sample_chain(
-    ensemble: Ensemble, width: int, draws: int, *, seed: int = 0
-) -> Iterator[Array]:
+def sample_chain(ensemble: Ensemble, width: int, draws: int, *, seed: int = 0) -> Iterator[Array]:
     """h of every layer, (L, N), of one dense network of one width after the other, without its weights.
 
     Given x_{l-1} and Gaussian weights, the entries of W x are independent of variance sigma_w^2 |x|^2/N; with
@@ -197,7 +197,7 @@ def _input(
     positions: int,
     generator: np.random.Generator,
 ) -> Array:
-    """x_0, (positions, N_0): Gaussian directions, the mean square that the first variance asks for."""
+    """x_0, (positions, N_0): Gaussian, of the variance that the first layer asks for; with q0 of that mean square."""
     first = float(variances.q[0])
     if math.isnan(first):
         first = next((one for one in (ensemble.q0, ensemble.q_star) if one is not None), 1.0)
@@ -205,7 +205,7 @@ def _input(
     if ensemble.layer_weights[0] == "orthogonal":
         signal *= max(1.0, widths[1] / widths[0])
     x = generator.standard_normal((positions, widths[0]))
-    return x * math.sqrt(signal / float(np.mean(x * x)))
+    return x * math.sqrt(signal / (float(np.mean(x * x)) if ensemble.q0 is not None else 1.0))
 
 
 def _matrix(law: str, rows: int, columns: int, generator: np.random.Generator) -> Array:

@@ -10,12 +10,14 @@ terms, so a layer adds noise of relative variance
         2 (tau - 1/N)(mu_2/mu_1^2 - 1)        orthogonal ones, which keep tr G,
 
 where tau = tr G^2/(tr G)^2 before the layer. What q has gained decays by the slope of the q-map and changes ln tr G by
-d ln mu_1/dq in every layer on its way. Orthogonal weights keep |W x|: there a mean of f counts less its regression on h^2.
+d ln mu_1/dq in every layer on its way. Orthogonal weights keep |W x|: there a mean of f counts less its regression on
+h^2. The mean of ln tr G has the second-order terms of the same steps, and the direction of the signal, on which d
+depends: x^T J J^T x over its mean is followed from layer to layer.
 
-For all directions tau = (1 + v)/N, v the relative variance of the spectrum; for one direction u it is 1. Then a Gaussian
-ReLU network has Var ln|Ju|^2 = 5 L/N (Hanin and Nica 2018, arXiv 1812.05994, theorem 1, there for piecewise linear phi).
-For smooth phi these are the 1/N corrections of Roberts, Yaida and Hanin (2021, arXiv 2106.10165, sections 5.4 and 8.3),
-in the variables of J.
+For all directions tau = (1 + v)/N, v the relative variance of the spectrum; for one direction u it is 1. Then a
+Gaussian ReLU network has Var ln|Ju|^2 = 5 L/N (Hanin and Nica 2018, arXiv 1812.05994, there for piecewise linear phi).
+For smooth phi these are the 1/N corrections of Roberts, Yaida and Hanin (2021, arXiv 2106.10165), in the variables of
+J; derived here, and checked against draws by figures/finite_width.py.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isometry.errors import InputError
 from isometry.theory.activations import Activation, get_activation
 from isometry.theory.ensemble import Ensemble
 from isometry.theory.gaussian import legendre_rule
@@ -80,7 +81,9 @@ def gaussian_cells(
     return sigma * edges, sigma * z, weight / weight.sum()
 
 
-def _layer(activation: Activation, q: float, variances: LayerVariances, *, orthogonal: bool, fan: float) -> _Layer:
+def _layer(
+    activation: Activation, q: float, variances: LayerVariances, *, orthogonal: bool, fan: float
+) -> _Layer:
     _, nodes, weights = gaussian_cells(q, activation.kinks)
     h, weight = nodes.ravel(), weights.ravel()
     z2 = h * h / q
@@ -116,6 +119,28 @@ def _layer(activation: Activation, q: float, variances: LayerVariances, *, ortho
     )
 
 
+def log_signal_gain(ensemble: Ensemble) -> float | None:
+    """ln s of the direction of the signal itself, at infinite width; None for residual and for changing widths.
+
+    The input x enters the layers' slopes: J x is not a random direction. Along x_l the layers act as the scalars
+    <x_l, D W x_{l-1}>/(|x_l| |x_{l-1}|), whose product this is. In a stationary network it is chi_q^L, chi_q the slope
+    of the q-map (Poole et al. 2016, arXiv 1606.05340), whatever chi_1. What the scalars miss mixes with all other
+    directions: where this value lies apart from the law, the smallest singular value is near it.
+    """
+    if ensemble.residual is not None or not ensemble.is_square:
+        return None
+    activation = get_activation(ensemble.activation)
+    variances = layer_variances(ensemble, activation)
+    total = 0.5 * math.log(variances.sigma_w2) * ensemble.matrix_count
+    values, counts = np.unique(np.where(np.isnan(variances.q), 1.0, variances.q), return_counts=True)
+    for q, count in zip(values, counts, strict=True):
+        one = _layer(activation, float(q), variances, orthogonal=False, fan=1.0)
+        if not one.signal_kept > 0:
+            return -math.inf
+        total += 0.5 * count * (math.log(one.signal_kept) + one.log_mu)
+    return total
+
+
 def log_mean_square(
     ensemble: Ensemble, widths: tuple[int, ...], *, one_direction: bool = False
 ) -> LogNormal | None:
@@ -145,6 +170,10 @@ def log_mean_square(
     layers: dict[tuple[float, str, float], _Layer] = {}
     tau = 1.0 if one_direction else 1.0 / widths[0]
     v_a = v_e = c_ae = m_a = m_e = 0.0
+    first = float(variances.q[0])
+    if ensemble.q0 is None and not math.isnan(first):
+        # A Gaussian input, whose own mean square fluctuates.
+        v_e = 2.0 * max(first - variances.sigma_b2, 0.0) ** 2 / widths[0]
     signal = 1.0  # x^T J J^T x over its mean over all directions
     for index, law in enumerate(ensemble.layer_weights):
         before, after = widths[index], widths[index + 1]
@@ -152,11 +181,13 @@ def log_mean_square(
         if index < ensemble.depth:
             q = float(variances.q[index])
             fan = 1.0
-            if index + 2 < len(widths) and index + 1 < ensemble.depth and ensemble.layer_weights[index + 1] == "orthogonal":
+            if index + 1 < ensemble.depth and ensemble.layer_weights[index + 1] == "orthogonal":
                 fan = min(1.0, after / widths[index + 2])
             key = (q, law, fan)
             if key not in layers:
-                layers[key] = _layer(activation, 1.0 if math.isnan(q) else q, variances, orthogonal=orthogonal, fan=fan)
+                layers[key] = _layer(
+                    activation, 1.0 if math.isnan(q) else q, variances, orthogonal=orthogonal, fan=fan
+                )
             one = layers[key]
         else:
             one = _Layer(0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0)

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,7 +45,10 @@ LONGEST_DRAW = 2.0
 LARGEST_CLOSED_VARIANCE = 0.1
 LEVELS = 129
 MOST_VALUES = 2000
+REPORTED_LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 SEED = 0
+# Places so near in ln s are one: a point mass is where it is to rounding.
+SAME_PLACE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +88,31 @@ class FiniteWidth:
         """Number of networks drawn."""
         return int(self.log_values.shape[0])
 
+    def to_dict(self) -> dict[str, Any]:
+        """Means, deviations, quantile bands and their source, as plain JSON values."""
+        with np.errstate(invalid="ignore"):
+            own = np.array(
+                [np.quantile(row, REPORTED_LEVELS, method="inverted_cdf") for row in self.log_values]
+            )
+        bands = np.quantile(own, [0.025, 0.5, 0.975], axis=0, method="nearest")
+        return {
+            "log_mean_square": {"mean": self.log_mean_square.mean, "std": self.log_mean_square.std},
+            "log_s_max": {"mean": self.log_s_max.mean, "std": self.log_s_max.std},
+            "log_s_quantiles": {
+                f"{level:g}": [float(value) if math.isfinite(value) else None for value in column]
+                for level, column in zip(REPORTED_LEVELS, bands.T, strict=True)
+            },
+            "closed_mean_square": self.closed_mean_square,
+            "draws": self.draws,
+            "source": self.source,
+        }
+
     def cdf_draws(self, log_s: ArrayLike) -> Array:
         """The cdf of every network at (k,) places ln s, (D, k)."""
         places = np.atleast_1d(np.asarray(log_s, float))
-        return np.array([np.searchsorted(row, places, side="right") for row in self.log_values]) / (
-            self.log_values.shape[1]
+        return (
+            np.array([np.searchsorted(row, places + SAME_PLACE, side="right") for row in self.log_values])
+            / (self.log_values.shape[1])
         )
 
     def cdf_band(self, s: ArrayLike, *, confidence: float = 0.95) -> tuple[Array, Array]:
@@ -129,6 +153,9 @@ def finite_width(
     InputError
         Where the widths do not describe a network.
     """
+    if ensemble.q0 is not None:
+        # Inputs of one mean square to rounding share their draws.
+        ensemble = replace(ensemble, q0=float(f"{ensemble.q0:.6g}"))
     kernel = Kernel(tuple(int(one) for one in positions), profile) if positions else DENSE
     widths = widths_of(ensemble, width)
     return _cached(ensemble, widths, kernel, _Law(curve, ensemble))
@@ -169,7 +196,7 @@ def _cost(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel) -> float:
             seconds += 1.5e-10 * max(before, after) * min(before, after) ** 2 * (law == "orthogonal")
         else:
             taps = sum(len(row) for row in kernel.profile)
-            seconds += taps * size**2 * before * widths[0] * (1e-10 * after + 1e-8)
+            seconds += taps * size**2 * before * widths[0] * (1e-10 * after + 4e-9)
     blocks, rank = (size, min(widths[0], widths[-1]))
     if kernel.profile is not None:
         blocks, rank = 1, size * rank
@@ -249,7 +276,7 @@ def _scaled(ensemble: Ensemble, width: int, curve: Curve, began: float) -> Finit
             continue
         assert one.pre_activations is not None
         cdf, edge, mean = linear(one.pre_activations)
-        own = np.searchsorted(one.log_values, places, side="right") / narrow
+        own = np.searchsorted(one.log_values, places + SAME_PLACE, side="right") / narrow
         rest.append(
             (
                 narrow / width * (own - law - cdf),
