@@ -297,7 +297,9 @@ def test_an_unknown_width_cannot_tell():
     law = uniform_curve()
     found = compare(law, law, width=None)
     assert found.agrees is True  # two laws: no chance between them
-    unknown = Spectrum(Quadrature(np.ones((1, 1, 1)), np.ones((1, 1, 1)), np.zeros(1), np.ones((1, 1, 1), bool)), "own")
+    unknown = Spectrum(
+        Quadrature(np.ones((1, 1, 1)), np.ones((1, 1, 1)), np.zeros(1), np.ones((1, 1, 1), bool)), "own"
+    )
     assert compare(unknown, law).agrees is None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isometry.theory.finitewidth.spread import FiniteWidth, finite_width
 from isometry.theory.finitewidth.slope_chain import LogNormal
+from isometry.theory.finitewidth.spread import FiniteWidth, finite_width
 
 __all__ = ["FiniteWidth", "LogNormal", "finite_width"]

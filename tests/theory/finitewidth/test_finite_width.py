@@ -13,10 +13,10 @@ from isometry.theory import Ensemble
 from isometry.theory.activations import get_activation
 from isometry.theory.finitewidth import finite_width
 from isometry.theory.finitewidth import spread as home
-from isometry.theory.finitewidth.spread import log_mean
 from isometry.theory.finitewidth.response import responses
 from isometry.theory.finitewidth.sampling import Kernel, sample, sample_chain
 from isometry.theory.finitewidth.slope_chain import log_mean_square, log_signal_gain
+from isometry.theory.finitewidth.spread import log_mean
 from isometry.theory.meanfield.layer_variances import layer_variances
 
 
@@ -24,7 +24,9 @@ def drawn(ensemble, width, draws, **options):
     return [one.log_values for one in sample(ensemble, width, draws, **options)]
 
 
-@pytest.mark.parametrize(("activation", "factor"), [("relu", 5.0), ("linear", 2.0), ("leaky_relu(0.5)", None)])
+@pytest.mark.parametrize(
+    ("activation", "factor"), [("relu", 5.0), ("linear", 2.0), ("leaky_relu(0.5)", None)]
+)
 def test_one_direction_of_a_piecewise_linear_gaussian_network(activation, factor):
     # Hanin and Nica 2018: Var ln|Ju|^2 = L/N (3 mu_2/mu_1^2 - 1), and the mean is minus half of it.
     if factor is None:
@@ -63,7 +65,9 @@ def test_widths_that_differ_and_a_residual_branch():
     assert log_mean_square(Ensemble("tanh", 3, q_star=0.1, residual=0.3), (40,) * 4) is None
 
 
-@pytest.mark.parametrize(("activation", "weights", "q"), [("tanh", "gaussian", 0.5), ("hard_tanh", "orthogonal", 0.9)])
+@pytest.mark.parametrize(
+    ("activation", "weights", "q"), [("tanh", "gaussian", 0.5), ("hard_tanh", "orthogonal", 0.9)]
+)
 def test_the_response_to_the_slopes_is_what_moves_the_cdf(activation, weights, q):
     ensemble, width = Ensemble(activation, 8, weights, q_star=q), 80
     curve = predict(ensemble).distribution
@@ -90,7 +94,9 @@ def test_a_chain_without_matrices_has_the_pre_activations_of_networks():
         chain = np.array([np.mean(h**2, axis=1) for h in sample_chain(ensemble, 30, 200)])
         full = [one.pre_activations for one in sample(ensemble, 30, 200, keep_pre_activations=True)]
         other = np.mean(np.square(full), axis=2)
-        assert np.all(np.abs(chain.mean(0) - other.mean(0)) < 4 * (chain.std(0) + other.std(0)) / math.sqrt(200))
+        assert np.all(
+            np.abs(chain.mean(0) - other.mean(0)) < 4 * (chain.std(0) + other.std(0)) / math.sqrt(200)
+        )
         np.testing.assert_allclose(chain.std(0), other.std(0), rtol=0.25)
     variances = layer_variances(ensemble, get_activation("tanh")).q
     np.testing.assert_allclose(other.mean(0), variances, rtol=0.1)
@@ -131,7 +137,8 @@ def test_the_direction_of_the_signal_has_a_place_of_its_own(monkeypatch):
 def test_positions_of_a_delta_kernel_share_their_weights():
     ensemble = Ensemble("tanh", 3, "orthogonal", q_star=0.2)
     dense, spread = (
-        np.std(log_mean(np.array(drawn(ensemble, 12, 150, kernel=kernel)))) for kernel in (Kernel(), Kernel((4, 4)))
+        np.std(log_mean(np.array(drawn(ensemble, 12, 150, kernel=kernel))))
+        for kernel in (Kernel(), Kernel((4, 4)))
     )
     assert spread < 0.6 * dense
     (one,) = drawn(Ensemble("linear", 3, "orthogonal", sigma_w=1.0), 5, 1, kernel=Kernel((3, 2)))
