@@ -76,9 +76,20 @@ def widths_of(ensemble: Ensemble, width: int | None) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """One network: ln s of its J, (d,) increasing, -inf at and below rounding; its pre-activations where kept."""
+    """One network.
+
+    Parameters
+    ----------
+    log_values : (d,) array
+        ln s of J, increasing; -inf at and below rounding.
+    log_direction : float
+        ln of |J u|^2 N_0/N_L for one fixed direction u, at the first position.
+    pre_activations : (L, N) array, optional
+        Where kept.
+    """
 
     log_values: Array
+    log_direction: float
     pre_activations: Array | None = None
 
 
@@ -110,8 +121,8 @@ def sample(
     for index in range(draws):
         generator = np.random.default_rng([seed, index])
         kept: list[Array] | None = [] if keep_pre_activations else None
-        logs = _draw(ensemble, activation, variances, widths, kernel, generator, kept)
-        yield Draw(logs, None if kept is None else np.array(kept))
+        logs, direction = _draw(ensemble, activation, variances, widths, kernel, generator, kept)
+        yield Draw(logs, direction, None if kept is None else np.array(kept))
 
 
 def sample_chain(ensemble: Ensemble, width: int, draws: int, *, seed: int = 0) -> Iterator[Array]:
@@ -145,7 +156,7 @@ def _draw(
     kernel: Kernel,
     generator: np.random.Generator,
     kept: list[Array] | None,
-) -> Array:
+) -> tuple[Array, float]:
     positions = max(kernel.count, 1)
     sigma_w, sigma_b = math.sqrt(variances.sigma_w2), math.sqrt(variances.sigma_b2)
     x = _input(ensemble, variances, widths, positions, generator)
@@ -179,7 +190,7 @@ def _draw(
             product = product + ensemble.residual * slope[:, :, None] * grown
         largest = float(np.max(np.abs(product)))
         if not 0.0 < largest < math.inf:
-            return np.full(positions * min(widths[0], widths[-1]), -np.inf)
+            return np.full(positions * min(widths[0], widths[-1]), -np.inf), -math.inf
         product = product / largest
         log_scale += math.log(largest)
     matrices = product.reshape(1, positions * after, -1) if spread else product
@@ -187,7 +198,9 @@ def _draw(
     with np.errstate(divide="ignore"):
         logs = np.log(values)
     logs[values <= SMALLEST_RATIO * values[-1]] = -np.inf
-    return logs + log_scale
+    with np.errstate(divide="ignore"):
+        direction = float(np.log(np.sum(matrices[0, :, 0] ** 2) * widths[0] / widths[-1]))
+    return logs + log_scale, direction + 2.0 * log_scale
 
 
 def _input(

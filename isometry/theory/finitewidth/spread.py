@@ -34,13 +34,13 @@ from isometry.theory.meanfield.layer_variances import layer_variances
 Array = NDArray[np.float64]
 
 # Seconds on one core of 2020s make, by the cost model of `_cost`; the draws are so many whatever the machine.
-BUDGET = 4.0
-MOST_DRAWS = 240
-LEAST_DRAWS = 60
-CHAIN_DRAWS = 240
+BUDGET = 3.0
+MOST_DRAWS = 200
+LEAST_DRAWS = 48
+CHAIN_DRAWS = 200
 # Where nothing scales down: so many draws at least, and no network that takes longer than this.
 FEWEST_DRAWS = 24
-LONGEST_DRAW = 2.0
+LONGEST_DRAW = 0.4
 # Beyond this variance of ln m_1 the recursion of order 1/N is not trusted.
 LARGEST_CLOSED_VARIANCE = 0.1
 LEVELS = 129
@@ -172,6 +172,7 @@ class _Law:
 @lru_cache(maxsize=64)
 def _cached(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel, law: _Law) -> FiniteWidth:
     began = time.process_time()
+    kernel = _affordable_map(ensemble, widths, kernel)
     cost = _cost(ensemble, widths, kernel)
     square = len(set(widths)) == 1
     if cost * LEAST_DRAWS <= BUDGET:
@@ -184,6 +185,20 @@ def _cached(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel, law: _L
             "formula covers it: finite-width predictions are for narrower ones, or dense square ones."
         )
     return _direct(ensemble, widths, kernel, law.curve, FEWEST_DRAWS, began)
+
+
+def _affordable_map(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel) -> Kernel:
+    """The map, or a smaller one of which a set of networks is within the budget.
+
+    Positions share their weights, so that a few of them stray from the law nearly as many do.
+    """
+    while kernel.count > 1 and _cost(ensemble, widths, kernel) * LEAST_DRAWS > BUDGET:
+        taps = (1, 1) if kernel.profile is None else (len(kernel.profile), len(kernel.profile[0]))
+        rows, columns = (max(-(-size // 2), least) for size, least in zip(kernel.positions, taps, strict=True))
+        if (rows, columns) == kernel.positions:
+            break
+        kernel = Kernel((rows, columns), kernel.profile)
+    return DENSE if kernel.count == 1 and kernel.profile is None else kernel
 
 
 def _cost(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel) -> float:
@@ -242,7 +257,7 @@ def _direct(
         values[:, -1],
         values[:, 0],
         closed is not None,
-        f"{draws} networks drawn at this width, seed {SEED}",
+        f"{draws} networks drawn at this width{_on_map(kernel)}, seed {SEED}",
         time.process_time() - began,
     )
 
@@ -322,6 +337,10 @@ def _scaled(ensemble: Ensemble, width: int, curve: Curve, began: float) -> Finit
         f"the directions, seed {SEED}",
         time.process_time() - began,
     )
+
+
+def _on_map(kernel: Kernel) -> str:
+    return "" if kernel is DENSE else f" on a map of {kernel.positions[0]} x {kernel.positions[1]}"
 
 
 def _affordable(ensemble: Ensemble, width: int) -> int:
