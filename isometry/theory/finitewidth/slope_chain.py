@@ -23,7 +23,7 @@ J; derived here, and checked against draws by figures/finite_width.py.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,11 @@ class _Layer:
     signal_gain: float  # E phi^2 phi'^2 / (E phi^2 mu_1)
 
 
+LINEAR = _Layer(0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0)
+# Below this q (of an activation that has one) phi is linear: corrections are of order q.
+LINEAR_VARIANCE = 1e-9
+
+
 def gaussian_cells(
     q: float, kinks: tuple[float, ...], *, cells: int = 37, nodes: int = 12
 ) -> tuple[Array, Array, Array]:
@@ -84,6 +89,11 @@ def gaussian_cells(
 def _layer(
     activation: Activation, q: float, variances: LayerVariances, *, orthogonal: bool, fan: float
 ) -> _Layer:
+    if q < LINEAR_VARIANCE and 0.0 not in activation.kinks:
+        # Slopes are all alike, and no digit of them depends on q.
+        slope = np.asarray(activation.derivative(np.zeros(1)), float)
+        return replace(LINEAR, log_mu=2.0 * math.log(abs(float(slope[0]))))
+    q = max(q, LINEAR_VARIANCE)
     _, nodes, weights = gaussian_cells(q, activation.kinks)
     h, weight = nodes.ravel(), weights.ravel()
     z2 = h * h / q
@@ -190,7 +200,7 @@ def log_mean_square(
                 )
             one = layers[key]
         else:
-            one = _Layer(0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0)
+            one = LINEAR
         if orthogonal:
             mixing = 2.0 * max(tau - 1.0 / max(before, after), 0.0) * (one.ratio - min(1.0, after / before))
             spread = after * tau if after >= before else 1.0 + after / before * (before * tau - 1.0)

@@ -28,7 +28,7 @@ from isometry.theory.activations import get_activation
 from isometry.theory.ensemble import Ensemble
 from isometry.theory.finitewidth.response import responses
 from isometry.theory.finitewidth.sampling import DENSE, Kernel, sample, sample_chain, widths_of
-from isometry.theory.finitewidth.slope_chain import LogNormal, log_mean_square
+from isometry.theory.finitewidth.slope_chain import LINEAR_VARIANCE, LogNormal, log_mean_square
 from isometry.theory.meanfield.layer_variances import layer_variances
 
 Array = NDArray[np.float64]
@@ -194,7 +194,9 @@ def _affordable_map(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel)
     """
     while kernel.count > 1 and _cost(ensemble, widths, kernel) * LEAST_DRAWS > BUDGET:
         taps = (1, 1) if kernel.profile is None else (len(kernel.profile), len(kernel.profile[0]))
-        rows, columns = (max(-(-size // 2), least) for size, least in zip(kernel.positions, taps, strict=True))
+        rows, columns = (
+            max(-(-size // 2), least) for size, least in zip(kernel.positions, taps, strict=True)
+        )
         if (rows, columns) == kernel.positions:
             break
         kernel = Kernel((rows, columns), kernel.profile)
@@ -268,7 +270,7 @@ def _scaled(ensemble: Ensemble, width: int, curve: Curve, began: float) -> Finit
     count = int(BUDGET / _cost(ensemble, (narrow,) * (ensemble.depth + 1), DENSE))
     activation = get_activation(ensemble.activation)
     q = layer_variances(ensemble, activation).q
-    q = np.where(np.isnan(q), 1.0, q)
+    q = np.where(np.isnan(q), 1.0, np.maximum(q, LINEAR_VARIANCE))
     levels = 0.5 - 0.5 * np.cos(np.linspace(0.0, math.pi, LEVELS))[1:-1]
     places = np.unique(np.asarray(curve.quantile(levels)))
     places = places[np.isfinite(places)]
