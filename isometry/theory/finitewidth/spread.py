@@ -34,10 +34,10 @@ from isometry.theory.meanfield.layer_variances import layer_variances
 Array = NDArray[np.float64]
 
 # Seconds on one core of 2020s make, by the cost model of `_cost`; the draws are so many whatever the machine.
-BUDGET = 3.0
-MOST_DRAWS = 200
-LEAST_DRAWS = 48
-CHAIN_DRAWS = 200
+BUDGET = 4.0
+MOST_DRAWS = 240
+LEAST_DRAWS = 60
+CHAIN_DRAWS = 240
 # Where nothing scales down: so many draws at least, and no network that takes longer than this.
 FEWEST_DRAWS = 24
 LONGEST_DRAW = 0.4
@@ -177,7 +177,7 @@ def _cached(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel, law: _L
     square = len(set(widths)) == 1
     if cost * LEAST_DRAWS <= BUDGET:
         return _direct(ensemble, widths, kernel, law.curve, int(min(BUDGET / cost, MOST_DRAWS)), began)
-    if square and kernel is DENSE and ensemble.residual is None and not ensemble.readout:
+    if square and not kernel.positions and ensemble.residual is None and not ensemble.readout:
         return _scaled(ensemble, widths[0], law.curve, began)
     if cost > LONGEST_DRAW:
         raise InputError(
@@ -234,7 +234,7 @@ def _closed_mean_square(
     ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel, curve: Curve
 ) -> LogNormal | None:
     """Mean and spread of ln m_1 by the recursion of order 1/N, where it holds."""
-    closed = log_mean_square(ensemble, widths) if kernel is DENSE else None
+    closed = log_mean_square(ensemble, widths) if not kernel.positions else None
     if closed is None or closed.std**2 > LARGEST_CLOSED_VARIANCE:
         return None
     return LogNormal(curve.log_moment(2) + closed.mean, closed.std)
@@ -342,7 +342,7 @@ def _scaled(ensemble: Ensemble, width: int, curve: Curve, began: float) -> Finit
 
 
 def _on_map(kernel: Kernel) -> str:
-    return "" if kernel is DENSE else f" on a map of {kernel.positions[0]} x {kernel.positions[1]}"
+    return "" if not kernel.positions else f" on a map of {kernel.positions[0]} x {kernel.positions[1]}"
 
 
 def _affordable(ensemble: Ensemble, width: int) -> int:
