@@ -267,6 +267,11 @@ def _direct(
 def _scaled(ensemble: Ensemble, width: int, curve: Curve, began: float) -> FiniteWidth:
     """The response to slopes drawn at the very width, and the rest from narrower networks."""
     narrow = _affordable(ensemble, width)
+    if ensemble.depth > narrow:
+        raise InputError(
+            f"a network of depth {ensemble.depth} and width {width} is too deep for its width: orders in 1/N hold while "
+            f"the depth is below the width of networks that can be drawn here, {narrow}. Its spread is not predicted."
+        )
     count = int(BUDGET / _cost(ensemble, (narrow,) * (ensemble.depth + 1), DENSE))
     activation = get_activation(ensemble.activation)
     q = layer_variances(ensemble, activation).q

@@ -164,6 +164,11 @@ def test_draws_are_seeded_and_bands_are_ordered():
         again.cdf_band([1.0], confidence=1.5)
 
 
+def test_a_network_too_deep_for_its_width_is_refused():
+    with pytest.raises(InputError, match="too deep"):
+        predict("linear", 4000, sigma_w=1.0, width=256)
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
