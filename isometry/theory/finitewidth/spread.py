@@ -269,8 +269,8 @@ def _scaled(ensemble: Ensemble, width: int, curve: Curve, began: float) -> Finit
     narrow = _affordable(ensemble, width)
     if ensemble.depth > narrow:
         raise InputError(
-            f"a network of depth {ensemble.depth} and width {width} is too deep for its width: orders in 1/N hold while "
-            f"the depth is below the width of networks that can be drawn here, {narrow}. Its spread is not predicted."
+            f"a network of depth {ensemble.depth} and width {width} is too deep for its width: orders in 1/N hold "
+            f"while the depth is below the width of networks drawn here, {narrow}. Its spread is not predicted."
         )
     count = int(BUDGET / _cost(ensemble, (narrow,) * (ensemble.depth + 1), DENSE))
     activation = get_activation(ensemble.activation)
