@@ -4,15 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-bench
+ZOO    := .venv-models
 OUT    := out
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench figures clean
+.PHONY: help demo test test-slow test-models lint bench figures clean
 
 help: ## Show this help
 	@echo "isometry: Jacobian singular-value spectra of deep networks"
 	@echo
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 # The stamp is written last, so an interrupted install is taken up again by the next make.
 $(STAMP): pyproject.toml constraints.txt
@@ -31,6 +32,16 @@ test: $(STAMP) ## Run the tests (under five minutes on two cores)
 
 test-slow: $(STAMP) ## Run the slow tests too
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# A CUDA build of several gigabytes, which torchvision and the libraries of models want: not in continuous integration.
+$(ZOO)/.installed:
+	@$(ZOO)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(ZOO)
+	$(ZOO)/bin/python -m pip install --quiet torch==2.14.1 torchvision==0.29.1 timm transformers diffusers \
+		torch_geometric torchdiffeq --editable .
+	@touch $@
+
+test-models: $(ZOO)/.installed ## Measure some 70 real models against autograd and jacrev (5.5 GB, half an hour)
+	OMP_NUM_THREADS=1 $(ZOO)/bin/python tests/models/table.py
 
 lint: $(STAMP) ## ruff, mypy, and the import contract
 	$(BIN)/ruff check .
@@ -54,4 +65,4 @@ figures: $(STAMP) ## Remake every figure at its small default size
 	@for script in figures/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean: ## Remove the environments and outputs
-	rm -rf $(VENV) $(PEERS) $(OUT)
+	rm -rf $(VENV) $(PEERS) $(ZOO) $(OUT)

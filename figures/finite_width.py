@@ -20,9 +20,8 @@ import isometry
 from isometry.theory.activations import get_activation
 from isometry.theory.finitewidth.response import responses
 from isometry.theory.finitewidth.sampling import sample, sample_chain
-from isometry.theory.finitewidth.slope_chain import log_mean_square
+from isometry.theory.finitewidth.slope_chain import alike_layers, log_mean_square
 from isometry.theory.finitewidth.spread import log_mean
-from isometry.theory.meanfield.layer_variances import layer_variances
 
 NAME = "finite_width"
 # (activation, weights, q*), colour, label.
@@ -65,7 +64,7 @@ def row(activation: str, weights: str, q_star: float, depth: int, width: int, dr
     mass = curve.zero_mass
     places = np.asarray(curve.quantile([mass + (1 - mass) * level for level in LEVELS]))
     phi = get_activation(activation)
-    q = layer_variances(ensemble, phi).q
+    q = alike_layers(ensemble)[1].q
     response = next(iter(responses(curve, phi, q, places).values()))
     moved = np.array(
         [response.counts(h).sum(axis=0) @ response.cdf for h in sample_chain(ensemble, width, 200)]

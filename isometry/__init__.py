@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isometry import nn
     from isometry.comparison import Comparison, compare
-    from isometry.depth import measure_blocks, predict_for, predict_from_layers
+    from isometry.depth import lyapunov_exponents, measure_blocks, predict_for, predict_from_layers
     from isometry.jacobian import JacobianOperator
-    from isometry.measurement import Exact, Goal, Lanczos, Randomized, measure
+    from isometry.measurement import Chain, Exact, Goal, Lanczos, Randomized, measure
     from isometry.nn import init
     from isometry.spectrum import Spectrum
     from isometry.store import open_store
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from isometry.training import IsometryCallback
 
 _HOMES = {
+    "Chain": "isometry.measurement",
     "Comparison": "isometry.comparison",
     "Ensemble": "isometry.theory",
     "Exact": "isometry.measurement",
@@ -41,6 +42,7 @@ _HOMES = {
     "compare": "isometry.comparison",
     "critical_point": "isometry.theory",
     "init": "isometry.nn.init",
+    "lyapunov_exponents": "isometry.depth",
     "measure": "isometry.measurement",
     "measure_blocks": "isometry.depth",
     "nn": "isometry.nn",
@@ -51,6 +53,7 @@ _HOMES = {
     "sweep": "isometry.sweeps",
 }
 __all__ = [
+    "Chain",
     "Comparison",
     "Ensemble",
     "Exact",
@@ -63,6 +66,7 @@ __all__ = [
     "compare",
     "critical_point",
     "init",
+    "lyapunov_exponents",
     "measure",
     "measure_blocks",
     "nn",

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from isometry.cli.options import Command
+from isometry.cli.options import Command, output_path
 from isometry.cli.streams import note, print_json, print_text, quiet_when_closed
 from isometry.errors import IsometryError
 
 if TYPE_CHECKING:
-    from isometry.loading import LoadedInput
+    from isometry.loading import LoadedCall
     from isometry.spectrum import Spectrum
     from isometry.spectrum.block_profile import BlockProfile
+
+
+_PARTS = ("args", "kwargs", "wrt", "source", "target")
 
 
 def block_options(command: Command) -> Command:
@@ -51,7 +54,7 @@ def check_blocks(
     Raises
     ------
     click.UsageError
-        With --source, --target, --output or --tf32.
+        With --tf32.
     click.ClickException
         The file holds a profile of that name.
     InputError
@@ -59,12 +62,6 @@ def check_blocks(
     """
     from isometry.depth.sequential_blocks import block_pattern
 
-    for option in ("source", "target", "chosen"):
-        if options.get(option) is not None:
-            word = "output" if option == "chosen" else option
-            raise click.UsageError(
-                f"--per-block measures all blocks of the whole network: leave --{word} out"
-            )
     if options.get("tf32"):
         raise click.UsageError("--per-block measures in full precision: leave --tf32 out")
     block_pattern(module, pattern)
@@ -80,17 +77,19 @@ def check_blocks(
 
 
 def profile_of(
-    module: Any, point: LoadedInput, spectrum: Spectrum, *, pattern: str | None, options: Mapping[str, Any]
+    module: Any, point: LoadedCall, spectrum: Spectrum, *, pattern: str | None, options: Mapping[str, Any]
 ) -> BlockProfile:
     """The profile of the network of this spectrum, in the same dtype and on the same device."""
     import torch
 
     from isometry.depth.block_gains import measure_blocks
 
-    chosen = {key: options[key] for key in ("device", "memory_limit") if options.get(key) is not None}
+    chosen = {
+        key: options[key] for key in ("device", "memory_limit", *_PARTS) if options.get(key) is not None
+    }
     with contextlib.redirect_stdout(sys.stderr):
         return measure_blocks(
-            module, point.tensor, blocks=pattern, batched=point.batched,
+            module, point.x, blocks=pattern, output=output_path(options), batched=point.batched,
             dtype=getattr(torch, str(spectrum.provenance["dtype"])), seed=int(spectrum.provenance["seed"]),
             name=spectrum.name, whole=spectrum, **chosen,
         )  # fmt: skip

@@ -46,7 +46,9 @@ COMMANDS = {
 HINTS = {
     "model.eval()": "add --eval",
     "named_layers": "`isometry layers MODEL` lists the names",
-    "output=": "choose with --output NAME_OR_INDEX",
+    "output=": "choose with --output PATH",
+    "wrt=": "that is --wrt PATH",
+    "kwargs=": "further inputs are --arg NAME=VALUE",
     "source=": "that is --source NAME; `isometry layers MODEL` lists the names",
     "target=": "that is --target NAME; `isometry layers MODEL` lists the names",
     "fails on an input of shape": "--input gives the shape of one input; inputs are stacked along a first axis, unless "

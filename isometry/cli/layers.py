@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from isometry.cli.model_errors import explain_model_error
-from isometry.cli.options import json_option, model_options
+from isometry.cli.options import json_option, load_inputs, model_options
 from isometry.cli.streams import print_json, quiet_when_closed
 from isometry.loading.models import MODEL_HELP
 
@@ -23,30 +24,30 @@ from isometry.loading.models import MODEL_HELP
 @json_option
 def layers_command(
     model_spec: str,
-    input_spec: str | None,
     inputs: int | None,
     seed: int,
     weights: Path | None,
     evaluation: bool,
-    no_batch_axis: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Run the model once and print its modules."""
     from isometry.errors import IsometryError
     from isometry.jacobian import named_layers
-    from isometry.loading import load_input, load_model, load_weights
+    from isometry.loading import load_model, load_weights
 
     model = load_model(model_spec, seed=seed, evaluation=evaluation)
     if weights is not None:
         load_weights(model.module, weights)
-    x = load_input(input_spec, model, count=inputs, seed=seed, batch_axis=not no_batch_axis).tensor
+    call = load_inputs(model, options, count=inputs, seed=seed)
+    shape = None if call.x is None else tuple(call.x.shape)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            layers = named_layers(model.module, x)
+            layers = named_layers(model.module, call.x, args=call.args, kwargs=call.kwargs)
     except IsometryError:
         raise
     except Exception as error:
-        explained = explain_model_error(error, tuple(x.shape))
+        explained = explain_model_error(error, call.in_words)
         if explained is None:
             raise
         raise explained from error
@@ -61,7 +62,7 @@ def layers_command(
             }
             for layer in layers
         ]
-        print_json({"model": model.spec, "input_shape": tuple(x.shape), "layers": rows})
+        print_json({"model": model.spec, "input_shape": shape, "layers": rows})
         return
     from isometry.report.tables import print_table
 

@@ -13,13 +13,23 @@ import click
 
 from isometry.cli.blocks import block_options, check_blocks, profile_of, show_with_profile, store_profile
 from isometry.cli.model_errors import explain_model_error
-from isometry.cli.options import TYPED, Budget, ByteCount, json_option, model_options, require_isometry_option
+from isometry.cli.options import (
+    TYPED,
+    Budget,
+    ByteCount,
+    json_option,
+    load_inputs,
+    model_options,
+    output_path,
+    require_isometry_option,
+)
 from isometry.cli.results import finish, refuse_taken_name, show_spectrum, store_spectrum
 from isometry.cli.streams import note
 from isometry.errors import IsometryError
 from isometry.loading.models import MODEL_HELP
 
 if TYPE_CHECKING:
+    from isometry.loading import LoadedCall
     from isometry.spectrum import Spectrum
 
 
@@ -28,11 +38,11 @@ if TYPE_CHECKING:
 @model_options
 @click.option(
     "--method",
-    type=click.Choice(["auto", "exact", "lanczos", "randomized"]),
+    type=click.Choice(["auto", "exact", "lanczos", "randomized", "chain"]),
     default="auto",
     show_default=True,
-    help="exact builds J; lanczos samples it with random probes; randomized finds the leading values; auto takes "
-    "exact where that is no dearer.",
+    help="exact builds J; lanczos samples it with random probes; randomized finds the leading values; chain finds all "
+    "over any number of decades, from the factors of J; auto takes exact where that is no dearer.",
 )
 @click.option(
     "--probes", type=click.IntRange(1), metavar="N", help="Random probes of each input (16; randomized 8)."
@@ -104,7 +114,16 @@ if TYPE_CHECKING:
 )
 @click.option("--target", metavar="NAME", help="Measure to what leaves this module.")
 @click.option(
-    "--output", "chosen", metavar="NAME_OR_INDEX", help="Which tensor, where the model returns several."
+    "--wrt",
+    multiple=True,
+    metavar="PATH",
+    help="The input that J is taken with respect to, by position from 0, name or path; several are joined.",
+)
+@click.option(
+    "--output",
+    "chosen",
+    metavar="PATH",
+    help="Which tensor, where the model returns several: a name, an index, or a path such as decoder.0.logits.",
 )
 @click.option(
     "-o", "--out", "file", type=click.Path(path_type=Path), metavar="FILE.h5", help="Store the spectrum here."
@@ -119,12 +138,10 @@ def measure_command(
     context: click.Context,
     /,
     model_spec: str,
-    input_spec: str | None,
     inputs: int | None,
     seed: int,
     weights: Path | None,
     evaluation: bool,
-    no_batch_axis: bool,
     file: Path | None,
     name: str | None,
     overwrite: bool,
@@ -135,7 +152,7 @@ def measure_command(
     **options: Any,
 ) -> None:
     """Parse, measure, store, print, exit with a code."""
-    from isometry.loading import load_input, load_model, load_weights
+    from isometry.loading import load_model, load_weights
     from isometry.measurement.distributed import process_group, started_by_torchrun
     from isometry.measurement.provenance import recorded_ensemble
 
@@ -157,21 +174,25 @@ def measure_command(
         refuse_taken_name(file, name, overwrite=overwrite)
     if weights is not None:
         load_weights(model.module, weights)
-    point = load_input(input_spec, model, count=inputs, seed=seed, batch_axis=not no_batch_axis)
+    point = load_inputs(model, options, count=inputs, seed=seed)
+    further: dict[str, Any] = {"args": point.args, "kwargs": dict(point.kwargs)}
+    if chosen_inputs := options.pop("wrt"):
+        further["wrt"] = chosen_inputs[0] if len(chosen_inputs) == 1 else list(chosen_inputs)
+    options |= {name: value for name, value in further.items() if value}
     provenance: dict[str, Any] = {
         "model_spec": model.spec,
         "input_spec": point.description,
         "weights_file": str(weights) if weights is not None else None,
         "command": context.meta.get(TYPED, "isometry measure"),
     }
-    provenance["ensemble"] = recorded_ensemble(
-        model.module, point.tensor, part=bool(options["source"] or options["target"]), loaded=weights is not None,
-        stationary=point.stationary,
-    )  # fmt: skip
+    part = bool(options["source"] or options["target"] or further["args"] or further["kwargs"])
+    if point.x is not None:
+        provenance["ensemble"] = recorded_ensemble(
+            model.module, point.x, part=part, loaded=weights is not None, stationary=point.stationary
+        )
     spectrum = _measure(
-        model.module, point.tensor, batched=point.batched, seed=seed, name=name,
-        provenance=provenance, quiet=not group.is_main, **options,
-    )  # fmt: skip
+        model.module, point, seed=seed, name=name, provenance=provenance, quiet=not group.is_main, **options
+    )
     if not group.is_main:
         return
     failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
@@ -195,7 +216,7 @@ def measure_command(
 
 def _measure(
     module: Any,
-    x: Any,
+    point: LoadedCall,
     *,
     chosen: str | None,
     dtype: str | None,
@@ -208,8 +229,7 @@ def _measure(
 
     from isometry.measurement import measure
 
-    if chosen is not None:
-        options["output"] = int(chosen) if chosen.lstrip("-").isdigit() else chosen
+    options["output"] = output_path({"chosen": chosen})
     if dtype is not None:
         options["dtype"] = getattr(torch, dtype)
     if memory_limit is not None:
@@ -218,11 +238,11 @@ def _measure(
         # What a model prints must not mix with the data.
         said = contextlib.nullcontext() if quiet else _said_by_the_library()
         with contextlib.redirect_stdout(sys.stderr), said:
-            return measure(module, x, options.pop("method"), **options)
+            return measure(module, point.x, options.pop("method"), batched=point.batched, **options)
     except IsometryError:
         raise
     except Exception as error:
-        raised_by_model = explain_model_error(error, tuple(x.shape))
+        raised_by_model = explain_model_error(error, point.in_words)
         if raised_by_model is None:
             raise
         raise raised_by_model from error

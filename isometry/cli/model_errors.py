@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 
-def explain_model_error(error: Exception, shape: tuple[int, ...]) -> click.ClickException | None:
+def explain_model_error(error: Exception, inputs: str) -> click.ClickException | None:
     """The message for what a model raised in its own forward; None where it was not the model that raised."""
     # The entry point reports out of memory; torch reports a bad device.
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
@@ -18,6 +18,6 @@ def explain_model_error(error: Exception, shape: tuple[int, ...]) -> click.Click
         return None
     first = (str(error).strip().splitlines() or ["(no message)"])[0]
     return click.ClickException(
-        f"the model raised {type(error).__name__} on an input of shape {shape}: {first}. If the shape is wrong, see "
+        f"the model raised {type(error).__name__} on {inputs}: {first}. If the shape is wrong, see "
         "--input; the first axis counts inputs unless --no-batch-axis is given"
     )

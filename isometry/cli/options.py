@@ -7,11 +7,14 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from isometry.nn.options import Option
+
+if TYPE_CHECKING:
+    from isometry.loading import LoadedCall, LoadedModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -130,11 +133,61 @@ def _setting_option(option: Option, default: Any) -> Callable[[Command], Command
     )  # fmt: skip
 
 
+class Numbers(click.ParamType):
+    """Numbers between commas: 0.485,0.456,0.406."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """The numbers of such a text."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            found = (math.nan,)
+        if not all(math.isfinite(one) for one in found):
+            self.fail(f"{value!r} is no list of numbers; write 0.485,0.456,0.406", param, ctx)
+        return found
+
+
+class ImageSize(click.ParamType):
+    """224, the side of a square from the middle, or 224x320, height and width."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | tuple[int, int]:
+        """The side, or (height, width)."""
+        match = re.fullmatch(r"([1-9][0-9]{0,5})(?:x([1-9][0-9]{0,5}))?", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no size; write 224, or 224x320 for height and width", param, ctx)
+        return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
+
+
 def model_options(command: Command) -> Command:
-    """The options that choose weights, mode and input of a model."""
+    """The options that choose weights, mode and inputs of a model."""
+    from isometry.loading.arguments import ARG_HELP, IDS_HELP
     from isometry.loading.inputs import INPUT_HELP
 
     for option in (
+        click.option("--image-std", type=Numbers(), metavar="NUMBERS", default="1", help="What it is divided by."),
+        click.option(
+            "--image-mean", type=Numbers(), metavar="NUMBERS", default="0",
+            help="What is subtracted from the values, from 0 to 1, of an image: for each channel, or one number.",
+        ),
+        click.option(
+            "--image-size", type=ImageSize(), metavar="SIZE",
+            help="Resize images: 224 cuts the middle square, 224x320 changes the ratio.",
+        ),
+        click.option(
+            "--image-channels", type=click.Choice(["1", "3"]), default="3", help="Images as RGB (3) or grey (1)."
+        ),
+        click.option("--input-ids", "ids", metavar="N|FILE", help=IDS_HELP),
+        click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help=ARG_HELP),
         click.option(
             "--no-batch-axis", is_flag=True,
             help="The model takes one input without a leading batch axis (default: inputs are stacked along one).",
@@ -152,3 +205,23 @@ def model_options(command: Command) -> Command:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def load_inputs(model: LoadedModel, options: dict[str, Any], *, count: int | None, seed: int) -> LoadedCall:
+    """The inputs that the options of `model_options` name; these are taken out of ``options``."""
+    from isometry.loading import ImageOptions, load_call
+
+    images = ImageOptions(
+        options.pop("image_size"), int(options.pop("image_channels")), options.pop("image_mean"),
+        options.pop("image_std"),
+    )  # fmt: skip
+    return load_call(
+        options.pop("input_spec"), model, arguments=options.pop("arguments"), ids=options.pop("ids"),
+        images=images, count=count, seed=seed, batch_axis=not options.pop("no_batch_axis"),
+    )  # fmt: skip
+
+
+def output_path(options: Mapping[str, Any]) -> str | int | None:
+    """What --output names: an index where it is a number."""
+    chosen: str | None = options.get("chosen")
+    return int(chosen) if chosen is not None and re.fullmatch("-?[0-9]+", chosen) else chosen

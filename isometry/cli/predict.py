@@ -57,12 +57,30 @@ class MapSize(click.ParamType):
         return int(parts[0]), int(parts[1])
 
 
+class PerLayer(click.ParamType):
+    """One number, or one for each layer, separated by commas."""
+
+    name = "number,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | tuple[float, ...]:
+        """The number or numbers of a text such as '1.4' or '1,1.2,1'."""
+        if isinstance(value, (float, tuple)):
+            return value
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no number and no list such as 1,1.2,1, one for each layer", param, ctx)
+        return numbers if len(numbers) > 1 else numbers[0]
+
+
 @click.command("predict")
 @click.option(
     "--activation",
     required=True,
     metavar="NAME",
-    help="tanh, relu, leaky_relu(0.2), hard_tanh, erf, gelu, ...",
+    help="tanh, relu, leaky_relu(0.2), hard_tanh, erf, gelu, ..., or one for each layer, separated by commas.",
 )
 @click.option(
     "--depth",
@@ -81,7 +99,19 @@ class MapSize(click.ParamType):
 @click.option(
     "--widths", type=Widths(), metavar="N_0,...,N_L", help="Widths of the layers (default: all equal)."
 )
-@setting_options(NETWORKS["mlp"].options[name] for name in ("q_star", "sigma_w", "sigma_b", "residual"))
+@setting_options(NETWORKS["mlp"].options[name] for name in ("q_star", "residual"))
+@click.option(
+    "--sigma-w",
+    type=PerLayer(),
+    metavar="SIGMA",
+    help="Standard deviation of the weights, times sqrt(fan_in); or a list.",
+)
+@click.option(
+    "--sigma-b",
+    type=PerLayer(),
+    metavar="SIGMA",
+    help="Standard deviation of the biases; or a list, one for each layer.",
+)
 @click.option(
     "--q0",
     type=float,
@@ -138,8 +168,9 @@ def predict_command(
     from isometry.theory.prediction import predict
 
     laws: str | tuple[str, ...] = tuple(weights.split(",")) if "," in weights else weights
+    functions: str | tuple[str, ...] = tuple(activation.split(",")) if "," in activation else activation
     try:
-        ensemble = Ensemble(activation, depth, weights=laws, **numbers)
+        ensemble = Ensemble(functions, depth, weights=laws, **numbers)
     except InputError as error:
         raise click.UsageError(str(error)) from error
     law = predict(ensemble, width=width, positions=positions or ())

@@ -72,10 +72,6 @@ def sweep_command(
         raise click.UsageError(
             "--workers counts processes of this machine; a Dask cluster has its own workers"
         )
-    if address is not None and timeout is not None:
-        raise click.UsageError(
-            "--timeout ends processes of this machine; it cannot end a worker of a Dask cluster"
-        )
     if dry_run:
         _dry_run(grid, file, workers, max_points, as_json=as_json)
         return

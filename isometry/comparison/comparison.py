@@ -333,7 +333,8 @@ def compare(
         measured shape. ``math.inf`` for two measurements of one network, which differ by their probes alone.
     floor : float, optional
         s below which nothing is compared but the total mass, which counts as lying at the floor. By default the
-        larger of the two spectra's own floors; where both are zero, 1e-13 of the larger s_max.
+        larger of the two spectra's own floors; where both are zero, 1e-13 of the larger s_max, or, where a measurement
+        knows each value to a relative error ("chain"), a tenth of the smallest value of both.
     tolerance : float, optional
         Difference in ln s within which two places are one, so that rounding does not part an atom from its
         prediction. By default 1000 units of rounding of the measurement's dtype, at least 1e-6.
@@ -434,6 +435,11 @@ def _log_floor(measured: Spectrum, predicted: Spectrum, floor: float | None) -> 
     largest = max(measured.floor, predicted.floor)
     if largest > 0:
         return math.log(largest)
+    relative = [spectrum.distribution.relative_error for spectrum in (measured, predicted)]
+    if all(error >= 0 for error in relative) and any(error > 0 for error in relative):
+        # Every value is known, however small: the floor lies below all of them.
+        lows = [spectrum.distribution.log_range[0] for spectrum in (measured, predicted)]
+        return min((low for low in lows if math.isfinite(low)), default=0.0) - LN10
     tops = [spectrum.distribution.log_range[1] for spectrum in (measured, predicted)]
     known = [top for top in tops if math.isfinite(top)]
     return max(known) + math.log(SMALLEST_FLOOR) if known else -math.inf

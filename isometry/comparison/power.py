@@ -43,14 +43,13 @@ def _other_sigma_w(law: Spectrum, factor: float) -> Spectrum | None:
     if law.kind != "predicted" or not isinstance(fields, Mapping) or law.provenance.get("own_layers"):
         return None
     # Late: a comparison without theory does without scipy.
-    from isometry.theory.activations import get_activation
     from isometry.theory.ensemble import Ensemble
-    from isometry.theory.meanfield.layer_variances import layer_variances
+    from isometry.theory.finitewidth.slope_chain import alike_layers
     from isometry.theory.prediction import predict
 
     try:
         ensemble = Ensemble.from_dict(fields)
-        variances = layer_variances(ensemble, get_activation(ensemble.activation))
+        _, variances = alike_layers(ensemble)
         sigma_w, sigma_b = factor * math.sqrt(variances.sigma_w2), math.sqrt(variances.sigma_b2)
         first = float(variances.q[0])
         q0 = None

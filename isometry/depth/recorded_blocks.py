@@ -72,7 +72,9 @@ def _key(call: ModuleCall | None, number: int, matches: Callable[[str], object] 
 
 def _usual_calls(segments: Sequence[JacobianSegment]) -> list[ModuleCall | None]:
     """The call that each segment counts with; None for one that is a block of its own."""
-    model = segments[0].calls[0] if segments[0].calls else None
+    # What is done before the model runs, as cutting joined inputs apart, is in no call.
+    stacks = (stack for segment in segments for stack in segment.stacks)
+    model = next((stack[0] for stack in stacks if stack), None)
     branched = {
         segment.calls[-1]: segment.calls
         for segment in segments
@@ -144,8 +146,10 @@ def _described(segments: Sequence[JacobianSegment], chain: JacobianSegments) -> 
 def _inside(segments: Sequence[JacobianSegment], depth: int) -> Iterator[ModuleCall]:
     for segment in segments:
         for stack in segment.stacks:
-            if len(stack) > depth:
-                yield stack[depth]
+            # The model itself has no name.
+            named = next((call for call in stack[depth:] if call.name), None)
+            if named is not None:
+                yield named
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -4,8 +4,10 @@ Public is what `__all__` lists; everything else in the modules of this package i
 """
 
 from .blocks import Operator
+from .chain import chain
 from .exact import exact
 from .golub_kahan import golub_kahan
+from .graded_chain import ChainFactor, MatrixFactor
 from .lanczos import lanczos
 from .probe_rules import ProbeRules, measure_probes, merge, probe_groups
 from .quadrature import gauss_rules
@@ -14,7 +16,7 @@ from .smallest import SmallestSingularValue, smallest_singular_value
 from .triplets import LeadingTriplets, leading_triplets
 
 __all__ = [
-    "LeadingTriplets", "Operator", "ProbeRules", "SmallestSingularValue", "exact", "gauss_rules", "golub_kahan",
-    "lanczos", "leading_triplets", "measure_probes", "merge", "probe_groups", "randomized",
-    "smallest_singular_value",
+    "ChainFactor", "LeadingTriplets", "MatrixFactor", "Operator", "ProbeRules", "SmallestSingularValue", "chain",
+    "exact", "gauss_rules", "golub_kahan", "lanczos", "leading_triplets", "measure_probes", "merge", "probe_groups",
+    "randomized", "smallest_singular_value",
 ]  # fmt: skip

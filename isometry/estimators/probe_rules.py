@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from isometry.errors import InputError
-from isometry.spectrum import Extremes, Quadrature, Spectrum
+from isometry.spectrum import Extremes, LogValues, Quadrature, Spectrum
 
 from . import defaults
 from .blocks import Operator, Precision, ShortSide, random_block, strictly
@@ -306,6 +306,16 @@ def join_inputs(spectra: Sequence[Spectrum]) -> Spectrum:
     """One spectrum of the spectra of groups of inputs, all by one method, in the order of the inputs."""
     if len(spectra) == 1:
         return spectra[0]
+    products = sum(s.products for s in spectra)
+    values = [s.distribution for s in spectra if isinstance(s.distribution, LogValues)]
+    if values:
+        joined = LogValues(
+            np.concatenate([v.log_values for v in values]),
+            np.concatenate([v.log_error for v in values]),
+            np.concatenate([v.proved_zeros for v in values]),
+            replace(values[0].errors, rounding=max(v.errors.rounding for v in values)),
+        )
+        return replace(spectra[0], distribution=joined, products=products)
     quadratures = [s.quadrature for s in spectra]
     extremes = [s.extremes for s in spectra if s.extremes is not None]
     width = max(q.nodes.shape[-1] for q in quadratures)
@@ -327,7 +337,7 @@ def join_inputs(spectra: Sequence[Spectrum]) -> Spectrum:
             np.concatenate([e.bottom_residual for e in extremes]),
             np.concatenate([e.bottom_resolved for e in extremes]),
         ),
-        products=sum(s.products for s in spectra),
+        products=products,
     )
 
 

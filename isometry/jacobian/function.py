@@ -136,8 +136,11 @@ def point_function(
 
 
 def uncompiled(model: Any) -> Any:
-    """The module that torch.compile was given, with its own names of modules; anything else as it is."""
-    inner = getattr(model, "_orig_mod", None) if type(model).__name__ == "OptimizedModule" else None
+    """The module that torch.compile or torch.export was given, with its names of modules; anything else as it is."""
+    kind = type(model).__name__
+    if kind == "ExportedProgram":
+        return model.module()
+    inner = getattr(model, "_orig_mod", None) if kind == "OptimizedModule" else None
     return model if inner is None else inner
 
 

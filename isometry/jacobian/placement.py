@@ -37,6 +37,7 @@ def working_dtype_and_device(
     if not inputs.wrt and inputs.only_tensor is not None:
         _refuse_input(inputs.only_tensor, "the input", differentiated=False)
     _refuse_lazy(tensors)
+    _refuse_distributed(module, [*given.values(), *tensors])
     first = next((t for t in tensors if t.is_floating_point() or t.is_complex()), None)
     if dtype is None:
         dtype = (inputs.first if first is None else first).dtype
@@ -52,6 +53,24 @@ def working_dtype_and_device(
 def refuse_lazy_parameters(module: nn.Module) -> None:
     """Raise ModelError where a parameter or buffer has no shape yet."""
     _refuse_lazy([*module.parameters(), *module.buffers()])
+
+
+def _refuse_distributed(module: nn.Module | None, tensors: Sequence[Tensor]) -> None:
+    """Raise ModelError where a tensor, or a module's parameters, are split over processes."""
+    split = next((t for t in tensors if any(c.__name__ == "DTensor" for c in type(t).__mro__)), None)
+    sharded = [
+        type(part).__name__
+        for part in (module.modules() if module is not None else ())
+        if any(c.__name__ == "FullyShardedDataParallel" for c in type(part).__mro__)
+    ]
+    if split is None and not sharded:
+        return
+    how = f"by {sharded[0]}" if sharded else f"as DTensors, one of shape {tuple(split.shape)}"  # type: ignore[union-attr]
+    raise ModelError(
+        f"the model or its input is split over processes, {how} (FSDP, tensor parallelism): J needs all of it in one. "
+        "Load its full state (torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True) "
+        "into a plain copy of the model, and take full_tensor() of an input; shared=True distributes the products"
+    )
 
 
 def _refuse_lazy(tensors: Sequence[Tensor]) -> None:

@@ -22,6 +22,8 @@ from .rounding import UNITS_OF_A_CAST, generic_vectors, length, relative_differe
 
 # Setting up a replay costs what so many rows cost.
 MOST_OUTPUTS = 32
+# Units of rounding that depth explains in a sum of rows; more may be a cast, which a recording looks for.
+_MOST_UNITS = 4 * UNITS_OF_A_CAST
 # By how much a difference of f may differ from J v, relative: the curvature of f is in it, and its rounding.
 _CONTRADICTED = 0.2
 
@@ -56,16 +58,15 @@ class TrackedRun:
         try:
             with at.numerics(), torch_warnings_silenced():
                 found = vmap(lambda w: torch.autograd.grad(value, z, w, retain_graph=True)[0])(block)
-                # The cube root of the unit of rounding: what a one-sided difference loses to it is its square.
-                step = torch.finfo(z.dtype).eps ** (1 / 3) * (length(at.point) or 1.0) / length(v)
+                rows, jtu = found[:m].reshape(m, n).contiguous(), found[m]
+                jv = (rows @ v.reshape(n)).view(u.shape)
+                step = _step(at, v, jv)
                 moved = (at.function(at.point + step * v) - at.value) / step
         except FAILURES_OF_DERIVATIVES:
             return None
-        rows, jtu = found[:m].reshape(m, n).contiguous(), found[m]
-        jv = (rows @ v.reshape(n)).view(u.shape)
         error = relative_difference((u.reshape(1, m) @ rows).view(z.shape), jtu)
         agrees = relative_difference(moved, jv) < _CONTRADICTED or not bool((found != 0).any())
-        if not bool(torch.isfinite(found).all()) or not agrees or error > UNITS_OF_A_CAST * at.unit / 2:
+        if not bool(torch.isfinite(found).all()) or not agrees or error > _MOST_UNITS * at.unit:
             return None
         return Products(
             lambda block: (block.reshape(-1, n) @ rows.mT).view(-1, *u.shape),
@@ -76,3 +77,11 @@ class TrackedRun:
             True,
             error,
         )
+
+
+def _step(evaluation: Evaluation, v: Tensor, jv: Tensor) -> float:
+    """The step along v that changes f by a thousand units of its rounding, so that kinks and curvature are far."""
+    eps, size = torch.finfo(v.dtype).eps, length(v)
+    of_input = (length(evaluation.point) or 1.0) / size
+    of_output = length(evaluation.value) / (length(jv) or math.inf)
+    return min(1000 * eps * max(of_input, of_output), eps ** (1 / 3) * of_input)

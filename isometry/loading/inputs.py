@@ -1,8 +1,9 @@
-"""`--input`: a shape (standard normal), the bundled digits, or an array file; `--inputs B` for several at once."""
+"""`--input`: a shape (standard normal), the bundled digits, images, or an array file; `--inputs B` for several."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,27 +12,33 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from isometry.errors import LoadError, SpecError
+from isometry.loading.images import ImageOptions, is_image, load_images
 from isometry.loading.models import LoadedModel
 from isometry.loading.weights import unusual
+from isometry.training.archives import refuse_bomb
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 INPUT_HELP = (
     "A shape of one input without batch axis such as 3x32x32 (standard normal, drawn with --seed), 'digits' "
     "(scikit-learn's handwritten digits, 1x8x8, standardised), or a .npy, .npz or .pt file: with --inputs B its "
-    "first axis counts the inputs, otherwise the whole array is one input as the model takes it. Built-ins have an "
-    "input of their own: normal, of the variance that their pre-activations keep from layer to layer."
+    "first axis counts the inputs, otherwise the whole array is one input as the model takes it; or an image, or a "
+    "folder of them, of which --inputs B takes the first B by name. Built-ins have an input of their own: normal, of "
+    "the variance that their pre-activations keep from layer to layer."
 )
 
 
-_SHAPE = re.compile(r"\d+(x\d+)*")
-_FILES = (".npy", ".npz", ".pt", ".pth")
+# Numbers of an input that are not even tried.
+_MOST = 2**40
+_SHAPE = re.compile(r"\d{1,15}(x\d{1,15})*")
+FILES = (".npy", ".npz", ".pt", ".pth")
 
 
 def known_input_spec(spec: str) -> bool:
     """Whether a text has the form of an input: a shape, 'digits', or the name of a file of numbers."""
-    return bool(_SHAPE.fullmatch(spec)) or spec == "digits" or Path(spec).suffix in _FILES
+    return bool(_SHAPE.fullmatch(spec)) or spec == "digits" or Path(spec).suffix in FILES
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,13 @@ class LoadedInput:
 
 
 def load_input(
-    spec: str | None, model: LoadedModel, *, count: int | None, seed: int, batch_axis: bool = True
+    spec: str | None,
+    model: LoadedModel,
+    *,
+    count: int | None,
+    seed: int,
+    batch_axis: bool = True,
+    images: ImageOptions | None = None,
 ) -> LoadedInput:
     """The input that `--input`, `--inputs` and `--seed` name, for this model.
 
@@ -73,6 +86,8 @@ def load_input(
         Of the standard normal draw.
     batch_axis : bool
         Whether the model takes inputs stacked along a first axis.
+    images : ImageOptions, optional
+        How images are made tensors.
 
     Raises
     ------
@@ -87,17 +102,22 @@ def load_input(
                 f"the model {model.spec} does not fix the shape of its input: give --input, a shape such as 3x32x32, "
                 "'digits', or a .npy, .npz or .pt file"
             )
-        return _normal(
+        return normal(
             model.input_shape, count or 1, seed, batch_axis, variance=stationary_variance(model.module)
         )
     if _SHAPE.fullmatch(spec):
         shape = tuple(int(part) for part in spec.split("x"))
         if 0 in shape:
             raise SpecError(f"--input {spec} is empty: every extent is at least 1")
-        return _normal(shape, count or 1, seed, batch_axis)
+        return normal(shape, count or 1, seed, batch_axis)
     if spec == "digits":
         return _digits(model, count or 1, batch_axis)
-    return _from_file(Path(spec), count)
+    path = Path(spec)
+    if is_image(path):
+        pixels = load_images(path, count or 1, images or ImageOptions())
+        text = f"image {path.name}" if os.path.isfile(path) else f"first {count or 1} images of {path.name}"
+        return LoadedInput(pixels if batch_axis else pixels[0], batch_axis, text)
+    return _from_file(path, count)
 
 
 def stationary_variance(module: nn.Module) -> float:
@@ -112,16 +132,26 @@ def stationary_variance(module: nn.Module) -> float:
     return signal / float(sigma_w) ** 2 if signal > 0 else 1.0
 
 
-def _normal(
-    shape: tuple[int, ...], count: int, seed: int, batch_axis: bool, *, variance: float = 1.0
-) -> LoadedInput:
+def generator_of(seed: int) -> torch.Generator:
+    """Random numbers of an input: with the plain seed it would repeat the first weights of a model of the same seed."""
     import torch
 
-    # A separate stream: with the plain seed the input would repeat the first weights of a model of the same seed.
     stream = np.random.SeedSequence([seed, *b"input"]).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(stream) % 2**63)
+    return torch.Generator().manual_seed(int(stream) % 2**63)
+
+
+def normal(
+    shape: tuple[int, ...], count: int, seed: int, batch_axis: bool, *, variance: float = 1.0
+) -> LoadedInput:
+    """Standard normal inputs, or of another variance."""
+    import torch
+
+    if math.prod((count, *shape)) > _MOST:
+        raise SpecError(
+            f"an input of {'x'.join(map(str, shape))} has more than {_MOST:,} numbers: no memory holds them"
+        )
     # Drawn in float64, so that both precisions measure at the same point.
-    tensor = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+    tensor = torch.randn(count, *shape, generator=generator_of(seed), dtype=torch.float64)
     tensor = (tensor * math.sqrt(variance)).float()
     kind = "standard normal" if variance == 1.0 else f"normal of variance {variance:.6g}"
     text = f"{kind} {'x'.join(map(str, shape))}, seed {seed}"
@@ -155,14 +185,20 @@ def _digits(model: LoadedModel, count: int, batch_axis: bool) -> LoadedInput:
     return LoadedInput(pixels if batch_axis else pixels[0], batch_axis, text)
 
 
+def array_file(path: Path) -> Tensor:
+    """The numbers of a .npy, .npz or .pt file."""
+    return _tensor_file(path) if path.suffix in (".pt", ".pth") else _array_file(path)
+
+
 def _from_file(path: Path, count: int | None) -> LoadedInput:
-    if path.suffix not in _FILES:
+    if path.suffix not in FILES:
         raise SpecError(
-            f"--input {str(path)!r} is neither a shape (3x32x32), nor 'digits', nor a .npy, .npz or .pt file"
+            f"--input {str(path)!r} is neither a shape (3x32x32), nor 'digits', nor a .npy, .npz or .pt file, nor an "
+            "image or a folder of images"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SpecError(f"there is no input file {str(path)!r}")
-    tensor = _tensor_file(path) if path.suffix in (".pt", ".pth") else _array_file(path)
+    tensor = array_file(path)
     if count is None:
         return LoadedInput(tensor, False, path.name)
     if tensor.dim() < 1 or tensor.shape[0] < count:
@@ -176,6 +212,7 @@ def _array_file(path: Path) -> Tensor:
     import torch
 
     try:
+        refuse_bomb(path)
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.lib.npyio.NpzFile):
             with found:
@@ -185,7 +222,7 @@ def _array_file(path: Path) -> Tensor:
                         "save the input alone: numpy.savez(path, x=x)"
                     )
                 found = found[found.files[0]]
-    except SpecError:
+    except (SpecError, LoadError):
         raise
     except Exception as error:  # zipfile, zlib and NumPy raise what they like where a file is damaged
         raise LoadError(f"{path} cannot be read as a NumPy file of numbers: {error}") from error
@@ -193,12 +230,18 @@ def _array_file(path: Path) -> Tensor:
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "biufc":
         raise LoadError(f"{path} holds {getattr(found, 'dtype', 'other data')}, not numbers")
     # Byte order and strides as torch wants them.
-    return torch.from_numpy(np.ascontiguousarray(found.astype(found.dtype.newbyteorder("="))))
+    try:
+        return torch.from_numpy(np.ascontiguousarray(found.astype(found.dtype.newbyteorder("="))))
+    except TypeError as error:
+        raise LoadError(
+            f"{path} holds {found.dtype}, which torch does not know: save it as float64"
+        ) from error
 
 
 def _tensor_file(path: Path) -> Tensor:
     import torch
 
+    refuse_bomb(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises what it likes where a file is damaged

@@ -1,4 +1,4 @@
-"""From a MODEL spec to an nn.Module: a file, an importable name, a built-in, torchvision or timm.
+"""From a MODEL spec to an nn.Module: a file, an importable name, a built-in, a directory of transformers, a library.
 
 Code in a file or package that the user names is run, as `python FILE` would run it.
 """
@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from isometry.errors import LoadError, SpecError
 from isometry.loading.builtin import build, parse_settings
+from isometry.loading.pretrained import first_line, import_error, pretrained_model
 from isometry.nn.options import NETWORKS
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ MODEL is one of
   vanilla-cnn:SETTINGS       circular 3x3 convolutions, no stem, no head
   mlp:SETTINGS  resnet:SETTINGS
   torchvision:NAME  timm:NAME   where those are installed
+  hf:DIRECTORY               config.json and .safetensors of transformers
 with SETTINGS such as
   depth=32,channels=16,size=8,activation=tanh,init=gaussian,
   sigma_w=1.02,sigma_b=0.0045,seed=0   (written without the line break)
@@ -85,7 +88,7 @@ def load_model(spec: str, *, seed: int = 0, evaluation: bool = False) -> LoadedM
     elif not colon or not rest:
         raise SpecError(
             f"{spec!r} is not a MODEL: write path/to/file.py:callable, package.module:callable, torchvision:NAME, "
-            f"timm:NAME, or a built-in ({', '.join(f'{name}:...' for name in NETWORKS)})"
+            f"timm:NAME, hf:DIRECTORY, or a built-in ({', '.join(f'{name}:...' for name in NETWORKS)})"
         )
     else:
         import torch
@@ -97,6 +100,9 @@ def load_model(spec: str, *, seed: int = 0, evaluation: bool = False) -> LoadedM
         torch.manual_seed(seed)
         if kind in ("torchvision", "timm"):
             loaded = LoadedModel(_from_library(kind, rest), spec, rest.replace("/", "-"))
+        elif kind == "hf":
+            directory = Path(rest)
+            loaded = LoadedModel(pretrained_model(directory), spec, directory.resolve().name)
         else:
             # The last colon: a path may hold one itself.
             place, _, attribute = spec.rpartition(":")
@@ -134,7 +140,7 @@ def _find(place: str, attribute: str) -> Any:
 
 
 def _module_from_file(path: Path) -> Any:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SpecError(f"there is no file {str(path)!r} to load a model from")
     name = f"_isometry_model_{path.stem}"
     specification = importlib.util.spec_from_file_location(name, path)
@@ -210,10 +216,7 @@ def _from_library(library: str, name: str) -> nn.Module:
         package = importlib.import_module("torchvision.models" if library == "torchvision" else "timm")
     except Exception as error:
         # Not only ImportError: a build that does not fit this torch fails with RuntimeError while it is imported.
-        raise LoadError(
-            f"{library} cannot be imported here ({type(error).__name__}: {_first_line(error)}). Install it for this "
-            f"torch, or name the model by a file, path/to/file.py:callable"
-        ) from error
+        raise import_error(library, error) from error
     try:
         with contextlib.redirect_stdout(sys.stderr):
             made = (
@@ -222,7 +225,7 @@ def _from_library(library: str, name: str) -> nn.Module:
                 else package.create_model(name)
             )
     except Exception as error:
-        raise SpecError(f"{library} makes no model {name!r}: {_first_line(error)}") from error
+        raise SpecError(f"{library} makes no model {name!r}: {first_line(error)}") from error
     return made
 
 
@@ -236,9 +239,5 @@ def _foreign_code(where: str) -> Any:
         raise
     except (Exception, SystemExit) as error:
         raise LoadError(
-            f"loading the model from {where} raised {type(error).__name__}: {_first_line(error)}"
+            f"loading the model from {where} raised {type(error).__name__}: {first_line(error)}"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["(no message)"])[0]

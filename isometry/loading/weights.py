@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isometry.errors import LoadError, SpecError
+from isometry.training.archives import refuse_bomb
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 # Where training scripts commonly put the state dictionary inside a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _SHOWN = 5
+# Bytes that one number repeated may stand for.
+_PLENTY = 2**28
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -33,6 +37,11 @@ def load_weights(module: nn.Module, path: Path) -> None:
         f"{key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the model"
         for key in own
         if key in state and state[key].shape != own[key].shape
+    ]
+    wrong += [
+        f"{key} is complex in the file and real in the model"
+        for key in own
+        if key in state and state[key].is_complex() and not own[key].is_complex()
     ]
     if missing or unexpected or wrong:
         parts = [
@@ -53,11 +62,12 @@ def load_weights(module: nn.Module, path: Path) -> None:
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
     import torch
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SpecError(f"there is no file of weights {str(path)!r}")
     if path.suffix == ".safetensors":
         found: Any = _safetensors(path)
     else:
+        refuse_bomb(path)
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -96,6 +106,9 @@ def unusual(tensor: Tensor) -> str:
         return "without numbers, on the device 'meta'"
     if tensor.layout is not torch.strided or tensor.is_nested:
         return f"of layout {str(tensor.layout).removeprefix('torch.')}, not dense"
+    held = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > max(held, _PLENTY):
+        return f"of {tensor.numel():,} numbers, for which the file holds {held:,} bytes"
     return "of quantized numbers" if tensor.is_quantized else ""
 
 

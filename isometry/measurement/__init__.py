@@ -6,8 +6,8 @@ Public is what `__all__` lists, and `distributed.process_group`; everything else
 from __future__ import annotations
 
 from isometry.measurement.measurement import measure
-from isometry.measurement.methods import Exact, Lanczos, Randomized
+from isometry.measurement.methods import Chain, Exact, Lanczos, Randomized
 from isometry.measurement.options import MeasureOptions
 from isometry.measurement.stopping import Goal
 
-__all__ = ["Exact", "Goal", "Lanczos", "MeasureOptions", "Randomized", "measure"]
+__all__ = ["Chain", "Exact", "Goal", "Lanczos", "MeasureOptions", "Randomized", "measure"]

@@ -13,6 +13,8 @@ from isometry.errors import ConvergenceWarning
 from isometry.estimators.defaults import TOP
 from isometry.spectrum import Spectrum
 
+# A relative error beyond which a value is hardly known.
+_LARGE_ERROR = 0.5
 _CAUSES = {
     "budget": "the budget ended first",
     "probes": "there were no more probes to take; raise probes",
@@ -63,9 +65,14 @@ def warn_of_underflow(spectrum: Spectrum, dtype: str, cause: str = "") -> None:
     """
     e = spectrum.extremes
     smallest = float(np.finfo(dtype).tiny / np.finfo(dtype).eps)
-    if e is None or bool(np.all(e.top[:, 0] >= smallest)):
+    if e is None:
+        # Scales are logarithms there, and do not underflow.
+        is_zero = bool(np.any(spectrum.distribution.row_moments(2)[1] == 0))
+        s_max = 0.0 if is_zero else math.inf
+    else:
+        s_max = float(e.top[:, 0].min())
+    if s_max >= smallest:
         return
-    s_max = float(e.top[:, 0].min())
     cure = "" if dtype == "float64" else "; if the network is merely deep, measure with dtype=torch.float64"
     warnings.warn(
         f"s_max is {s_max:.2g}: "
@@ -77,6 +84,18 @@ def warn_of_underflow(spectrum: Spectrum, dtype: str, cause: str = "") -> None:
         ConvergenceWarning,
         stacklevel=3,
     )
+
+
+def warn_of_relative_errors(spectrum: Spectrum) -> None:
+    """Say so where values that are known one by one have relative errors beyond one half."""
+    worst = spectrum.reported.relative_error
+    if worst > _LARGE_ERROR:
+        warnings.warn(
+            f"the relative error of some singular value is {worst:.1g}: the rounding of the products hides it; measure "
+            "with dtype=torch.float64, or take the values whose relative_errors are small",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
 
 
 def stopped_short(spectrum: Spectrum) -> bool:

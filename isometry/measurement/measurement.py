@@ -17,7 +17,12 @@ from isometry.errors import InputError
 from isometry.estimators import defaults
 from isometry.jacobian import DEFAULT_MEMORY_LIMIT, JacobianOperator
 from isometry.measurement.adaptive import Limits, extend_until
-from isometry.measurement.convergence import warn_of_underflow, warn_stopped, warn_unconverged
+from isometry.measurement.convergence import (
+    warn_of_relative_errors,
+    warn_of_underflow,
+    warn_stopped,
+    warn_unconverged,
+)
 from isometry.measurement.distributed import (
     SHARED_INPUTS,
     SHARED_PROBES,
@@ -28,7 +33,14 @@ from isometry.measurement.distributed import (
     refuse_differences,
 )
 from isometry.measurement.lanczos_run import LanczosRun
-from isometry.measurement.methods import Exact, Lanczos, Method, checked_method, exact_is_affordable
+from isometry.measurement.methods import (
+    Exact,
+    Lanczos,
+    Method,
+    chain_beyond_floor,
+    checked_method,
+    exact_is_affordable,
+)
 from isometry.measurement.operators import Operators, measure_groups
 from isometry.measurement.options import (
     MeasureOptions,
@@ -44,7 +56,8 @@ from isometry.measurement.provenance import record, recorded_ensemble, refuse_ow
 from isometry.measurement.shares import recorded_shares
 from isometry.measurement.stopping import Goal, stop_record
 from isometry.progress import Progress, StepProgress, progress_listener
-from isometry.spectrum import Spectrum
+from isometry.spectrum import Curve, Spectrum
+from isometry.spectrum.formatting import percent_text
 
 _log = logging.getLogger(__name__)
 
@@ -75,12 +88,15 @@ def measure(
     x : Tensor, or a tuple, list, dict or dataclass of tensors
         One input, exactly as the model takes it; with ``batched``, B of them stacked first, each with its own
         Jacobian, whose distributions are averaged. Left out with a ready operator.
-    method : {"auto", "exact", "lanczos", "randomized"} or method object
+    method : {"auto", "exact", "lanczos", "randomized", "chain"} or method object
         "exact" builds J from its shorter side and takes its SVD in float64; "lanczos" is stochastic Lanczos
         quadrature on the Golub-Kahan bidiagonalisation; "randomized" finds the leading ``rank`` triplets
-        and samples the rest. "auto" is exact or lanczos, whichever takes fewer products: exact where min(m, n) is no
-        more than 2 * probes * steps, the matrix fits into ``memory_limit`` and its short side is at most 6000.
-        ``Exact()``, ``Lanczos(probes=32)`` and ``Randomized(rank=50)`` of :mod:`isometry.measurement` are the same with
+        and samples the rest; "chain" finds every value over any number of decades, each with a relative error, from the
+        factors of J between the cuts of the recorded model. "auto" is exact or lanczos, whichever takes fewer products:
+        exact where min(m, n) is no more than 2 * probes * steps, the matrix fits into ``memory_limit`` and its short
+        side is at most 6000. Where exact finds values below its floor, chain follows it if the products are float64,
+        the model has cuts and the short side is at most 1024; ``provenance["instead_of"]`` says so. ``Exact()``,
+        ``Lanczos(probes=32)``, ``Randomized(rank=50)`` and ``Chain()`` of :mod:`isometry.measurement` are the same with
         their options.
     goal : Goal, optional
         What the error of which quantity is to fall to, and what that may cost. Its parts may be given as ``rtol``,
@@ -186,12 +202,14 @@ def measure(
         )  # fmt: skip
         spectrum, reason, peak = run.by(chosen)
     # Groups of inputs have operators of their own; the rounding is that of all inputs together.
-    errors = replace(spectrum.quadrature.errors, eps=operator.unit, rounding=operator.rounding)
+    distribution = spectrum.distribution
+    assert not isinstance(distribution, Curve), "a measurement has values or nodes"
+    errors = replace(distribution.errors, eps=operator.unit, rounding=operator.rounding)
     record_options = recorded_options(operator, given, method, goal)
     top = record_options.get("top")
     spectrum = replace(
         spectrum,
-        distribution=replace(spectrum.quadrature, errors=errors),
+        distribution=replace(distribution, errors=errors),
         name=name,
         seconds=time.perf_counter() - began,
         provenance={
@@ -210,6 +228,7 @@ def measure(
         spectrum = replace(spectrum, provenance={**spectrum.provenance, "stopped": stopped})
         warn_stopped(stopped)
     warn_of_underflow(spectrum, str(operator.dtype).removeprefix("torch."), operator.zero_cause)
+    warn_of_relative_errors(spectrum)
     if chosen.tol is not None:
         warn_unconverged(spectrum, chosen.tol, top=top)
     return spectrum
@@ -236,7 +255,23 @@ class _Run:
         peak = method.peak(self.operators.whole, *goals)
         _log.info(peak)
         if not isinstance(method, Lanczos):
-            return *self.whole_inputs(method), peak.size
+            spectrum, reason = self.whole_inputs(method)
+            chain = (
+                chain_beyond_floor(spectrum, self.operators.whole)
+                if self.may_switch and reason is None
+                else None
+            )
+            if chain is None:
+                return spectrum, reason, peak.size
+            # What the dense matrix cannot tell from zero, its factors can.
+            found, reason = self.whole_inputs(chain, fallback=spectrum)
+            if found is not spectrum:
+                note = f"exact, which had {percent_text(spectrum.zero_mass)} of the values below its floor"
+                found = replace(
+                    found, products=found.products + spectrum.products,
+                    provenance={**found.provenance, "instead_of": note},
+                )  # fmt: skip
+            return found, reason, max(peak.size, chain.peak_bytes(self.operators.whole))
         spectrum, reason = self.sampled(method)
         if reason != "exact":
             return spectrum, reason, peak.size

@@ -8,13 +8,17 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, ClassVar
 
-from isometry.errors import InputError
-from isometry.estimators import defaults, exact, lanczos, randomized
+import torch
+
+from isometry.errors import InputError, ModelError
+from isometry.estimators import chain, defaults, exact, lanczos, randomized
 from isometry.estimators.blocks import PROBES, random_bytes
 from isometry.estimators.golub_kahan import recurrence_bytes
+from isometry.estimators.graded_chain import chain_bytes, chain_sweeps
 from isometry.estimators.probe_rules import basis_bytes, probe_groups
 from isometry.estimators.randomized import predicted_bytes, predicted_products, search_bytes
 from isometry.jacobian import JacobianOperator
+from isometry.measurement.segment_factors import segment_factors, segments_of
 from isometry.measurement.stopping import (
     EXTREME_QUANTITIES,
     MAX_PROBES,
@@ -27,6 +31,8 @@ from isometry.spectrum import Spectrum
 
 # A dense SVD of a longer short side takes minutes on a processor, whatever the products cost.
 _LARGEST_DENSE_SIDE = 6000
+# "auto" goes over to a chain of so many singular values at most.
+_LARGEST_CHAIN_SIDE = 1024
 # The matrix in float64, its copy and the work space of the decomposition.
 _DENSE_COPIES = 3
 # Panels of a matrix that the BLAS packs and keeps; measured.
@@ -285,8 +291,66 @@ class Randomized(_Method):
         )  # fmt: skip
 
 
-Method = Exact | Lanczos | Randomized
-METHODS = ("auto", Exact.name, Lanczos.name, Randomized.name)
+@dataclass(frozen=True)
+class Chain(_Method):
+    """All singular values over any number of decades, each with a relative error, from the factors of J.
+
+    The model is recorded and cut wherever all dependence on the input passes through one tensor
+    (:class:`isometry.jacobian.JacobianSegments`); J is the product of what lies between.
+    """
+
+    name: ClassVar[str] = "chain"
+    tol: ClassVar[float | None] = None
+
+    def products(self, operator: JacobianOperator) -> int:
+        """min(m, n) for each sweep of each input, and one that finds zeros: two sweeps, more where min(m, n) < 200."""
+        short = min(operator.shape)
+        return _inputs(operator) * (short * chain_sweeps(short) + 1)
+
+    def inputs_per_group(self, operator: JacobianOperator) -> int:
+        """1: each input has factors of its own."""
+        return 1
+
+    def peak(self, operator: JacobianOperator) -> Peak:
+        """The vectors at the widest cut, and the factors of the product so far."""
+        short, widest = min(operator.shape), segments_of(operator).widest
+        size = chain_bytes(short, widest, operator.dtype)
+        return _peak(
+            operator, short, 1, size + min(size, _PACKED),
+            f"{short} vectors of up to {widest} numbers, and the graded factors {_amount(size)}",
+        )  # fmt: skip
+
+    def run(
+        self,
+        operator: JacobianOperator,
+        *,
+        seed: int = 0,
+        first_input: int = 0,
+        progress: StepProgress | None = None,
+    ) -> Spectrum:
+        """:func:`isometry.estimators.chain`; the perturbations that measure the errors are random."""
+        if operator.batch not in (None, 1):
+            raise InputError(
+                f"a chain is of one input, and this operator holds {operator.batch}: take operator.of_inputs(range(1))"
+            )
+        return chain(
+            segment_factors(operator), seed=seed, first_input=first_input,
+            device=operator.device, progress=progress,
+        )  # fmt: skip
+
+    def refuse_too_large(self, operator: JacobianOperator) -> None:
+        """Raise InputError where the vectors do not fit into the memory limit."""
+        short, widest = min(operator.shape), segments_of(operator).widest
+        size, limit = chain_bytes(short, widest, operator.dtype), operator.memory_limit
+        if size > limit:
+            raise InputError(
+                f"the chain's {short} vectors of up to {widest} numbers and its factors take about {size / 1e9:.3g} "
+                f"GB, more than memory_limit ({limit / 1e9:.3g} GB): take method='lanczos', or raise memory_limit"
+            )
+
+
+Method = Exact | Lanczos | Randomized | Chain
+METHODS = ("auto", Exact.name, Lanczos.name, Randomized.name, Chain.name)
 
 
 def named_method(name: str, options: Mapping[str, Any]) -> Method | None:
@@ -301,7 +365,7 @@ def named_method(name: str, options: Mapping[str, Any]) -> Method | None:
     """
     if name not in METHODS:
         raise InputError(f"method is one of {', '.join(METHODS)}; got {name!r}")
-    methods = {method.name: method for method in _methods(options)}
+    methods: dict[str, Method] = {method.name: method for method in (*_methods(options), Chain())}
     probe = options.get("probe", "gaussian")
     if name == Randomized.name and probe != "gaussian":
         raise InputError(f"probe={probe!r} goes with method='lanczos'; 'randomized' draws Gaussian vectors")
@@ -344,7 +408,7 @@ def checked_method(
             f"method={method.name!r} stands on products J v, and there are {operator.backend}: take method='exact', "
             f"which builds J from its {operator.shape[0]} rows"
         )
-    if isinstance(method, Exact):
+    if isinstance(method, Exact | Chain):
         method.refuse_too_large(operator)
     return method
 
@@ -355,11 +419,28 @@ def exact_is_affordable(method: Exact, operator: JacobianOperator, goal: Goal | 
     return method.is_practical(operator) and (budget is None or method.products(operator) <= budget)
 
 
+def chain_beyond_floor(spectrum: Spectrum, operator: JacobianOperator) -> Chain | None:
+    """The chain, where it knows more than the dense matrix of "auto": values lie below its floor, and J has factors."""
+    known = spectrum.below_floor == 0 or spectrum.s_max == 0
+    if known or operator.dtype != torch.float64 or min(operator.shape) > _LARGEST_CHAIN_SIDE:
+        return None
+    method = Chain()
+    try:
+        method.refuse_too_large(operator)
+        return method if len(segments_of(operator)) > 1 else None
+    except (ModelError, InputError):
+        return None
+
+
 def _refuse_goal(method: Method | None, goal: Goal, operator: JacobianOperator) -> None:
     """Raise InputError for a goal that the method, or the precision of the operator, cannot reach."""
     if isinstance(method, Randomized):
         raise InputError(
             "rtol and budget go with method='auto', 'lanczos' or 'exact'; for 'randomized' there is tol"
+        )
+    if isinstance(method, Chain):
+        raise InputError(
+            "rtol and budget go with method='auto', 'lanczos' or 'exact'; 'chain' finds every value, with its error"
         )
     if goal.rtol is not None and goal.rtol < operator.rounding and goal.quantity in EXTREME_QUANTITIES:
         raise InputError(

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 OWN_KEYS = frozenset(
     {"model", "input", "channels", "dtype", "device", "products_by", "rounding", "seed", "options", "shares",
      "torch_version", "numpy_version", "isometry_version", "git_commit", "created", "threads", "predicted_peak_bytes",
-     "processes", "stopped", "probe", "probes", "steps", "rank", "taken_out", "kernel"}
+     "processes", "stopped", "factors", "decompositions", "condition", "sweeps", "instead_of",
+     "probe", "probes", "steps", "rank", "taken_out", "kernel"}
 )  # fmt: skip
 
 
@@ -107,7 +108,11 @@ def recorded_ensemble(
     if not math.isfinite(mean_square):
         # Integers, nothing, NaN: the measurement says what is wrong with such an input.
         return None
-    q0 = ensemble.sigma_w**2 * mean_square + (ensemble.sigma_b or 0.0) ** 2
+    sigma_w, sigma_b = (
+        value[0] if isinstance(value, tuple) else value or 0.0
+        for value in (ensemble.sigma_w, ensemble.sigma_b)
+    )
+    q0 = sigma_w**2 * mean_square + sigma_b**2
     return dict(replace(ensemble, q0=q0).to_dict())
 
 

@@ -282,9 +282,10 @@ def arguments_of_ensemble(
     ensemble: Ensemble, names: dict[str, str], options: dict[str, Any], *, widths_allowed: bool = False
 ) -> dict[str, Any]:
     """Constructor arguments that draw a network from an ensemble; `names` translates its weight laws."""
-    if not isinstance(ensemble.weights, str):
+    if not ensemble.is_uniform or not isinstance(ensemble.weights, str):
         raise InputError(
-            "a reference network has one weight law for all layers; this ensemble names one per layer."
+            "a reference network has one activation, weight law, sigma_w and sigma_b for all layers; this ensemble "
+            "names some per layer."
         )
     if ensemble.readout:
         raise InputError("a read-out is the head of a network: drop readout and give num_classes.")

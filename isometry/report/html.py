@@ -161,6 +161,7 @@ def _verdict(spectrum: Spectrum, law: Spectrum | None, name: str) -> dict[str, A
         "name": name,
         "text": plain(summary.verdict),
         "stopped": plain(summary.stopped_text),
+        "shares": plain(summary.shares_text),
         "level": summary.level,
         "share": percent_text(*summary.isometry),
         "how": plain(how_known(spectrum)),

@@ -12,7 +12,12 @@ from isometry.spectrum import Spectrum
 from isometry.spectrum.formatting import number_text, plain
 
 # Keys of the record that are arguments of `isometry.measure`, by the method that takes them.
-_ARGUMENTS = {"exact": (), "lanczos": ("probes", "steps"), "randomized": ("rank", "probes", "steps")}
+_ARGUMENTS = {
+    "exact": (),
+    "lanczos": ("probes", "steps"),
+    "randomized": ("rank", "probes", "steps"),
+    "chain": (),
+}
 _OPTIONS = ("batched", "source", "target", "output", "top", "rank", "tol", "memory_limit")
 
 
@@ -44,6 +49,7 @@ def how_known(spectrum: Spectrum) -> str:
         "exact": "by a dense SVD of J",
         "lanczos": f"by Golub-Kahan quadrature with {probes}{steps}",
         "randomized": f"by randomized SVD of the leading part and {probes}{steps} for the rest",
+        "chain": f"from {record.get('factors', 'the')} factors of J, each value with a relative error",
     }.get(spectrum.method, f"by {spectrum.method}")
     point = record.get("input_spec") or record.get("input")
     inputs = "one input" if spectrum.n_inputs == 1 else f"{spectrum.n_inputs} inputs"

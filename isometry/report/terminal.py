@@ -76,6 +76,8 @@ def _print_block(console: Console, spectra: Sequence[Spectrum]) -> None:
 
 
 def _print_sentences(console: Console, summary: Summary, lead: str) -> None:
+    if summary.shares:
+        console.print(Text(plain(f"{lead}shares of mean s²: {summary.shares_text}")))
     if summary.stopped_text:
         console.print(Text(f"{lead}stopped: {summary.stopped_text}", style="dim"))
     console.print(Text(f"{lead}{summary.verdict}", style=STYLES[summary.level]))

@@ -101,6 +101,18 @@ class Curve:
         return 0.0
 
     @property
+    def relative_error(self) -> float:
+        return 0.0
+
+    @property
+    def end_errors(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    @property
+    def proved_zero_mass(self) -> float:
+        return self.zero_mass
+
+    @property
     def zero_mass(self) -> float:
         return float(np.sum(self.atom_mass[np.isneginf(self.atom_log_s)]))
 

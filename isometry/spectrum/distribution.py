@@ -1,9 +1,9 @@
 """`Distribution`: what everything downstream may ask of a distribution of singular values, measured or predicted.
 
-Two classes answer: `.quadrature.Quadrature` holds nodes and weights, per input and per probe, as a measurement leaves
-them; `.curve.Curve` holds a cumulative distribution on a grid plus point masses, as a prediction leaves it. Both answer
-in t = ln s, natural logarithm of the singular value, because the squares of deep products range over 1e-300 .. 1e300
-and beyond; t = -inf stands for s = 0.
+Three classes answer: `.quadrature.Quadrature` holds nodes and weights, per input and per probe, as a measurement leaves
+them; `.log_values.LogValues` all values as logarithms, as a chain leaves them; `.curve.Curve` a cumulative distribution
+on a grid plus point masses, as a prediction leaves it. All answer in t = ln s, natural logarithm of the singular value,
+because the squares of deep products range over 1e-300 .. 1e300 and beyond; t = -inf stands for s = 0.
 """
 
 from __future__ import annotations
@@ -51,8 +51,23 @@ class Distribution(Protocol):
         ...
 
     @property
+    def relative_error(self) -> float:
+        """Largest relative error of a singular value, however small that is; nan where errors are shares of s_max."""
+        ...
+
+    @property
+    def end_errors(self) -> tuple[float, float]:
+        """Relative errors of the smallest and the largest singular value apart from zero; 0 where residuals say it."""
+        ...
+
+    @property
     def zero_mass(self) -> float:
         """Mass at s = 0 (a measurement counts what lies below its floor)."""
+        ...
+
+    @property
+    def proved_zero_mass(self) -> float:
+        """The part of it that is zero without rounding; nan where nothing is known of that."""
         ...
 
     @property

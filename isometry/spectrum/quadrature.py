@@ -129,6 +129,18 @@ class Quadrature:
             return np.log(values), cumulative / cumulative[-1]
 
     @property
+    def relative_error(self) -> float:
+        return float(np.nan)
+
+    @property
+    def end_errors(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    @property
+    def proved_zero_mass(self) -> float:
+        return float(np.nan)
+
+    @property
     def zero_mass(self) -> float:
         t, cumulative = self._pooled
         return float(cumulative[0]) if t[0] == -np.inf else 0.0

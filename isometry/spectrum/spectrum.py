@@ -24,9 +24,10 @@ from .error_model import NO_PROBES, ErrorModel
 from .extremes import Extremes
 from .formatting import number_text, plain
 from .log_scale import exponential
+from .log_values import LogValues
 from .plotting import report_package
 from .quadrature import Quadrature
-from .summary import REPORTED_QUANTILES, STOPPED, Summary, quantile_text, verdict_text
+from .summary import REPORTED_QUANTILES, STOPPED, Summary, quantile_text, recorded_shares, verdict_text
 
 Array = NDArray[np.float64]
 
@@ -37,10 +38,10 @@ class Spectrum:
 
     Parameters
     ----------
-    distribution : Quadrature or Curve
+    distribution : Quadrature, LogValues or Curve
         The distribution itself, in ln s.
     method : str
-        "exact", "lanczos", "randomized", "predicted", or the user's own word.
+        "exact", "lanczos", "randomized", "chain", "predicted", or the user's own word.
     shape : (int, int), optional
         (m, n): outputs and inputs of J. None for a prediction at infinite width.
     extremes : Extremes, optional
@@ -62,7 +63,7 @@ class Spectrum:
     (2.75, 1.0, 0.25)
     """
 
-    distribution: Quadrature | Curve
+    distribution: Quadrature | LogValues | Curve
     method: str
     shape: tuple[int, int] | None = None
     extremes: Extremes | None = None
@@ -72,8 +73,10 @@ class Spectrum:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.shape is not None and isinstance(self.distribution, Quadrature):
+        if self.shape is not None and not isinstance(self.distribution, Curve):
             object.__setattr__(self, "distribution", self.distribution.of_dimension(min(self.shape)))
+        if self.extremes is not None and isinstance(self.distribution, LogValues):
+            raise InputError("values that are all known, each with its error, have no extremes beside them")
 
     # ---- making one --------------------------------------------------------------------------------
 
@@ -156,28 +159,41 @@ class Spectrum:
         Raises
         ------
         InputError
-            For a prediction.
+            For a prediction, and for values that are known as logarithms.
         """
         if isinstance(self.distribution, Quadrature):
             return self.distribution
+        if isinstance(self.distribution, LogValues):
+            raise InputError(
+                "the values of a chain are logarithms (log_singular_values), not nodes with weights"
+            )
         raise InputError("a prediction is a curve: nodes and weights are those of a measurement")
 
     @property
     def singular_values(self) -> Array:
-        """All singular values of an exact measurement, descending: (d,) for one input, (inputs, d) for several.
+        """All singular values of a measurement one by one, descending: (d,) for one input, (inputs, d) for several.
 
         Values at or below :attr:`floor` are rounding.
 
         Raises
         ------
         InputError
-            When they were not computed one by one.
+            When they were not computed one by one, or one of them is no float: see :attr:`log_singular_values`.
 
         Examples
         --------
         >>> Spectrum.from_singular_values([1.0, 3.0]).singular_values.tolist()
         [3.0, 1.0]
         """
+        if isinstance(self.distribution, LogValues):
+            logs = self.log_singular_values
+            with np.errstate(over="ignore"):
+                found = np.exp(logs)
+            if np.any(np.isinf(found) | (found < np.finfo(float).tiny) & np.isfinite(logs)):
+                raise InputError(
+                    "singular values leave the range of floats: log_singular_values holds their natural logarithms"
+                )
+            return found
         if self.kind == "predicted":
             raise InputError("a prediction is a density: it has quantiles, and no singular values of its own")
         if self.distribution.errors.random:
@@ -187,6 +203,38 @@ class Spectrum:
             )
         values = -np.sort(-self.quadrature.nodes[:, 0], axis=1)
         return np.asarray(values[0] if self.n_inputs == 1 else values)
+
+    @property
+    def log_singular_values(self) -> Array:
+        """ln of :attr:`singular_values`, which may leave the range of floats; -inf for zero.
+
+        Examples
+        --------
+        >>> Spectrum.from_singular_values([1.0, 0.0]).log_singular_values.tolist()
+        [0.0, -inf]
+        """
+        if isinstance(self.distribution, LogValues):
+            logs = self.distribution.log_values
+            return logs[0] if self.n_inputs == 1 else logs
+        with np.errstate(divide="ignore"):
+            return np.log(self.singular_values)
+
+    @property
+    def relative_errors(self) -> Array:
+        """Bound of the relative error of each of :attr:`singular_values`, of the same shape; 0 for a zero.
+
+        Raises
+        ------
+        InputError
+            Where errors are a share of s_max, as those of all methods but "chain" are.
+        """
+        if isinstance(self.distribution, LogValues):
+            errors = np.expm1(self.distribution.log_error)
+            return errors[0] if self.n_inputs == 1 else errors
+        raise InputError(
+            f"a relative error of every value is what method='chain' gives; the errors of {self.method!r} are a share "
+            "of s_max (extremes.top_residual, floor)"
+        )
 
     @property
     def floor(self) -> float:
@@ -438,7 +486,8 @@ class Spectrum:
         """Standard error of :meth:`moment` over probes or over inputs; 0 for a prediction.
 
         Over probes from the law of the probes, so that one alone has an error; nan where the rule of a single probe is
-        too short for it (``order`` steps). Of random signs the law is a bound, which the spread of many replaces.
+        too short for it (``order`` steps), and where the moment is no float. Of random signs the law is a bound, which
+        the spread of many replaces.
         """
         if over == "probes":
             scale, mean = self.distribution.moment_mean(order)
@@ -446,7 +495,8 @@ class Spectrum:
         else:
             scale, values = self.distribution.row_moments(2 * order)
             error = self.standard_error(values, over=over)
-        return error * exponential(scale) if error > 0 else error
+        found = error * exponential(scale) if error > 0 else error
+        return found if error == 0 or 0 < found < math.inf else math.nan
 
     @property
     def mean_square_stderr(self) -> float:
@@ -501,7 +551,9 @@ class Spectrum:
     def s_max_residual(self) -> float:
         """Residual bound of :attr:`s_max`; 0 for a prediction."""
         e = self.extremes
-        return float(e.top_residual[int(e.top[:, 0].argmax()), 0]) if e is not None else 0.0
+        if e is None:
+            return _part(self.s_max, self.distribution.end_errors[1])
+        return float(e.top_residual[int(e.top[:, 0].argmax()), 0])
 
     @property
     def s_min(self) -> float:
@@ -520,7 +572,7 @@ class Spectrum:
     def s_min_residual(self) -> float:
         """Residual bound of :attr:`s_min`; nan where it is not resolved."""
         if self.extremes is None:
-            return 0.0
+            return _part(self.s_min, self.distribution.end_errors[0])
         e = self.extremes
         return float(e.bottom_residual[int(e.bottom.argmin())]) if np.all(e.bottom_resolved) else math.nan
 
@@ -624,6 +676,8 @@ class Spectrum:
             log10_quantiles=logs,
             floor=self.floor,
             zero_mass=self.zero_mass,
+            proved_zero_mass=self.distribution.proved_zero_mass,
+            relative_error=self._relative_error(),
             scale=_representable(math.sqrt(self.mean_square), log10_mean_square / 2),
             log10_scale=log10_mean_square / 2,
             spread=self.spread_bounds(),
@@ -634,14 +688,46 @@ class Spectrum:
             products=self.products,
             seconds=self.seconds,
             # Fewer may have been found than were asked for: the rest is nan.
-            top=() if e is None else tuple(
+            top=self._leading_values() if e is None else tuple(
                 (float(s), float(residual))
                 for s, residual in zip(e.top[best, :10], e.top_residual[best, :10], strict=True)
                 if math.isfinite(s)
             ),
             stopped=self.stopped or None,
-            **{key: self.provenance.get(key) for key in ("seed", "dtype", "device")},
+            shares=recorded_shares(self.provenance.get("shares")),
+            **self._outside(),
+            seed=self.provenance.get("seed"),
+            dtype=self.provenance.get("dtype"),
+            device=self.provenance.get("device"),
         )  # fmt: skip
+
+    def _leading_values(self) -> tuple[tuple[float, float], ...]:
+        """The largest values of the input with the largest one, with their errors, where all are known one by one."""
+        if not isinstance(self.distribution, LogValues):
+            return ()
+        best = int(self.distribution.log_values[:, 0].argmax())
+        logs, errors = self.distribution.log_values[best, :10], self.distribution.log_error[best, :10]
+        values = [exponential(float(log)) for log in logs]
+        return tuple(
+            (s, _part(s, float(error))) for s, error in zip(values, errors, strict=True) if 0 < s < math.inf
+        )
+
+    def _relative_error(self) -> float:
+        """Of a measurement; a prediction has none."""
+        return math.expm1(self.distribution.relative_error) if self.kind == "measured" else math.nan
+
+    def _outside(self) -> dict[str, Any]:
+        """The fields of a `Summary` that say what a prediction knows of a singular value outside its law."""
+        found = self.provenance.get("outside")
+        log10 = found.get("log10_s") if isinstance(found, Mapping) else None
+        if not isinstance(found, Mapping) or not isinstance(log10, int | float) or not math.isfinite(log10):
+            return {}
+        value = 10.0**log10 if abs(log10) < 300 else math.nan
+        return {
+            "outside": value,
+            "log10_outside": float(log10),
+            "outside_certain": found.get("certain") is True,
+        }
 
     @property
     def stopped(self) -> Mapping[str, Any]:
@@ -720,6 +806,11 @@ class Spectrum:
             raise InputError(f'kind is "density" or "cdf"; got {kind!r}')
         report = report_package()
         return (report.plot_density if kind == "density" else report.plot_cdf)(self, ax=ax, **options)
+
+
+def _part(value: float, share: float) -> float:
+    """A share of a value, nan where that is infinite."""
+    return value * math.expm1(share) if math.isfinite(value) else 0.0 if share == 0 else math.nan
 
 
 def _nonnegative(s: ArrayLike) -> Array:

@@ -34,11 +34,13 @@ LABELS: Mapping[str, str] = {
     "condition_number": "condition number",
     "mean_square": "mean s²",
     "mean_square_stderr_inputs": "± over inputs",
+    "relative_error": "relative error",
     "zero_mass": "zero mass",
     "scale": "scale (rms s)",
     "spread": "near the scale",
     "isometry": f"in [{LOW:g}, {HIGH:g}]",
     "isometry_limits95": "95 % limits",
+    "outside": "outside the law",
 }
 
 
@@ -69,6 +71,10 @@ class Summary:
         By their levels, as texts: ``"0.5"``.
     floor, zero_mass : float
         Largest s that cannot be told from zero, and the fraction of singular values at or below it.
+    proved_zero_mass : float
+        The part of it that is zero without rounding; nan where nothing is known of that.
+    relative_error : float
+        Largest relative error of a singular value, whatever its size; nan where errors are shares of s_max.
     scale, log10_scale : float
         The root mean square singular value, sqrt(E[s^2]), and its log10.
     spread : (float, float)
@@ -80,9 +86,13 @@ class Summary:
         Limits of that fraction with 95 % confidence.
     verdict : str
         One sentence.
+    outside : float, log10_outside
+        Where a prediction knows of a singular value that its law does not hold, a lower bound of the largest.
+    outside_certain : bool
+        Whether that bound lies above the law.
     top : sequence of (float, float)
         The largest singular values found, with their residual bounds; empty for a prediction.
-    seed, dtype, device, stopped
+    seed, dtype, device, stopped, shares
         As recorded with the measurement, None where nothing was.
     """
 
@@ -119,14 +129,20 @@ class Summary:
     verdict: str
     products: int
     seconds: float
+    proved_zero_mass: float = math.nan
+    relative_error: float = math.nan
     scale: float = math.nan
     log10_scale: float = math.nan
+    outside: float = math.nan
+    log10_outside: float = math.nan
+    outside_certain: bool = False
     spread: tuple[float, float] = (math.nan, math.nan)
     top: Sequence[tuple[float, float]] = ()
     seed: Any = None
     dtype: Any = None
     device: Any = None
     stopped: Mapping[str, Any] | None = field(default=None)
+    shares: Sequence[Mapping[str, Any]] = ()
 
     # ---- for programs ------------------------------------------------------------------------------
 
@@ -161,6 +177,8 @@ class Summary:
             "floor": self.floor,
             "below_floor": self.zero_mass,
             "zero_mass": self.zero_mass,
+            "proved_zero_mass": self.proved_zero_mass,
+            "relative_error": self.relative_error,
             "scale": self.scale,
             "log10_scale": self.log10_scale,
             "spread": {"factor": 2.0, "fraction": self.spread[0], "fraction_at_most": self.spread[1]},
@@ -181,6 +199,14 @@ class Summary:
         }
         if self.stopped is not None:
             values["stopped"] = self.stopped
+        if self.shares:
+            values["shares"] = [dict(share) for share in self.shares]
+        if self.outside_text:
+            values["outside"] = {
+                "s": self.outside,
+                "log10_s": self.log10_outside,
+                "certain": self.outside_certain,
+            }
         if self.top:
             values["top"] = [{"s": s, "residual": residual} for s, residual in self.top]
         plain: dict[str, Any] = json_ready(values)
@@ -240,12 +266,20 @@ class Summary:
             "s_min": self._s_min_text(),
             "condition_number": self._condition_text(),
             "mean_square": error_text(self.mean_square, self.mean_square_stderr, self.log10_mean_square),
-            "mean_square_stderr_inputs": f"{self.mean_square_stderr_inputs:.2g}" if self.inputs > 1 else "",
+            "mean_square_stderr_inputs": (
+                f"{self.mean_square_stderr_inputs:.2g}"
+                if math.isfinite(self.mean_square_stderr_inputs)
+                else ""
+            ),
+            "relative_error": f"{self.relative_error:.1g} of each value at most"
+            if self.relative_error >= 0
+            else "",
             "zero_mass": self._zero_text(),
             "scale": number_text(self.scale, self.log10_scale),
             "spread": percent_text(*self.spread),
             "isometry": share,
             "isometry_limits95": limits if limits != share else "",
+            "outside": self.outside_text,
         }
         texts |= {f"quantile_{p}": self.quantile_text(p) for p in self.quantiles}
         return {key: texts[key] for key in LABELS}
@@ -255,6 +289,7 @@ class Summary:
         rows = [(LABELS[key], text) for key, text in self.cells().items() if text]
         return [
             *rows,
+            *([("shares of mean s²", self.shares_text)] if self.shares else []),
             *([("stopped", self.stopped_text)] if self.stopped_text else []),
             ("verdict", self.verdict),
         ]
@@ -286,6 +321,11 @@ class Summary:
         return "good" if least >= 0.95 else "partly" if most >= 0.5 else "bad"
 
     @property
+    def shares_text(self) -> str:
+        """The share of each of several inputs in the mean square; empty where J is with respect to one."""
+        return ", ".join(_share_text(share) for share in self.shares)
+
+    @property
     def stopped_text(self) -> str:
         """Why a measurement with a goal stopped, or that it was interrupted; empty where there is nothing to say."""
         stopped = self.stopped
@@ -304,6 +344,19 @@ class Summary:
             return f"{part}; {known}{asked}" if quantity else part
         return f"{STOPPED[reason].format(stopped.get('budget'))}; {known}{asked}"
 
+    @property
+    def outside_text(self) -> str:
+        """What a prediction says of a singular value outside its law; empty where there is none."""
+        if math.isnan(self.log10_outside):
+            return ""
+        bound = f"s_max at least {number_text(self.outside, self.log10_outside)}"
+        reason = "phi has a mean, which the branches add up along the signal"
+        return (
+            f"one value, {bound}: {reason}"
+            if self.outside_certain
+            else f"perhaps one value, {bound}: {reason}"
+        )
+
     def _s_min_text(self) -> str:
         if math.isnan(self.s_min) and math.isnan(self.log10_s_min):
             return f"not resolved (at most {number_text(max(self.s_min_upper_bound, self.floor))})"
@@ -318,7 +371,35 @@ class Summary:
         if not self.zero_mass > 0:
             return ""
         place = f"s at most {number_text(self.floor)}" if self.floor > 0 else "s = 0"
+        if self.kind == "measured" and self.proved_zero_mass < self.zero_mass:
+            proved = (
+                f", {percent_text(self.proved_zero_mass)} proved and the rest"
+                if self.proved_zero_mass
+                else ""
+            )
+            place += f"{proved} to the rounding of a layer"
         return f"{percent_text(self.zero_mass)} ({place})"
+
+
+def _share_text(share: Mapping[str, Any]) -> str:
+    value, error = share["share"], share["stderr"]
+    if value is None:
+        return f"{share['path']} unknown"
+    known = f" ± {100 * error:.2g}" if error else ""
+    return f"{share['path']} {100 * value:.4g}{known} %"
+
+
+def recorded_shares(found: Any) -> tuple[Mapping[str, Any], ...]:
+    """The shares as a measurement records them; empty where something else is recorded."""
+
+    def is_share(one: Any) -> bool:
+        if not isinstance(one, Mapping) or not isinstance(one.get("path"), str):
+            return False
+        value, error = one.get("share"), one.get("stderr")
+        return (value is None and error is None) or (isinstance(value, float) and isinstance(error, float))
+
+    parts = found if isinstance(found, list | tuple) else ()
+    return tuple(parts) if all(map(is_share, parts)) else ()
 
 
 def quantile_text(value: float, log10: float, floor: float) -> str:

@@ -35,6 +35,14 @@ _MOST_ENTRIES = 8192
 FOREIGN = frozenset({"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "DIMENSION_LABELS"})
 
 
+def names_of(holder: h5py.Group | h5py.AttributeManager) -> list[str]:
+    """Names of the members of a group, or of attributes, in their order.
+
+    h5py gives those that are not UTF-8 as bytes; here, as elsewhere, their bytes are kept as surrogates.
+    """
+    return [name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name for name in holder]
+
+
 def holds(parent: h5py.Group, name: str) -> bool:
     """Whether the group has a link of that name, wherever it leads."""
     # A path would be walked, through links of every kind, and HDF5 reads a name up to its first zero.
@@ -68,7 +76,7 @@ def member(parent: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
             f"{where} is {_LINKS.get(kind, 'a link of another program')}, and was not followed. isometry writes none: "
             "do not trust this file."
         )
-    node = parent[name]
+    node = parent[_bytes(name)]
     if isinstance(node, h5py.Dataset):
         _check_dataset(node, where)
     elif not isinstance(node, h5py.Group):
@@ -78,7 +86,7 @@ def member(parent: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
 
 def datasets_of(group: h5py.Group) -> dict[str, h5py.Dataset]:
     """All datasets of a group by name, each checked as by `member`."""
-    nodes = {name: member(group, name) for name in group}
+    nodes = {name: member(group, name) for name in names_of(group)}
     return {name: node for name, node in nodes.items() if isinstance(node, h5py.Dataset)}
 
 
@@ -92,7 +100,7 @@ def attributes_of(node: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     """
     return {
         name: _read_attribute(node, name)
-        for name in node.attrs
+        for name in names_of(node.attrs)
         if name not in FOREIGN and not name.startswith("_")
     }
 

@@ -8,7 +8,7 @@ import h5py
 
 from isometry.errors import StoreError
 from isometry.store import series, spectra
-from isometry.store.admission import member
+from isometry.store.admission import member, names_of
 from isometry.store.elements import REMOVED, stored_names, write_element
 from isometry.store.hdf5_file import ABOUT, group_of, rewriting, written_by
 from isometry.store.layout import SERIES, SPECTRA
@@ -17,7 +17,7 @@ from isometry.store.layout import SERIES, SPECTRA
 def compact(path: Path, *, timeout: float) -> tuple[int, int]:
     """See :meth:`isometry.store.Store.compact`."""
     with rewriting(path, timeout=timeout) as (source, replace):
-        foreign = sorted(set(source) - {SPECTRA, SERIES, REMOVED, ABOUT})
+        foreign = sorted(set(names_of(source)) - {SPECTRA, SERIES, REMOVED, ABOUT})
         if foreign:
             raise StoreError(
                 f"{path} holds {', '.join(map(repr, foreign))} of another program, which would be lost: it was left as "

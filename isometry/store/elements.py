@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import NewerSchemaError, StoreError
-from isometry.store.admission import attribute, holds, member
+from isometry.store.admission import attribute, holds, member, names_of
 from isometry.store.attributes import NESTED, sorted_attributes
 from isometry.store.digest import DIGEST, digest_of_parts
 from isometry.store.layout import DATASETS, DIMENSIONS, Field
@@ -116,7 +116,7 @@ def encoding_of(group: h5py.Group) -> tuple[str, int]:
 
 def stored_names(parent: h5py.Group) -> list[str]:
     """Names of the elements of a group in the order they were added; what begins with a dot is not one."""
-    return [name for name in parent if not name.startswith(".")]
+    return [name for name in names_of(parent) if not name.startswith(".")]
 
 
 def chosen(group: h5py.Group, known: Mapping[tuple[str, int], Reader]) -> Reader:
@@ -225,7 +225,7 @@ def _forget_removed(file: h5py.File) -> None:
     """Free the space of one element that was removed."""
     removed = member(file, REMOVED)
     if isinstance(removed, h5py.Group):
-        for name in list(removed)[:1]:
+        for name in names_of(removed)[:1]:
             forget(removed, name)
         if len(removed) == 0:
             del file[REMOVED]

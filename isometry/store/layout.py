@@ -1,7 +1,7 @@
 """What stands in a file of spectra: names, dimensions, units and meaning of everything, and the versions.
 
 /                     format, schema_version, written_by
-/spectra/NAME         one group per spectrum: encoding_type "spectrum-quadrature" or "spectrum-curve"
+/spectra/NAME         one group per spectrum: encoding_type "spectrum-quadrature", "spectrum-values" or "spectrum-curve"
 /series/NAME          one group per table of curves: encoding_type "series"
 
 Every group carries its encoding type and version, and a reader is chosen by that pair: a changed layout gets a new
@@ -30,6 +30,7 @@ QUADRATURE_ENCODING = COUNTED_ENCODINGS[-1]
 OLD_CURVE_ENCODING = ("spectrum-curve", 1)
 CURVE_ENCODINGS = (("spectrum-curve", 2), ("spectrum-curve", 3))
 CURVE_ENCODING = CURVE_ENCODINGS[-1]
+VALUES_ENCODING = ("spectrum-values", 1)
 SERIES_ENCODING = ("series", 1)
 
 MOMENT_ORDERS = (1, 2, 3, 4)
@@ -98,6 +99,19 @@ OLD_QUADRATURE_FIELDS = {
     "certain" if key == "resolved" else key: what for key, what in UNCOUNTED_FIELDS.items()
 }
 
+VALUES_FIELDS = {
+    "log_values": Field(
+        ("input", "rank"), "1", "ln s of every singular value, natural logarithm, descending; -inf for s = 0"
+    ),
+    "log_error": Field(
+        ("input", "rank"), "1", "bound of the error of log_values, the relative error of s; 0 for a zero"
+    ),
+    "proved_zeros": Field(
+        ("input",), "1",
+        "how many of the zeros a pattern of zeros in a factor of J proves; the others are zero to its rounding", "int",
+    ),
+}  # fmt: skip
+
 CURVE_FIELDS = {
     "log_s": DIMENSIONS["log_s"],
     "cdf": Field(("log_s",), _MASS, "mass of the continuous part at or below log_s"),
@@ -162,6 +176,7 @@ SPECTRUM_FIELDS = {
     OLD_QUADRATURE_ENCODINGS[0]: OLD_QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS,
     OLD_QUADRATURE_ENCODINGS[1]: OLD_QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS,
     **dict.fromkeys(UNCOUNTED_ENCODINGS, UNCOUNTED_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS),
+    VALUES_ENCODING: VALUES_FIELDS | DERIVED_FIELDS,
     **dict.fromkeys(COUNTED_ENCODINGS, QUADRATURE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS | BAND_FIELDS),
     **dict.fromkeys((OLD_CURVE_ENCODING, *CURVE_ENCODINGS), CURVE_FIELDS | EXTREME_FIELDS | DERIVED_FIELDS),
 }
@@ -172,7 +187,7 @@ OF_INPUTS = "moment_stderr_inputs"
 LOGARITHMS = {"log10_moment": "moment", "log10_quantile": "quantile"}
 _LEFT_OUT = (UNRANDOM_FIELDS, frozenset({OF_INPUTS}), *(frozenset({key}) for key in LOGARITHMS))
 # What is a dataset however short it is, with named dimensions for xarray.
-DATASETS = frozenset({"nodes", "weights", "log_s", "cdf", "density"})
+DATASETS = frozenset({"nodes", "weights", "log_values", "log_error", "log_s", "cdf", "density"})
 
 
 def optional_fields(encoding: tuple[str, int]) -> tuple[frozenset[str], ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isometry.errors import StoreError
-from isometry.store.admission import attribute, datasets_of
+from isometry.store.admission import attribute, datasets_of, names_of
 from isometry.store.attributes import plain, read_attributes
 from isometry.store.digest import digest_problems
 from isometry.store.elements import Element, checksum, chosen, damaged, examine_array
@@ -176,7 +176,9 @@ def problems_of(group: h5py.Group, name: str) -> list[str]:
     """Everything that is wrong with a stored series."""
     problems = _read(group)[1]
     problems += examine_array(group, _ROW, DIMENSIONS[_ROW], {})[1]
-    return problems + [f"{key}: the attribute is missing" for key in sorted(HEADER - set(group.attrs))]
+    return problems + [
+        f"{key}: the attribute is missing" for key in sorted(HEADER - set(names_of(group.attrs)))
+    ]
 
 
 def _read(group: h5py.Group) -> tuple[dict[str, NDArray[Any]], list[str]]:

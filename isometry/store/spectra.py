@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import InputError, StoreError
-from isometry.spectrum import Curve, Extremes, Quadrature, Spectrum
+from isometry.spectrum import Curve, Extremes, LogValues, Quadrature, Spectrum
 from isometry.spectrum.cdf_bounds import cdf_bounds
 from isometry.store.admission import attribute, holds, member
 from isometry.store.attributes import NESTED, plain, read_attributes
@@ -52,13 +52,15 @@ from isometry.store.layout import (
     UNCOUNTED_ENCODINGS,
     UNCOUNTED_FIELDS,
     UNRANDOM_FIELDS,
+    VALUES_ENCODING,
+    VALUES_FIELDS,
     optional_fields,
 )
 from isometry.store.summaries import SUMMARY, Listed, encode_summary, read_listed, summary_problems
 
 Arrays = dict[str, NDArray[Any]]
 
-_WITH_SHORT_ARRAYS = {UNCOUNTED_ENCODINGS[-1], *COUNTED_ENCODINGS, CURVE_ENCODING}
+_WITH_SHORT_ARRAYS = {UNCOUNTED_ENCODINGS[-1], *COUNTED_ENCODINGS, VALUES_ENCODING, CURVE_ENCODING}
 # What is written for others and not read back.
 _FOLLOWING = DERIVED_FIELDS.keys() | BAND_FIELDS.keys()
 
@@ -86,6 +88,10 @@ def encode(spectrum: Spectrum, *, written_by: str) -> Element:
         if np.any(distribution.counted == distribution.errors.random):
             arrays[COUNTED] = np.asarray(distribution.counted)
         arrays |= band(spectrum)
+        details = encode_error_model(distribution.errors)
+    elif isinstance(distribution, LogValues):
+        encoding = VALUES_ENCODING
+        arrays |= {key: np.asarray(getattr(distribution, key)) for key in VALUES_FIELDS}
         details = encode_error_model(distribution.errors)
     else:
         encoding = CURVE_ENCODING
@@ -234,11 +240,11 @@ def derived(spectrum: Spectrum) -> Arrays:
     with np.errstate(all="ignore"):  # what leaves the range of floats is inf or 0 here, and finite in log10
         log_quantile = distribution.quantile(LEVELS)
         # exp(ln s) may fall an ulp short of the node s that it came from: the bounds are taken just above.
-        if spectrum.kind == "measured":
+        if isinstance(distribution, Quadrature):
             places = np.maximum(np.exp(log_quantile) * (1 + 1e-12), spectrum.floor)
             lower, upper = spectrum.cdf_bounds(np.minimum(places, np.finfo(float).max))
         else:
-            lower = upper = distribution.cdf(log_quantile + 1e-12)
+            lower, upper = distribution.cdf_bounds(log_quantile + 1e-12)
         return {
             "order": np.array(MOMENT_ORDERS),
             "moment": np.array([spectrum.moment(k) for k in MOMENT_ORDERS]),
@@ -439,6 +445,11 @@ def _quadrature(group: h5py.Group, arrays: Arrays) -> Quadrature:
     return Quadrature(nodes, weights, floor, resolved, decode_error_model(group), **counted)
 
 
+def _log_values(group: h5py.Group, arrays: Arrays) -> LogValues:
+    values, error, zeros = (arrays[key] for key in VALUES_FIELDS)
+    return LogValues(values, error, zeros.astype(np.int64), decode_error_model(group))
+
+
 def _old_quadrature(group: h5py.Group, arrays: Arrays) -> Quadrature:
     nodes, weights, floor, resolved = (arrays[key] for key in OLD_QUADRATURE_FIELDS)
     return Quadrature(nodes, weights, floor, resolved)
@@ -458,9 +469,10 @@ def _curve(group: h5py.Group, arrays: Arrays) -> Curve:
     return replace(_old_curve(group, arrays), unbounded=bool(unbounded))
 
 
-_DISTRIBUTIONS: dict[tuple[str, int], Callable[[h5py.Group, Arrays], Quadrature | Curve]] = {
+_DISTRIBUTIONS: dict[tuple[str, int], Callable[[h5py.Group, Arrays], Quadrature | LogValues | Curve]] = {
     **dict.fromkeys(OLD_QUADRATURE_ENCODINGS, _old_quadrature),
     **dict.fromkeys((*UNCOUNTED_ENCODINGS, *COUNTED_ENCODINGS), _quadrature),
+    VALUES_ENCODING: _log_values,
     OLD_CURVE_ENCODING: _old_curve,
     **dict.fromkeys(CURVE_ENCODINGS, _curve),
 }

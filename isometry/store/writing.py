@@ -16,7 +16,7 @@ import numpy as np
 from h5py import h5a, h5d, h5ds, h5g, h5l, h5p, h5r, h5s, h5t
 from numpy.typing import NDArray
 
-from isometry.store.admission import MOST_DIMENSIONS, link_kind
+from isometry.store.admission import MOST_DIMENSIONS, link_kind, names_of
 
 # Bytes of a dataset that lies within its own header.
 _WITHIN_HEADER = 2048
@@ -67,7 +67,7 @@ def recall_heaps(group: h5py.Group, keys: Iterable[str]) -> None:
 
     It fills those alone that it has met since the file was opened, and begins another one of 4 kB otherwise.
     """
-    for node in [group, *_hard(group, list(group)[-1:])]:
+    for node in [group, *_hard(group, names_of(group)[-1:])]:
         for key in keys:
             if h5a.exists(node.id, key.encode()):
                 found = h5a.open(node.id, key.encode())
@@ -78,15 +78,19 @@ def recall_heaps(group: h5py.Group, keys: Iterable[str]) -> None:
 def forget(group: h5py.Group, name: str) -> None:
     """Delete a member of a group. HDF5 frees its space, but not its texts and lists in heaps: they are emptied here."""
     for node in _hard(group, [name]):
-        for part in [node, *(_hard(node, node) if isinstance(node, h5py.Group) else ())]:
-            for key in part.attrs:
+        for part in [node, *(_hard(node, names_of(node)) if isinstance(node, h5py.Group) else ())]:
+            for key in names_of(part.attrs):
                 _empty(h5a.open(part.id, key.encode("utf-8", "surrogateescape")))
     del group[name]
 
 
 def _hard(group: h5py.Group, names: Iterable[str]) -> list[Any]:
     """The nodes of these names, without what a link leads to elsewhere."""
-    return [group[name] for name in names if link_kind(group, name) == h5l.TYPE_HARD]
+    return [
+        group[name.encode("utf-8", "surrogateescape")]
+        for name in names
+        if link_kind(group, name) == h5l.TYPE_HARD
+    ]
 
 
 def rewrite_text(node: h5py.Group, name: str, value: str) -> None:

@@ -290,10 +290,9 @@ def _digest(path: Path, what: str) -> str:
             with path.open("rb") as file:
                 _DIGESTS[known] = hashlib.file_digest(file, "sha256").hexdigest()
         return _DIGESTS[known]
-    except OSError as error:
-        raise SpecError(
-            f"{what} names the file {str(path)!r}, which can not be read: {error.strerror}"
-        ) from error
+    except (OSError, ValueError) as error:  # a zero in the path is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise SpecError(f"{what} names the file {str(path)!r}, which can not be read: {reason}") from error
 
 
 def _short(key: str, value: Any) -> str:

@@ -1,9 +1,9 @@
 """Submit points and collect their outcomes; a point that kills its worker fails, and no other point is lost. Internal.
 
 The deaths of workers are counted for each point, which fails after the third; until then it runs again after all
-others. Processes started here tell which point their worker ran. Dask does not: it reports a death for each point that
-was on the worker, after it has tried the point on several. These points are suspects, and are run one at a time when
-every other point is done; one that runs alone when a worker dies is the cause.
+others. Processes started here, or beside a worker of Dask, tell which point they ran. Where a worker of Dask dies, Dask
+reports that for each point that was on it, after it has tried the point on several. These points are suspects, and are
+run one at a time when every other point is done; one that runs alone when a worker dies is the cause.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from queue import Empty, SimpleQueue
 
 from isometry.errors import IsometryWarning, SweepError
 from isometry.sweeps.configuration import Point
-from isometry.sweeps.engines import Engine, TookTooLong, WorkerDied
+from isometry.sweeps.engines import Engine
 from isometry.sweeps.work import Failure, Outcome, failure_of, run_point
+from isometry.sweeps.worker_process import TookTooLong, WorkerDied
 
 # Deaths of workers after which the point that they ran has failed.
 DEATHS = 3

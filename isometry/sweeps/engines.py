@@ -6,31 +6,18 @@ point alone. Nothing here imports torch: a worker sets its number of threads bef
 
 from __future__ import annotations
 
-import importlib
-import math
 import multiprocessing
 import os
-import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnContext
+from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, Protocol
 
 from isometry.errors import SweepError
-
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-class WorkerDied(Exception):
-    """The worker process that ran this call ended; the text says how. No other call was touched."""
-
-
-class TookTooLong(Exception):
-    """The call took longer than it may, and its worker was ended."""
+from isometry.sweeps.beside import run_beside
+from isometry.sweeps.worker_process import Child, TookTooLong, Worker, WorkerDied, work
 
 
 class Engine(Protocol):
@@ -81,7 +68,7 @@ class Processes:
         self._watched, self._alive = self._context.Pipe(duplex=False)
         self._calls: SimpleQueue[tuple[Future[Any], Any] | None] = SimpleQueue()
         self._lock, self._stopped = threading.Lock(), False
-        self._running: set[_Worker] = set()
+        self._running: set[Worker] = set()
         given = [devices[index % len(devices)] if devices else None for index in range(workers)]
         # Before any call: where no worker can be started, no point is to blame.
         first = self._start(given[0])
@@ -111,7 +98,7 @@ class Processes:
             thread.join()
         self._alive.close()
 
-    def _serve(self, device: int | None, worker: _Worker | None) -> None:
+    def _serve(self, device: int | None, worker: Worker | None) -> None:
         """Run calls one after another in a worker process; a thread does this for each."""
         while (entry := self._calls.get()) is not None:
             future, call = entry
@@ -129,8 +116,11 @@ class Processes:
                 future.set_result(result)
         self._end(worker)
 
-    def _start(self, device: int | None) -> _Worker:
-        worker = _Worker(self._context, self._watched, device)
+    def _start(self, device: int | None) -> Worker:
+        def child(pipe: Connection) -> Child:
+            return self._context.Process(target=work, args=(pipe, self._watched, device))
+
+        worker = Worker(child)
         with self._lock:
             self._running.add(worker)
         try:
@@ -146,7 +136,7 @@ class Processes:
             ) from error
         return worker
 
-    def _end(self, worker: _Worker | None) -> None:
+    def _end(self, worker: Worker | None) -> None:
         if worker is not None:
             worker.kill()
             with self._lock:
@@ -154,93 +144,37 @@ class Processes:
             worker.join()
 
 
-class _Worker:
-    """One worker process, and the pipe to it."""
-
-    def __init__(self, context: SpawnContext, watched: Connection, device: int | None) -> None:
-        self._pipe, self._there = context.Pipe()
-        self._process = context.Process(target=work, args=(self._there, watched, device))
-        self._killed = False
-
-    def begin(self) -> None:
-        """Start the process and wait until it can run calls."""
-        if not self._killed:
-            self._process.start()
-        self._there.close()
-        self._answer(None)
-
-    def run(self, call: tuple[Callable[..., Any], tuple[Any, ...]], timeout: float | None) -> Any:
-        """The result of the call."""
-        try:
-            self._pipe.send(call)
-        except OSError:
-            raise self._death() from None
-        return self._answer(timeout)
-
-    def kill(self) -> None:
-        """End the process, whatever it does."""
-        self._killed = True
-        if self._process.pid is not None:
-            self._process.kill()
-
-    def join(self) -> None:
-        """Wait until the process is gone."""
-        if self._process.pid is not None:
-            self._process.join()
-        self._pipe.close()
-
-    def _answer(self, timeout: float | None) -> Any:
-        until = math.inf if timeout is None else time.monotonic() + timeout
-        # What a point has started may hold the pipe open after its worker has died.
-        while not self._pipe.poll(max(0.0, min(1.0, until - time.monotonic()))):
-            if self._killed or not self._process.is_alive():
-                raise self._death()
-            if time.monotonic() >= until:
-                raise TookTooLong(f"it took longer than {timeout:g} s, and its worker was ended")
-        try:
-            good, value = self._pipe.recv()
-        except (EOFError, OSError):
-            raise self._death() from None
-        if good:
-            return value
-        raise value
-
-    def _death(self) -> WorkerDied:
-        if self._process.pid is None:
-            return WorkerDied("its worker was not started")
-        self._process.join(5.0)
-        code = self._process.exitcode or 0
-        try:
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        except ValueError:
-            how = f"killed by signal {-code}"
-        return WorkerDied(how)
-
-
 class UserExecutor:
     """An executor of the user, with the interface of `concurrent.futures`. It is not shut down.
+
+    On Dask each call runs in a process beside the worker. One that dies does not take the worker with it, whose nanny
+    may give up, nor other calls, and it is known which call it was.
 
     Parameters
     ----------
     executor : Executor
         With a ``submit`` as `concurrent.futures.Executor` has it.
+    timeout : float, optional
+        Seconds that a call may take; on Dask alone.
     """
 
     # Enough for every executor, and few enough to be made while others run.
     window = 10_000
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
+    def __init__(self, executor: Executor, timeout: float | None = None) -> None:
+        self._executor, self._timeout = executor, timeout
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        if is_dask(self._executor):
+            return self._executor.submit(run_beside, self._timeout, function, *arguments)
         return self._executor.submit(function, *arguments)
 
     def trouble(self) -> str:
-        client = getattr(self._executor, "_client", None)
-        if client is None or not hasattr(client, "scheduler_info"):
+        if not is_dask(self._executor):
             return ""
         try:
-            workers = client.scheduler_info()["workers"]
+            # Asked of the scheduler: what the client remembers of it may be old.
+            workers = self._executor._client.nthreads()  # type: ignore[attr-defined]
         except Exception as error:  # of distributed, which is imported by users of Dask only
             return f"the Dask scheduler does not answer ({type(error).__name__}: {error})"
         return "" if workers else "the Dask cluster has no worker left"
@@ -249,45 +183,9 @@ class UserExecutor:
         pass
 
 
-def work(pipe: Connection, watched: Connection, device: int | None) -> None:
-    """Run the calls that come through the pipe, until it is closed: the main function of a worker."""
-    prepare_worker(watched, device)
-    # What every point needs, so that a timeout is not spent on loading it.
-    for name in ("torch.func", "isometry.loading", "isometry.measurement"):
-        importlib.import_module(name)
-    pipe.send((True, None))
-    while True:
-        try:
-            function, arguments = pipe.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            answer = True, function(*arguments)
-        except BaseException as error:
-            answer = False, error
-        try:
-            pipe.send(answer)
-        except Exception as error:  # what it returned or raised cannot be pickled
-            pipe.send((False, RuntimeError(f"{type(error).__name__}: {error}")))
-
-
-def prepare_worker(watched: Connection, device: int | None) -> None:
-    """Set up a new worker: one thread, its GPU, interrupts ignored, exit with its parent."""
-    for variable in _THREAD_VARIABLES:
-        os.environ[variable] = "1"
-    # Ctrl-C reaches every process of the terminal; the coordinator alone handles it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with, args=(watched,), daemon=True).start()
-    if device is not None:
-        import torch
-
-        torch.cuda.set_device(device)
-
-
-def _leave_with(watched: Connection) -> None:
-    """Exit when the other end of the pipe is closed, also by a kill."""
-    wait([watched])
-    os._exit(0)
+def is_dask(executor: Executor) -> bool:
+    """Whether it is the executor of a Dask client."""
+    return hasattr(getattr(executor, "_client", None), "scheduler_info")
 
 
 def local_devices() -> list[int]:

@@ -165,6 +165,10 @@ def _products(point: Point, side: int) -> int:
     sampled = 2 * values.get("probes", defaults.PROBES) * min(values.get("steps", defaults.STEPS), side)
     if values["method"] == "randomized":
         sampled += 4 * values.get("rank", defaults.RANK)
+    if values["method"] == "chain":
+        from isometry.estimators.graded_chain import chain_sweeps
+
+        return int(chain_sweeps(side) * side * values.get("inputs", 1))
     exact = values["method"] == "exact" or (values["method"] == "auto" and side <= sampled)
     return int((side if exact else sampled) * values.get("inputs", 1))
 

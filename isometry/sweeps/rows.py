@@ -260,7 +260,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 def _rank(value: Any) -> tuple[int, Any]:
     """Sorting key for values of several types: numbers by size, then text."""
-    return (0, float(value)) if isinstance(value, bool | int | float) else (1, str(value))
+    return (0, value) if isinstance(value, bool | int | float) else (1, str(value))
 
 
 def _meets(value: Any, sign: str, word: str) -> bool:

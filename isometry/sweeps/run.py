@@ -97,8 +97,8 @@ def sweep(
     workers : int, optional
         Number of such processes; by default one for each GPU, or else for each processor.
     timeout : float, optional
-        Seconds that a point may take; one that takes longer fails, and its process is ended. Not for an executor, whose
-        threads or workers a sweep cannot end.
+        Seconds that a point may take; one that takes longer fails, and its process is ended. With an executor on Dask
+        alone: a sweep cannot end the threads or workers of others.
     max_points : int
         A grid of more points is refused before they are made.
     progress : callable or bool, optional
@@ -198,11 +198,13 @@ def sweep(
 
 
 def _check_timeout(timeout: float | None, executor: Executor | None) -> None:
+    from isometry.sweeps.engines import is_dask
+
     if timeout is None:
         return
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
         raise InputError(f"timeout is a number of seconds above 0; got {timeout!r}")
-    if executor is not None:
+    if executor is not None and not is_dask(executor):
         raise InputError(
             "timeout ends the process that computes a point: a thread cannot be ended, and the workers of an executor "
             f"({type(executor).__name__}) are not the sweep's to end. Leave executor out, or timeout"
@@ -218,7 +220,7 @@ def _engine(
 
     engine: Engine
     if executor is not None:
-        engine = UserExecutor(executor)
+        engine = UserExecutor(executor, timeout)
     else:
         devices = local_devices()
         engine = Processes(min(workers or default_workers(devices), count), devices, timeout)

@@ -74,6 +74,32 @@ class Activation:
         return float(self.function(np.zeros(1))[0]) == 0.0
 
 
+def without_rounding(activation: Activation) -> ArrayFunction:
+    """phi, built from phi(0), slopes and kinks where it is linear by pieces, so that small values keep their digits.
+
+    A function such as F(h) - F(0) is rounding where it vanishes, and averages over a flat piece are made of it.
+    """
+    if activation.slopes is None:
+        return activation.function
+    slopes, kinks = np.array(activation.slopes), np.array(activation.kinks)
+    start = float(activation.function(np.zeros(1))[0])
+    middle = int(np.searchsorted(kinks, 0.0))
+    # Each piece has its value at its end next to zero.
+    places, values = np.zeros(slopes.size), np.full(slopes.size, start)
+    for piece in range(middle + 1, slopes.size):
+        places[piece] = kinks[piece - 1]
+        values[piece] = values[piece - 1] + slopes[piece - 1] * (places[piece] - places[piece - 1])
+    for piece in range(middle - 1, -1, -1):
+        places[piece] = kinks[piece]
+        values[piece] = values[piece + 1] + slopes[piece + 1] * (places[piece] - places[piece + 1])
+
+    def function(h: Array) -> Array:
+        piece = np.searchsorted(kinks, h)
+        return np.asarray(values[piece] + slopes[piece] * (h - places[piece]))
+
+    return function
+
+
 def _special(name: str, h: Array) -> Array:
     # Late: building a network looks names up here and needs no scipy.
     from scipy import special

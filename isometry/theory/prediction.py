@@ -15,11 +15,12 @@ from isometry.spectrum import Curve, Spectrum
 from isometry.theory.activations import Activation, get_activation, has_unbounded_slope
 from isometry.theory.ensemble import Ensemble
 from isometry.theory.finitewidth import finite_width
-from isometry.theory.finitewidth.slope_chain import log_signal_gain
+from isometry.theory.finitewidth.slope_chain import log_signal_value
 from isometry.theory.freeprobability.assembly import Assembly, assemble
 from isometry.theory.freeprobability.solver import Law, solve
 from isometry.theory.meanfield.convolution import checked_profile
-from isometry.theory.meanfield.layer_variances import LayerVariances, layer_variances
+from isometry.theory.meanfield.layer_variances import SMALLEST_Q, LayerVariances, layer_variances, layers_of
+from isometry.theory.meanfield.signal_direction import has_mean, log_signal_gain
 
 
 def predict(
@@ -66,7 +67,8 @@ def predict(
         Singular values s of J, min(N_0, N_L) of them; mass at zero and point masses are exact, moments m_1 .. m_6 of
         s^2 come from series inversion. ``provenance`` holds the ensemble and ``sigma_w, sigma_b, q_star, chi`` (mean
         growth of squared gradients per layer), ``log_lambda_min`` (None where the support reaches down to zero) and
-        ``log_lambda_max`` (None where phi' is unbounded, and the support), natural logarithms of the edges. With
+        ``log_lambda_max`` (None where phi' is unbounded, and the support), natural logarithms of the edges; and
+        ``outside`` where a singular value may lie, or does, outside the law (below). With
         ``width`` it also holds ``finite_width``: mean and standard deviation over networks of ln mean square and of
         ln s_max, the 2.5, 50 and 97.5 % points over networks of ln s at nine quantiles, and how they were found.
 
@@ -92,7 +94,9 @@ def predict(
 
     A residual network has the exact law of its layers 1 + a D W, for branches of any strength: A = a D W is R-diagonal,
     and the law of |1 + A| is a free additive convolution (Haagerup and Schultz 2007, arXiv math/0605251). At large
-    depth and fixed c = sum_l a^2 sigma_w^2 E phi'^2 it is that of Tarnowski et al. 2019 (arXiv 1809.08848).
+    depth and fixed c = sum_l a^2 sigma_w^2 E phi'^2 it is that of Tarnowski et al. 2019 (arXiv 1809.08848). Where phi
+    has a mean (ReLU, GELU) one direction is stretched more than the law says, that of the signal: the largest singular
+    value is at least 10^``outside["log10_s"]``, and certainly outside the law where ``outside["certain"]``.
 
     References
     ----------
@@ -107,15 +111,15 @@ def predict(
     """
     began = time.perf_counter()
     network = _as_ensemble(ensemble, depth, fields)
-    phi = get_activation(network.activation)
-    variances = layer_variances(network, phi)
+    activations = tuple(get_activation(one) for one in network.activations)
+    variances = layer_variances(network, activations)
     try:
-        assembly = assemble(network, phi, variances)
+        assembly = assemble(network, activations, variances)
         law = solve(assembly.product, points=points)
     except (ConvergenceError, NonFiniteError, TheoryError) as error:
         raise type(error)(f"{_name(network)}: {error}") from error
     # At vanishing variance phi' is a constant.
-    unbounded = has_unbounded_slope(phi) and bool(np.any(variances.q > 0.0))
+    unbounded = any(has_unbounded_slope(phi) for phi in set(activations)) and bool(np.any(variances.q > 0.0))
     curve = curve_of(law, assembly.rank_share, unbounded=unbounded)
     provenance = _provenance(network, variances, assembly, law, unbounded)
     shape = None if network.widths is None else (network.widths[-1], network.widths[0])
@@ -135,7 +139,7 @@ def predict(
         shape=shape,
         name=_name(network),
         seconds=time.perf_counter() - began,
-        provenance=provenance,
+        provenance=provenance | _outside(network, activations, variances, float(law.log_edges[1])),
     )
 
 
@@ -154,7 +158,7 @@ def _at_width(
             "a profile belongs to a convolution: give positions, the height and width of its map"
         )
     found = finite_width(network, curve, int(width), positions=map_shape, profile=shares)
-    signal = log_signal_gain(network) if shares is None else None
+    signal = log_signal_value(network) if shares is None else None
     record: dict[str, Any] = {"width": int(width), "finite_width": found.to_dict()}
     if signal is not None and math.isfinite(signal):
         below = float(curve.cdf(signal))
@@ -185,7 +189,7 @@ def _as_ensemble(
         return given
     if given is None or depth is None:
         raise InputError("predict needs an Ensemble, or an activation and a depth, the number of layers.")
-    activation = given if isinstance(given, str) else get_activation(given)
+    activation = given if isinstance(given, (str, tuple, list)) else get_activation(given)
     return Ensemble(activation, depth, **fields)
 
 
@@ -215,6 +219,32 @@ def _name(ensemble: Ensemble) -> str:
     return f"{kind}{ensemble.activation_name}, {weights}, {ensemble.depth} layers"
 
 
+def _outside(
+    ensemble: Ensemble, activations: tuple[Activation, ...], variances: LayerVariances, log_edge: float
+) -> dict[str, Any]:
+    """What is known of singular values outside the law: ``outside``, for a residual network of phi with a mean.
+
+    One direction is no share of infinitely many, but it is the largest singular value. `signal_direction` bounds it
+    from below.
+    """
+    if ensemble.residual is None:
+        return {}
+    first = float(variances.q[0])
+    if math.isnan(first):
+        first = ensemble.q0 or ensemble.q_star or float(variances.sigma_w2[0] + variances.sigma_b2[0])
+    if not any(has_mean(phi, max(first, SMALLEST_Q)) for phi in set(activations)):
+        return {}
+    layers = layers_of(ensemble, activations, variances.sigma_w2, variances.sigma_b2)
+    log_gain = log_signal_gain(layers, ensemble.residual, first)
+    if ensemble.readout:
+        log_gain += 0.5 * math.log(float(variances.sigma_w2[-1]))
+    return {"outside": {"log10_s": log_gain / math.log(10.0), "certain": log_gain > 0.5 * log_edge}}
+
+
+def _one_or_all(values: np.ndarray) -> float | list[float]:
+    return float(values[0]) if values.size == 1 else [float(value) for value in values]
+
+
 def _provenance(
     ensemble: Ensemble, variances: LayerVariances, assembly: Assembly, law: Law, unbounded: bool
 ) -> dict[str, Any]:
@@ -222,8 +252,8 @@ def _provenance(
     known = not np.isnan(variances.q[0])
     return {
         "ensemble": ensemble.to_dict(),
-        "sigma_w": math.sqrt(variances.sigma_w2),
-        "sigma_b": math.sqrt(variances.sigma_b2),
+        "sigma_w": _one_or_all(np.sqrt(variances.sigma_w2)),
+        "sigma_b": _one_or_all(np.sqrt(variances.sigma_b2)),
         "q_star": variances.q_star,
         "q_first": float(variances.q[0]) if known else None,
         "q_last": float(variances.q[-1]) if known else None,

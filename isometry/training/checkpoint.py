@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from isometry.errors import InputError, StoreError
+from isometry.training.archives import refuse_bomb
 
 # Version 1 had no digest.
 VERSION = 2
@@ -134,6 +135,7 @@ def _last_good(path: str | Path) -> str:
     try:
         if not previous.is_file() or _is_whole(previous) is False:
             return ""
+        refuse_bomb(previous)
         step = int(torch.load(previous, map_location="cpu", weights_only=True)["step"])
     except Exception:  # torch.load raises what it likes where a file is damaged
         return ""
@@ -162,6 +164,7 @@ def load_checkpoint(
         whole = _is_whole(Path(path))
         if whole is False:
             raise StoreError(changed + _last_good(path))
+        refuse_bomb(Path(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
         version, saved = int(state["version"]), json.loads(state["plan"])
         saved["options"] = dict(saved["options"])

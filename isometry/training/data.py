@@ -7,9 +7,9 @@ so that their mean square is 1: that is what the stem of `isometry.nn.models` tu
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isometry.errors import InputError
+from isometry.errors import InputError, LoadError
+from isometry.training.archives import refuse_bomb, unpacked
 
 DATASET_NAMES = ("digits", "mnist", "cifar10")
 
@@ -39,6 +40,8 @@ _CIFAR_HELP = (
     "pickled)."
 )
 _CIFAR_RECORD = 1 + 3 * 32 * 32
+# A label beyond it is taken for a mistake: the network would have as many outputs.
+_MOST_CLASSES = 2**20
 
 
 @dataclass(frozen=True)
@@ -178,11 +181,8 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rb") as file:
-                return file.read()
-        return path.read_bytes()
-    except (OSError, EOFError) as error:
+        return unpacked(path) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
 
 
@@ -258,6 +258,7 @@ def _read_npz(path: Path, test_fraction: float, seed: int) -> tuple[NDArray, NDA
     if not path.is_file():  # a pipe would be waited for
         raise InputError(f"{path} cannot be read: there is no such file.")
     try:
+        refuse_bomb(path)
         with np.load(path, allow_pickle=False) as file:
             names = set(file.files)
             wanted = {"x", "y"} | (names & {"x_test", "y_test"})
@@ -267,7 +268,7 @@ def _read_npz(path: Path, test_fraction: float, seed: int) -> tuple[NDArray, NDA
                     "either both or not at all."
                 )
             arrays = {name: np.asarray(file[name]) for name in wanted}
-    except InputError:
+    except (InputError, LoadError):
         raise
     except ValueError as error:
         raise InputError(
@@ -328,6 +329,11 @@ def _dataset(
     lowest = min(int(train_labels.min()), int(test_labels.min()))
     if lowest < 0:
         raise InputError(f"{name} has the label {lowest}; labels count from 0.")
+    highest = max(int(train_labels.max()), int(test_labels.max()))
+    if highest > _MOST_CLASSES:
+        raise InputError(
+            f"{name} has the label {highest}: labels count classes from 0, each an output of the network."
+        )
     mean, deviation = pixels.mean(), pixels.std()
     if deviation == 0:
         raise InputError(f"all training pixels of {name} equal {mean:g}: there is nothing to learn from.")
@@ -341,5 +347,5 @@ def _dataset(
         train_labels=torch.from_numpy(train_labels.astype(np.int64)),
         test_images=standardised(test_images),
         test_labels=torch.from_numpy(test_labels.astype(np.int64)),
-        num_classes=max(int(train_labels.max()), int(test_labels.max())) + 1,
+        num_classes=highest + 1,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import struct
@@ -23,6 +24,7 @@ from isometry.sweeps.configuration import point_of
 from isometry.sweeps.grid import points_of
 from isometry.training import load_dataset
 from isometry.training.checkpoint import load_checkpoint, save_checkpoint
+from isometry.training.data import read_idx
 from isometry.training.loop import _batches
 
 
@@ -42,6 +44,7 @@ def state(**changes: Any) -> dict[str, Any]:
         (state(weight=torch.empty(2, 3, device="meta")), "without numbers, on the device 'meta'"),
         (state(weight=torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8)), "of quantized numbers"),
         (state(weight=torch.ones(3)), "do not fit the model"),
+        (state(weight=torch.ones(2, 3, dtype=torch.complex64)), "weight is complex in the file and real"),
         ({1: torch.ones(2, 3)}, "holds no state dictionary"),
         ({"state_dict": {"state_dict": {}}}, "holds no state dictionary"),
         ([1, 2], "holds no state dictionary"),
@@ -96,6 +99,7 @@ BROKEN = {
     "nothing": b"",
     "cut": npy("(3,)")[:20],
     "short": npy("(3,)", data=bytes(20)),
+    "long double": npy("(3,)", f"'{np.dtype('g').str}'", bytes(3 * np.dtype("g").itemsize)),
     "noise": b"\x93NUMPY" + bytes(range(256)),
 }
 
@@ -165,6 +169,43 @@ def test_a_checkpoint_of_another_kind(found, tmp_path):
         load_checkpoint(tmp_path / "a.pt", module, torch.optim.SGD(module.parameters()), {"options": {}})
 
 
+def squeezed(path: Path) -> None:
+    """Compress the entries of a zip archive."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("kind", ["weights", "tensor", "array", "data", "idx", "checkpoint"])
+def test_what_would_unpack_to_far_more_than_it_takes_is_refused_before(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("isometry.training.archives._PLENTY", 2**16)
+    module, zeros = nn.Linear(3, 2), np.zeros(2**20, "u1")
+    path = tmp_path / {"array": "a.npz", "data": "a.npz", "idx": "a.gz"}.get(kind, "a.pt")
+    if kind == "idx":
+        path.write_bytes(gzip.compress(zeros.tobytes()))
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, **({"x": zeros, "y": zeros} if kind == "data" else {"x": zeros}))
+    else:
+        torch.save(torch.from_numpy(zeros), path)
+        squeezed(path)
+    act: Callable[[], object] = {
+        "weights": lambda: load_weights(module, path),
+        "data": lambda: load_dataset(str(path)),
+        "idx": lambda: read_idx(path),
+        "checkpoint": lambda: load_checkpoint(path, module, torch.optim.SGD(module.parameters()), {}),
+    }.get(kind, lambda: load_input(str(path), model(), count=None, seed=0))
+    with pytest.raises(IsometryError, match="would unpack to"):
+        act()
+
+
+def test_one_number_that_stands_for_terabytes_is_refused(tmp_path):
+    torch.save(torch.zeros(1).expand(10**6, 10**6), tmp_path / "x.pt")
+    with pytest.raises(LoadError, match=r"of 1,000,000,000,000 numbers, for which the file holds 4 bytes"):
+        load_input(str(tmp_path / "x.pt"), model(), count=None, seed=0)
+
+
 @pytest.mark.timeout(20)
 def test_no_reader_waits_for_a_pipe(tmp_path):
     module = nn.Linear(3, 2)
@@ -183,6 +224,37 @@ def test_no_reader_waits_for_a_pipe(tmp_path):
     for act in acts:
         with pytest.raises(IsometryError):
             act()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["99999x99999x99999", "9" * 15, "9" * 400, "9" * 5000, "9" * 5000 + ".npy", "x".join(["9" * 15] * 50)],
+)
+def test_an_input_that_no_memory_holds(spec):
+    with pytest.raises(SpecError):
+        load_input(spec, model(), count=None, seed=0)
+
+
+@pytest.mark.parametrize("label", [2**40, 2**63])
+def test_a_label_that_counts_no_classes(label, tmp_path):
+    labels = np.array([0, 1, 2, label], "u8")
+    np.savez(
+        tmp_path / "a.npz",
+        x=np.random.default_rng(0).random((4, 2, 2)),
+        y=labels,
+        x_test=np.eye(2)[None],
+        y_test=[0],
+    )
+    with pytest.raises(InputError, match=f"has the label {label}"):
+        load_dataset(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize(
+    "names", [{"model": "a\0b.py:net", "input": "3"}, {"model": "mlp", "weights": "a\0b.pt"}]
+)
+def test_a_path_with_a_zero_names_no_file(names):
+    with pytest.raises(SpecError, match="which can not be read: embedded null byte"):
+        point_of(names)
 
 
 @pytest.mark.parametrize(

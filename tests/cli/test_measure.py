@@ -294,7 +294,7 @@ def test_a_bad_input_of_a_built_in_is_named(isometry, tmp_path, array: np.ndarra
         ("cnn", "--input 3x6x6 --method magic", 2, "magic"),
         ("cnn", "--input 3x6x6 --probes 0", 2, "probes"),
         ("cnn", "--input 3x6x6 --memory-limit lots", 2, "2GiB"),
-        ("cnn", "--input picture.jpeg", 2, "neither a shape"),
+        ("cnn", "--input picture.jpeg", 2, "there is no image"),
         ("cnn", "--input absent.npy", 2, "there is no input file"),
         ("cnn", "--input 3x6x6 --weights absent.pt", 2, "there is no file of weights"),
         ("cnn", "", 2, "give --input"),

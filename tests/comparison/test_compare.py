@@ -16,11 +16,10 @@ from isometry.comparison.replicas import golub_kahan, network_width
 from isometry.errors import InputError
 from isometry.spectrum import Curve, Quadrature, Spectrum
 from isometry.theory import Ensemble, predict
-from isometry.theory.activations import get_activation
 from isometry.theory.finitewidth import finite_width, spread
 from isometry.theory.finitewidth.sampling import sample
+from isometry.theory.finitewidth.slope_chain import alike_layers
 from isometry.theory.finitewidth.spread import log_mean
-from isometry.theory.meanfield.layer_variances import layer_variances
 
 
 def spectrum(values, **options):
@@ -358,7 +357,7 @@ def test_the_power_that_is_reported_is_the_power_there_is(tanh_draws):
     ensemble, law, draws = tanh_draws
     reported = compare(draws[0], law).power
     assert set(reported) == {"sigma_w +3 %", "sigma_w -3 %"}
-    variances = layer_variances(ensemble, get_activation("tanh"))
+    variances = alike_layers(ensemble)[1]
     sigma_w, sigma_b = 1.03 * math.sqrt(variances.sigma_w2), math.sqrt(variances.sigma_b2)
     wrong = Ensemble("tanh", 6, "orthogonal", sigma_w=sigma_w, sigma_b=sigma_b, q0=0.2 * 1.03**2)
     others = [spectrum(np.exp(one.log_values)) for one in sample(wrong, 80, 12, seed=78)]

@@ -129,12 +129,12 @@ def test_a_gate_that_depends_on_the_stream_is_no_skip(model) -> None:
 
 
 class Fading(nn.Module):
-    """A hundred blocks a x + W x, each of which multiplies J by a factor."""
+    """Forty blocks a x + W x, each of which multiplies J by a factor."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = factor
-        self.layers = nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in range(100))
+        self.layers = nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in range(40))
         for layer in self.layers:
             nn.init.orthogonal_(layer.weight)
 
@@ -145,11 +145,11 @@ class Fading(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:s_max is 0.*underflow")
-@pytest.mark.parametrize("factor", [1e-4, 1e3])
+@pytest.mark.parametrize("factor", [1e-10, 1e7])
 def test_products_beyond_the_range_of_floats(factor: float) -> None:
     torch.manual_seed(0)
     model, x = Fading(factor).double(), torch.ones(6).double() * (1 if factor < 1 else 1e-300)
-    profile = measure_blocks(model, x, probes=200, progress=False)
+    profile = measure_blocks(model, x, probes=60, progress=False)
     log10 = 0.0
     product = torch.eye(6).double()
     for layer in model.layers:
@@ -157,7 +157,7 @@ def test_products_beyond_the_range_of_floats(factor: float) -> None:
         size = float(product.norm())
         product, log10 = product / size, log10 + 2 * np.log10(size)
     expected = log10 - np.log10(6)
-    assert abs(expected) > 600
+    assert abs(expected) > 550
     assert abs(profile.log10_mean_square[-1] - expected) < 4 * profile.log10_mean_square_stderr[-1] + 1e-9
     assert profile.at_fault() is None
 
@@ -248,6 +248,22 @@ def test_blocks_of_a_part_of_a_model_with_several_inputs(options, blocks: int) -
     assert profile.running[len(profile)].mean_square == pytest.approx(exact.mean_square, rel=1e-12)
     error = 4 * profile.log10_mean_square_stderr[-1] + 1e-9
     assert abs(profile.log10_mean_square[-1] - np.log10(exact.mean_square)) < error
+
+
+def test_no_block_is_without_a_name() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.head(torch.tanh(self.inner(x) * y.roll(1)))
+
+    torch.manual_seed(0)
+    x = torch.randn(3).double()
+    profile = measure_blocks(Joined().double(), x, args=(x.cos(),), wrt=[0, 1], progress=False)
+    assert all(profile.blocks)
+    assert profile.blocks[-1] == "head"
 
 
 def test_patterns_that_name_no_separable_module_are_refused() -> None:

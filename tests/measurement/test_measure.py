@@ -688,7 +688,7 @@ def test_a_prediction_has_nothing_to_converge() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "svd"}, "method is one of auto, exact, lanczos, randomized; got 'svd'"),
+        ({"method": "svd"}, "method is one of auto, exact, lanczos, randomized, chain; got 'svd'"),
         ({"probes": 0}, "probes is at least 1; got 0"),
         ({"steps": -3}, "steps is at least 1; got -3"),
         ({"top": 0}, "top is at least 1"),

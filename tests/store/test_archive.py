@@ -145,6 +145,14 @@ def test_version_5_of_a_quadrature_is_read_as_it_was_written():
     assert (ARCHIVE / "quadrature-5.h5").stat().st_size < 200_000
 
 
+def test_version_1_of_values_is_read_as_it_was_written():
+    store = open_store(ARCHIVE / "values-1.h5")
+    (expected,) = contents("values_1").spectra()
+    assert_same(expected, store["chain"])
+    assert store.listing()["chain"].summary.cells()["s_max"] == "1e+400.00"
+    assert store.validate() == []
+
+
 def test_version_6_of_a_quadrature_leaves_out_what_says_nothing():
     store = open_store(ARCHIVE / "quadrature-6.h5")
     expected = contents("quadrature_6").spectra()
@@ -196,6 +204,7 @@ def test_the_compact_layout_is_read_as_it_was_written():
         "compact-4.h5",
         "quadrature-5.h5",
         "quadrature-6.h5",
+        "values-1.h5",
     ],
 )  # fmt: skip
 def test_an_old_file_is_compacted_to_the_present_layout_bit_for_bit(name, tmp_path):
@@ -215,7 +224,7 @@ def test_an_old_file_is_compacted_to_the_present_layout_bit_for_bit(name, tmp_pa
                    for c in old.series(series).columns)  # fmt: skip
     assert store.validate() == old.validate()
     with h5py.File(path) as file:
-        assert {group.attrs["encoding_version"] for group in file["spectra"].values()} <= {6, 3}
+        assert {group.attrs["encoding_version"] for group in file["spectra"].values()} <= {6, 3, 1}
 
 
 def test_an_error_model_of_a_later_version_is_refused_as_newer(tmp_path):

@@ -325,6 +325,27 @@ def test_a_hard_link_to_a_group_above_is_a_problem_and_no_endless_walk(stored):
     assert len(validate(stored)) == 1
 
 
+def test_names_that_are_no_text_keep_nobody_from_the_others(stored, capsys):
+    with h5py.File(stored, "r+") as file:
+        h5py.h5g.create(file["spectra"].id, b"\xff\x1b[31m")
+        attribute = h5py.h5a.create(
+            file["spectra/other"].id, b"\xfe\x1b", h5py.h5t.NATIVE_INT32, h5py.h5s.create(h5py.h5s.SCALAR)
+        )
+        attribute.write(np.array(1, "i4"))
+    store = open_store(stored, "a")
+    assert store.names() == ["measured", "other", "\udcff\x1b[31m"]
+    assert store["measured"].name == "measured"
+    with pytest.raises(StoreError, match="attributes, names or types changed"):
+        store["other"]
+    for command in ("list", "validate", "table"):
+        assert run([command, str(stored)]) == 4
+        said = capsys.readouterr()
+        assert "\x1b" not in said.out + said.err
+    for problem in validate(stored):
+        assert "TypeError" not in problem
+    assert store.add(measured(), name="new") == "new"
+
+
 @pytest.mark.parametrize(
     "strange", ["measured\0x", "measured/nodes", ".", "measured/../measured", "\ud800", ""]
 )

@@ -98,7 +98,6 @@ def test_stopping_at_any_step_leaves_the_file_as_before_or_as_after(act, stride,
     shutil.copyfile(original, path)
     act(open_store(path, "a"))
     after = path.read_bytes()
-    assert open_store(path).validate() == []
     outcomes = []
     for at in range(0, 10_000, stride):
         shutil.copyfile(original, path)

@@ -69,8 +69,8 @@ def mutate(file: h5py.File, pick: random.Random) -> None:
     for _ in range(pick.choice([1, 1, 1, 2, 4])):
         try:
             pick.choice(acts)()
-        except (ValueError, TypeError, OverflowError, LookupError, OSError, RuntimeError):
-            continue  # h5py itself does not write this
+        except (ValueError, TypeError, OverflowError, LookupError, OSError, RuntimeError, AttributeError):
+            continue  # h5py itself does not write this, or a link leads nowhere
     if kind != "about":
         _seal(group)
 

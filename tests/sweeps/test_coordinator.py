@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from isometry.errors import IsometryWarning, SweepError
 from isometry.sweeps import Point, coordinator, points_of
 from isometry.sweeps.coordinator import run_all
-from isometry.sweeps.engines import WorkerDied
 from isometry.sweeps.work import Outcome
+from isometry.sweeps.worker_process import WorkerDied
 
 POINTS = points_of({"fixed": {"model": "mlp", "width": 4}, "seeds": 12})
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -13,6 +15,7 @@ from sweep_samples import GRID, MEASURED, contents, models
 
 import isometry
 from isometry.cli.entry import run
+from isometry.sweeps.beside import run_beside
 from isometry.sweeps.rows import failures_of, rows_of
 
 distributed = pytest.importorskip("distributed", reason="the extra 'distributed' is not installed")
@@ -66,16 +69,52 @@ def test_a_worker_killed_in_the_middle_loses_nothing(client, tmp_path):
     assert (result.finished, result.failures) == (40, {})
 
 
-def test_a_point_that_kills_its_worker_fails_alone(client, tmp_path):
+def test_points_that_kill_their_process_fail_alone_and_cost_no_worker(client, tmp_path):
     path: Path = tmp_path / "a.h5"
     source = models(tmp_path)
     fine = [{"model": f"{source}:fine", "input": "4", "seed": seed} for seed in range(4)]
-    dies = [{"model": f"{source}:dies", "input": "4"}]
+    dies = [{"model": f"{source}:dies", "input": "4", "seed": seed} for seed in range(3)]
+    before = client.run(os.getpid)
     with client.get_executor(pure=False) as executor:
-        result = isometry.sweep([*fine, *dies], path, executor=executor, progress=False)
-    assert (result.finished, len(result.failures)) == (4, 1)
+        result = isometry.sweep([*dies, *fine], path, executor=executor, progress=False)
+    assert client.run(os.getpid) == before
+    assert (result.finished, len(result.failures)) == (4, 3)
     assert all(":fine" in row.get("model") for row in rows_of(isometry.open_store(path)))
     assert {row.get("error_type") for row in failures_of(isometry.open_store(path))} == {"WorkerDied"}
+    for failure in result.failures.values():
+        assert "each of the 3 times that it ran (killed by SIGKILL)" in failure.message
+
+
+def test_a_point_that_takes_too_long_is_ended_there(client, tmp_path):
+    source = models(tmp_path)
+    points = [{"model": f"{source}:{name}", "input": "4"} for name in ("slow", "fine")]
+    with client.get_executor(pure=False) as executor:
+        result = isometry.sweep(points, tmp_path / "a.h5", executor=executor, timeout=45, progress=False)
+    (failure,) = result.failures.values()
+    assert (failure.kind, result.finished) == ("TimeoutError", 1)
+
+
+def test_processes_beside_a_worker_end_when_they_are_idle_and_with_it(monkeypatch):
+    """Here the worker of Dask is this process, or a short one."""
+    monkeypatch.setattr("isometry.sweeps.beside._IDLE", 0.5)
+    first, again = run_beside(None, os.getpid), run_beside(None, os.getpid)
+    assert first == again != os.getpid()
+    wait_until_gone(first)
+    assert run_beside(None, os.getpid) != first
+    script = "import os; from isometry.sweeps.beside import run_beside; print(run_beside(None, os.getpid))"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    wait_until_gone(int(said.stdout))
+
+
+def wait_until_gone(process: int) -> None:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"the process {process} is still there")
 
 
 def test_a_cluster_without_workers_is_told_within_30_seconds_and_waited_for(tmp_path):

@@ -20,10 +20,11 @@ from isometry.cli.entry import run
 from isometry.errors import InputError, SpecError
 from isometry.progress import ended_as_interrupted
 from isometry.sweeps import points_of
-from isometry.sweeps.engines import Processes, TookTooLong, UserExecutor, WorkerDied
+from isometry.sweeps.engines import Processes, UserExecutor
 from isometry.sweeps.picture import picture_of
 from isometry.sweeps.rows import failures_of, rows_of, select
 from isometry.sweeps.sources import imported_files
+from isometry.sweeps.worker_process import TookTooLong, WorkerDied
 
 HARD = '''
 import ctypes, os, signal, subprocess, sys, time
@@ -189,26 +190,13 @@ def test_a_point_that_takes_too_long_fails_and_its_process_is_ended(hard, tmp_pa
     assert "0 points finished, 1 there before, 1 failed" in done.out
 
 
-def test_a_timeout_is_refused_where_nothing_can_be_ended(hard, tmp_path, capsys):
+def test_a_timeout_is_refused_where_nothing_can_be_ended(hard, tmp_path):
     grid = of_models(hard, "fine")
     with ThreadPoolExecutor(1) as threads, pytest.raises(InputError, match="a thread cannot be ended"):
         isometry.sweep(grid, tmp_path / "a.h5", executor=threads, timeout=5)
     for timeout in (0, -1, float("nan"), float("inf"), True, "5s"):
         with pytest.raises(InputError, match="timeout is a number of seconds"):
             isometry.sweep(grid, tmp_path / "a.h5", timeout=timeout)
-    (tmp_path / "grid.toml").write_text('[fixed]\nmodel = "mlp"\n')
-    call = [
-        "sweep",
-        str(tmp_path / "grid.toml"),
-        "-o",
-        str(tmp_path / "a.h5"),
-        "--timeout",
-        "5",
-        "--dask",
-        "tcp://x:1",
-    ]
-    assert run(call) == 2
-    assert "cannot end a worker of a Dask cluster" in capsys.readouterr().err
     assert not (tmp_path / "a.h5").exists()
 
 

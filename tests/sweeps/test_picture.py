@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,17 @@ def test_the_values_that_were_swept_are_the_ticks():
     ax = plot_curves([curve([1, 2, 4, 8], [1, 1, 1, 1])])
     ax.figure.canvas.draw()
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "4", "8"]
+
+
+def test_a_setting_beyond_all_floats_is_a_word(tmp_path):
+    """JSON knows no largest number."""
+    store = isometry.open_store(tmp_path / "a.h5", "a")
+    for name, seed in (("a", 10**4000), ("b", 1)):
+        made = isometry.Spectrum.from_singular_values([1.0, 2.0], name=name)
+        store.add(replace(made, provenance={"seed": seed}))
+    rows = rows_of(store)
+    assert [row.name for row in rows] == ["b", "a"]
+    assert picture_of(rows, store, "seed", "s_max").categories == ("1", str(10**4000))
 
 
 def test_what_has_no_points_is_an_error():

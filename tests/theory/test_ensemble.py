@@ -80,7 +80,26 @@ def test_the_module_needs_neither_torch_nor_scipy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("value", [[1.0, 1.2, 1.0], "wide"])
-def test_what_is_no_number_is_refused(value: object) -> None:
-    with pytest.raises(InputError, match="sigma_w must be one number"):
-        Ensemble("tanh", 3, sigma_w=value)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"sigma_w": "wide"}, "sigma_w must be a number"),
+        ({"sigma_w": (1.0, 1.2)}, "2 numbers, but there are 3 weight matrices"),
+        ({"sigma_w": (1.0, -1.2, 1.0)}, r"sigma_w\[1\]"),
+        ({"sigma_w": 1.0, "sigma_b": (0.1, 0.2)}, "2 numbers, but there are 3 layers"),
+        ({"sigma_w": (1.0, None, 2.0)}, "None"),
+        ({"activation": ("tanh", "relu"), "sigma_w": 1.0}, "2 functions, but there are 3 layers"),
+        ({"activation": ("tanh", "relu", "tanh")}, "give sigma_w"),
+        ({"sigma_w": (1.0, 1.2, 1.0), "q_star": 1.0}, "give q0"),
+    ],
+)
+def test_lists_that_do_not_fit_the_layers_are_refused(fields: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Ensemble(**{"activation": "tanh", "depth": 3, **fields})
+
+
+def test_lists_of_one_value_are_that_value_and_others_survive_json() -> None:
+    plain = Ensemble("tanh", 2, sigma_w=1.5, sigma_b=0.1)
+    assert Ensemble(["tanh", "tanh"], 2, sigma_w=[1.5, 1.5], sigma_b=(0.1, 0.1)) == plain  # type: ignore[arg-type]
+    mixed = Ensemble(("tanh", "relu"), 2, sigma_w=(1.5, 1.0, 2.0), sigma_b=(0.1, 0.2), q0=1.0, readout=True)
+    assert Ensemble.from_dict(json.loads(json.dumps(mixed.to_dict()))) == mixed

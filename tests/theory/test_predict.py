@@ -265,7 +265,7 @@ def test_residual_layers_of_any_strength(
     # layer: A is R-diagonal, so words that do not alternate A and A* have mean zero.
     ensemble = Ensemble(name, 3, weights=weights, residual=strength, sigma_w=sigma_w, q0=q0)
     log_mean, variance = 0.0, 0.0
-    for q in layer_variances(ensemble, get_activation(name)).q:
+    for q in layer_variances(ensemble, (get_activation(name),)).per_layer:
         first, second = slope_law(get_activation(name), 1.0 if np.isnan(q) else float(q)).moments(2)
         c = (strength * sigma_w) ** 2
         mean = 1.0 + c * first
@@ -302,7 +302,8 @@ def test_directions_that_no_branch_moves_are_a_point_mass() -> None:
     # Hard tanh, saturated in a share 1 - p: a layer keeps 1 - 2 p of the directions, and all keep one less their sum.
     ensemble = Ensemble("hard_tanh", 2, residual=1.0, sigma_w=1.0, q0=60.0)
     alive = sum(
-        math.erf(1.0 / math.sqrt(2.0 * q)) for q in layer_variances(ensemble, get_activation("hard_tanh")).q
+        math.erf(1.0 / math.sqrt(2.0 * q))
+        for q in layer_variances(ensemble, (get_activation("hard_tanh"),)).per_layer
     )
     assert predict(ensemble).atoms == [
         (pytest.approx(1.0, abs=1e-12), pytest.approx(1.0 - 2.0 * alive, rel=1e-9))
@@ -332,6 +333,50 @@ def test_residual_laws_are_those_of_sampled_networks(
     values = np.sort(np.linalg.svd(jacobian, compute_uv=False))
     # One draw's cdf strays by a few times 1/N, and by the fluctuation of its mean square.
     assert np.max(np.abs(spectrum.cdf(values) - (np.arange(width) + 0.5) / width)) < 0.015
+
+
+def test_layers_that_differ_multiply_their_means_and_add_their_variances() -> None:
+    names, sigmas, biases = ("tanh", "relu", "gelu"), (1.2, 0.9, 1.5), (0.1, 0.0, 0.3)
+    weights = ("gaussian", "orthogonal", "orthogonal")
+    ensemble = Ensemble(names, 3, weights=weights, sigma_w=sigmas, sigma_b=biases, q0=0.8)
+    spectrum = predict(ensemble)
+    q, log_mean, variance = 0.8, 0.0, 0.0
+    for layer, name in enumerate(names):
+        first, second = slope_law(get_activation(name), q).moments(2)
+        log_mean += math.log(sigmas[layer] ** 2 * first)
+        variance += second / first**2 - 1.0 + (weights[layer] == "gaussian")
+        q = q_map(name, q, sigmas[layer + 1], biases[layer + 1]) if layer < 2 else q
+    assert math.log(spectrum.mean_square) == pytest.approx(log_mean, abs=1e-10)
+    assert spectrum.variance / spectrum.mean_square**2 == pytest.approx(variance, rel=1e-8)
+    # Residual layers too: 1 + c mu_1 each.
+    branches = predict(Ensemble(names, 3, weights=weights, sigma_w=sigmas, residual=0.5, q0=0.8))
+    assert branches.mean_square > 1.0
+    with pytest.raises(InputError, match="give q0"):
+        predict("tanh", 2, sigma_w=(1.0, 1.2))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e60])
+def test_a_value_outside_the_law_is_told_and_bounded(scale: float) -> None:
+    # With ReLU and no bias J x = x_L, and x_L of a mean that adds up: a sampled network of width 300 agrees.
+    depth, strength, width = 30, 0.2, 300
+    spectrum = predict("relu", depth, residual=strength, sigma_w=1.0, q0=scale)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(width)
+    jacobian = np.eye(width)
+    for _ in range(depth):
+        weight = rng.standard_normal((width, width)) / math.sqrt(width)
+        h = weight @ x
+        jacobian = jacobian + strength * (h > 0)[:, None] * (weight @ jacobian)
+        x = x + strength * np.maximum(h, 0.0)
+    values = np.linalg.svd(jacobian, compute_uv=False)
+    outside = spectrum.provenance["outside"]
+    assert outside["certain"]
+    assert spectrum.s_max < 0.8 * 10 ** outside["log10_s"]
+    # A lower bound, within a third of the value; width 300 leaves some percent.
+    assert 0.65 * values[0] < 10 ** outside["log10_s"] < 1.1 * values[0]
+    assert values[1] < 1.1 * spectrum.s_max
+    assert "outside the law" in str(spectrum)
+    assert "outside" not in predict("tanh", depth, residual=strength, sigma_w=1.0, q0=1.0).provenance
 
 
 def test_q_star_alone_is_the_critical_point_and_an_ensemble_is_the_same() -> None:
@@ -446,7 +491,7 @@ def test_point_masses_inside_the_spectrum_of_layers_that_differ(
     spectrum = predict(ensemble)
     # The same law from the slopes of each layer as a list of numbers, solved by another parametrisation.
     factors = []
-    for q in layer_variances(ensemble, own).q:
+    for q in layer_variances(ensemble, (own,)).per_layer:
         law = slope_law(own, q)
         values = fields["sigma_w"] * np.sqrt(law.values)
         factors.append(Factor.from_values(values, rows=1000, columns=1000, weights=law.masses))
@@ -461,6 +506,42 @@ def test_point_masses_inside_the_spectrum_of_layers_that_differ(
                 abs(place / other - 1.0) < 1e-9 and abs(mass - m) < 1e-9 for other, m in reference.atoms
             )
     assert spectrum.moment(2) == pytest.approx(reference.moment(2), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("kinks", "slopes", "depth", "weights", "fields"),
+    [
+        # A narrow band of rare values far above the rest, or far below it, and a value of mass 1e-29.
+        ((-2.14, 1.81), (2.0, 0.2, 0.0), 2, "gaussian", {"sigma_w": 1.971, "q0": 0.231, "sigma_b": 0.479}),
+        ((-1.0, 2.15), (-0.5, 1.0, 0.0), 2, "orthogonal", {"sigma_w": 1.345, "q0": 0.479}),
+        ((-1.67,), (0.1, 1.0), 3, "orthogonal", {"sigma_w": 0.871, "q0": 0.022, "sigma_b": 0.433}),
+        (
+            (-2.02, 0.57, 0.85, 1.32),
+            (0.0, 0.1, 0.0, 0.1, 0.2),
+            2,
+            "orthogonal",
+            {"sigma_w": 1.519, "q0": 9.411},
+        ),
+    ],
+)
+def test_rare_slopes_of_layers_that_differ(
+    kinks: tuple[float, ...], slopes: tuple[float, ...], depth: int, weights: str, fields: dict
+) -> None:
+    # F(h) - F(0) is rounding where it vanishes, as functions of users are.
+    def antiderivative(h: np.ndarray) -> np.ndarray:
+        bends = zip(kinks, np.diff(slopes), strict=True)
+        return slopes[0] * h + sum(bend * np.maximum(h - kink, 0.0) for kink, bend in bends)
+
+    own = Activation(
+        "own",
+        lambda h: antiderivative(h) - antiderivative(np.zeros(1)),
+        lambda h: np.array(slopes)[np.searchsorted(kinks, h)],
+        kinks=kinks,
+        slopes=slopes,
+    )
+    curve = predict(own, depth, weights=weights, **fields).distribution
+    assert curve.cdf(np.array(math.inf)) == pytest.approx(1.0, abs=1e-12)
+    assert curve.log_moment(2 + 1e-9) == pytest.approx(curve.log_moment(2), abs=2e-6)
 
 
 @pytest.mark.parametrize(

@@ -79,13 +79,15 @@ class Segment:
 
 
 def value_shapes(tape: Tape) -> dict[int, Size]:
-    """Number of a value -> shape of its tensor, for the values of a tape whose operations are still there."""
+    """Number of a value -> shape of its tensor, for the real values of a tape whose operations are still there."""
     shapes: dict[int, Size] = {}
     for operation in tape.operations:
         outputs = operation.output if isinstance(operation.output, list | tuple) else (operation.output,)
         for position, value in operation.results.items():
-            shape = operation.args[0].shape if operation.function is None else outputs[position].shape
-            shapes.setdefault(value, shape)
+            tensor = operation.args[0] if operation.function is None else outputs[position]
+            # A complex value is two real ones in the graph, and no place to cut at.
+            if not tensor.is_complex():
+                shapes.setdefault(value, tensor.shape)
     if tape.result is not None:
         shapes[tape.result] = tape.output.shape
     return shapes

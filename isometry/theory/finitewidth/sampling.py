@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.errors import InputError
-from isometry.theory.activations import Activation, get_activation
+from isometry.theory.activations import Activation
 from isometry.theory.ensemble import Ensemble
-from isometry.theory.meanfield.layer_variances import LayerVariances, layer_variances
+from isometry.theory.finitewidth.slope_chain import AlikeLayers, alike_layers
 
 Array = NDArray[np.float64]
 
@@ -115,8 +115,7 @@ def sample(
     keep_pre_activations : bool
         Keep h of every layer, (L, N), of a dense network of one width.
     """
-    activation = get_activation(ensemble.activation)
-    variances = layer_variances(ensemble, activation)
+    activation, variances = alike_layers(ensemble)
     widths = widths_of(ensemble, width)
     for index in range(draws):
         generator = np.random.default_rng([seed, index])
@@ -131,8 +130,7 @@ def sample_chain(ensemble: Ensemble, width: int, draws: int, *, seed: int = 0) -
     Given x_{l-1} and Gaussian weights, the entries of W x are independent of variance sigma_w^2 |x|^2/N; with
     orthogonal ones W x is uniform on a sphere. Both are exact, and cost no matrix.
     """
-    activation = get_activation(ensemble.activation)
-    variances = layer_variances(ensemble, activation)
+    activation, variances = alike_layers(ensemble)
     sigma_w, sigma_b = math.sqrt(variances.sigma_w2), math.sqrt(variances.sigma_b2)
     for index in range(draws):
         generator = np.random.default_rng([seed, 1, index])
@@ -151,7 +149,7 @@ def sample_chain(ensemble: Ensemble, width: int, draws: int, *, seed: int = 0) -
 def _draw(
     ensemble: Ensemble,
     activation: Activation,
-    variances: LayerVariances,
+    variances: AlikeLayers,
     widths: tuple[int, ...],
     kernel: Kernel,
     generator: np.random.Generator,
@@ -205,7 +203,7 @@ def _draw(
 
 def _input(
     ensemble: Ensemble,
-    variances: LayerVariances,
+    variances: AlikeLayers,
     widths: tuple[int, ...],
     positions: int,
     generator: np.random.Generator,

@@ -28,10 +28,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from isometry.errors import InputError
 from isometry.theory.activations import Activation, get_activation
 from isometry.theory.ensemble import Ensemble
 from isometry.theory.gaussian import legendre_rule
-from isometry.theory.meanfield.layer_variances import LayerVariances, layer_variances
+from isometry.theory.meanfield.layer_variances import layer_variances
 
 Array = NDArray[np.float64]
 
@@ -42,6 +43,33 @@ class LogNormal:
 
     mean: float
     std: float
+
+
+@dataclass(frozen=True, eq=False)
+class AlikeLayers:
+    """sigma_w^2, sigma_b^2, and q of every layer, (L,), nan where no slope depends on it; layers are alike otherwise."""
+
+    sigma_w2: float
+    sigma_b2: float
+    q: Array
+
+
+def alike_layers(ensemble: Ensemble) -> tuple[Activation, AlikeLayers]:
+    """The one activation of all layers, and their variances.
+
+    Raises
+    ------
+    InputError
+        When layers differ in activation, sigma_w or sigma_b.
+    """
+    if not ensemble.is_uniform:
+        raise InputError(
+            "finite width is predicted for layers that share activation, sigma_w and sigma_b; these differ. Leave width "
+            "out."
+        )
+    activation = get_activation(ensemble.activations[0])
+    found = layer_variances(ensemble, [activation])
+    return activation, AlikeLayers(float(found.sigma_w2[0]), float(found.sigma_b2[0]), found.per_layer)
 
 
 @dataclass(frozen=True)
@@ -87,7 +115,7 @@ def gaussian_cells(
 
 
 def _layer(
-    activation: Activation, q: float, variances: LayerVariances, *, orthogonal: bool, fan: float
+    activation: Activation, q: float, variances: AlikeLayers, *, orthogonal: bool, fan: float
 ) -> _Layer:
     if q < LINEAR_VARIANCE and 0.0 not in activation.kinks:
         # Slopes are all alike, and no digit of them depends on q.
@@ -129,7 +157,7 @@ def _layer(
     )
 
 
-def log_signal_gain(ensemble: Ensemble) -> float | None:
+def log_signal_value(ensemble: Ensemble) -> float | None:
     """ln s of the direction of the signal itself, at infinite width; None for residual and for changing widths.
 
     The input x enters the layers' slopes: J x is not a random direction. Along x_l the layers act as the scalars
@@ -139,8 +167,7 @@ def log_signal_gain(ensemble: Ensemble) -> float | None:
     """
     if ensemble.residual is not None or not ensemble.is_square:
         return None
-    activation = get_activation(ensemble.activation)
-    variances = layer_variances(ensemble, activation)
+    activation, variances = alike_layers(ensemble)
     total = 0.5 * math.log(variances.sigma_w2) * ensemble.matrix_count
     values, counts = np.unique(np.where(np.isnan(variances.q), 1.0, variances.q), return_counts=True)
     for q, count in zip(values, counts, strict=True):
@@ -175,8 +202,7 @@ def log_mean_square(
     """
     if ensemble.residual is not None:
         return None
-    activation = get_activation(ensemble.activation)
-    variances = layer_variances(ensemble, activation)
+    activation, variances = alike_layers(ensemble)
     layers: dict[tuple[float, str, float], _Layer] = {}
     tau = 1.0 if one_direction else 1.0 / widths[0]
     v_a = v_e = c_ae = m_a = m_e = 0.0

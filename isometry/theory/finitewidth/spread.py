@@ -24,12 +24,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from isometry.errors import InputError
 from isometry.spectrum import Curve
-from isometry.theory.activations import get_activation
 from isometry.theory.ensemble import Ensemble
 from isometry.theory.finitewidth.response import responses
 from isometry.theory.finitewidth.sampling import DENSE, Kernel, sample, sample_chain, widths_of
-from isometry.theory.finitewidth.slope_chain import LINEAR_VARIANCE, LogNormal, log_mean_square
-from isometry.theory.meanfield.layer_variances import layer_variances
+from isometry.theory.finitewidth.slope_chain import LINEAR_VARIANCE, LogNormal, alike_layers, log_mean_square
 
 Array = NDArray[np.float64]
 
@@ -273,8 +271,8 @@ def _scaled(ensemble: Ensemble, width: int, curve: Curve, began: float) -> Finit
             f"while the depth is below the width of networks drawn here, {narrow}. Its spread is not predicted."
         )
     count = int(BUDGET / _cost(ensemble, (narrow,) * (ensemble.depth + 1), DENSE))
-    activation = get_activation(ensemble.activation)
-    q = layer_variances(ensemble, activation).q
+    activation, variances = alike_layers(ensemble)
+    q = variances.q
     q = np.where(np.isnan(q), 1.0, np.maximum(q, LINEAR_VARIANCE))
     levels = 0.5 - 0.5 * np.cos(np.linspace(0.0, math.pi, LEVELS))[1:-1]
     places = np.unique(np.asarray(curve.quantile(levels)))

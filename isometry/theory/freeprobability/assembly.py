@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,37 +48,49 @@ class Assembly:
 
 @dataclass(frozen=True, eq=False)
 class Slopes:
-    """``count`` layers of relative width ``width`` (N_l) with one law of D^2."""
+    """``count`` layers of relative width ``width`` (N_l) with one law of D^2.
+
+    ``sigma_w2`` and ``weights`` are those of their matrices, which only layers with a skip need.
+    """
 
     law: SlopeLaw
     width: float
     count: float
+    sigma_w2: float
+    weights: str
 
 
-def assemble(ensemble: Ensemble, activation: Activation, variances: LayerVariances) -> Assembly:
+def assemble(ensemble: Ensemble, activations: Sequence[Activation], variances: LayerVariances) -> Assembly:
     """The free product of an ensemble's factors.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    activations : sequence of Activation
+        One per layer where they differ, or the one of all.
+    variances : LayerVariances
 
     Raises
     ------
     TheoryError
         When no signal passes, or when the layers fall into too many different kinds.
     """
-    widths = np.array(ensemble.widths or (1,) * (ensemble.matrix_count + 1), float)
-    slopes = _slopes(ensemble, activation, variances, widths)
-    log_chi = float(
-        sum(item.count * math.log(variances.sigma_w2 * item.law.moments(1)[0]) for item in slopes)
-        / ensemble.depth
-    )
+    widths = np.ones(1) if ensemble.widths is None else np.array(ensemble.widths, float)
+    slopes = _slopes(ensemble, activations, variances, widths)
+    matrices = ensemble.matrix_count
+    log_sigma_w2 = np.log(variances.sigma_w2)
+    log_weights = float(log_sigma_w2.sum() if log_sigma_w2.size > 1 else matrices * log_sigma_w2[0])
+    read_out = float(log_sigma_w2[-1]) if ensemble.readout else 0.0
+    log_slopes = sum(item.count * math.log(item.law.moments(1)[0]) for item in slopes)
+    log_chi = (log_weights - read_out + float(log_slopes)) / ensemble.depth
     if ensemble.residual is not None:
-        return Assembly(_residual(ensemble, variances, slopes), 1.0, log_chi)
+        return Assembly(_residual(ensemble, read_out, slopes), 1.0, log_chi)
     rank = min(widths[0], widths[-1], *(item.width * item.law.nonzero_mass for item in slopes))
     rank = min(rank, float(widths.min()))
     terms: Counter[float] = Counter()
-    scale = math.log(widths[0] / rank)
+    scale = math.log(widths[0] / rank) + log_weights
     _add(terms, widths[0] / rank, 1.0)
-    kinds = Counter(zip(ensemble.layer_weights, widths[:-1], widths[1:], strict=True))
-    for (law, before, after), count in kinds.items():
-        scale += count * math.log(variances.sigma_w2)
+    for (law, before, after), count in _matrix_kinds(ensemble).items():
         if law == "gaussian" or after < before:
             scale += count * math.log(after / before)
             _add(terms, after / rank, count)
@@ -101,9 +114,17 @@ def assemble(ensemble: Ensemble, activation: Activation, variances: LayerVarianc
         np.array([size for size, _ in kept]),
         np.array([exponent for _, exponent in kept], float),
         tuple(groups),
-        atoms=_point_masses(ensemble, variances, slopes, widths, rank),
+        atoms=_point_masses(ensemble, log_weights, slopes, widths, rank),
     )
     return Assembly(product, float(rank / min(widths[0], widths[-1])), log_chi)
+
+
+def _matrix_kinds(ensemble: Ensemble) -> Counter[tuple[str, float, float]]:
+    """How many matrices there are of each (law, columns, rows)."""
+    if ensemble.widths is None and isinstance(ensemble.weights, str):
+        return Counter({(ensemble.weights, 1.0, 1.0): ensemble.matrix_count})
+    widths = ensemble.widths or (1,) * (ensemble.matrix_count + 1)
+    return Counter(zip(ensemble.layer_weights, widths[:-1], widths[1:], strict=True))
 
 
 def _add(terms: Counter[float], size: float, exponent: float) -> None:
@@ -116,54 +137,75 @@ def _add(terms: Counter[float], size: float, exponent: float) -> None:
 
 
 def _slopes(
-    ensemble: Ensemble, activation: Activation, variances: LayerVariances, widths: Array
+    ensemble: Ensemble, activations: Sequence[Activation], variances: LayerVariances, widths: Array
 ) -> list[Slopes]:
-    """Layers joined into kinds of equal width and (representative) q."""
+    """Layers joined into kinds of equal activation, width and (representative) q; with a skip, of equal weights too."""
+    depth, residual = ensemble.depth, ensemble.residual is not None
+    sigma_w2, weights = variances.sigma_w2, np.array(ensemble.weights).reshape(-1)
+    keys = [
+        np.arange(1) if len(activations) == 1 else np.array([activations.index(phi) for phi in activations]),
+        widths[1 : depth + 1] if widths.size > 1 else widths,
+        np.unique(sigma_w2, return_inverse=True)[1] if residual else np.zeros(1),
+        np.unique(weights, return_inverse=True)[1] if residual else np.zeros(1),
+    ]
+    q, counts = variances.q, variances.counts
+    if any(key.size > 1 for key in keys):
+        q, counts = variances.per_layer, np.ones(depth)
+    table = np.stack([np.broadcast_to(key[:depth] if key.size > 1 else key, q.shape) for key in keys], axis=1)
+    kinds, kind = np.unique(table, axis=0, return_inverse=True)
     result: list[Slopes] = []
-    levels = widths[1 : ensemble.depth + 1]
-    # Where S is rational a kind costs nothing, and the mass at zero of the worst layer is exact.
-    most = 1000 if activation.slopes is not None else 0
-    for width in np.unique(levels):
-        values, counts = representative_variances(variances.q[levels == width], most=most)
-        for q, count in zip(values, counts, strict=True):
-            law = slope_law(activation, 1.0 if np.isnan(q) else float(q))
-            result.append(Slopes(law, float(width), float(count)))
+    for number, (which, width, _, _) in enumerate(kinds):
+        own = np.flatnonzero(kind.reshape(-1) == number)
+        activation, first = activations[int(which)], int(own[0])
+        # Where S is rational a kind costs nothing, and the mass at zero of the worst layer is exact.
+        most = 1000 if activation.slopes is not None else 0
+        for value, count in zip(*representative_variances(q[own], counts[own], most=most), strict=True):
+            law = slope_law(activation, 1.0 if np.isnan(value) else float(value))
+            result.append(
+                Slopes(
+                    law,
+                    float(width),
+                    float(count),
+                    float(sigma_w2[first if sigma_w2.size > 1 else 0]),
+                    str(weights[first if weights.size > 1 else 0]),
+                )
+            )
     if len(result) > MOST_GROUPS and not all(item.law.is_two_point for item in result):
         raise TheoryError(
-            f"the layers are of {len(result)} different kinds (width and variance), more than the {MOST_GROUPS} this "
-            "solver takes on. Use fewer different widths."
+            f"the layers are of {len(result)} different kinds (activation, width and variance), more than the "
+            f"{MOST_GROUPS} this solver takes on. Use fewer different layers."
         )
     return result
 
 
-def _residual(ensemble: Ensemble, variances: LayerVariances, slopes: list[Slopes]) -> FreeProduct:
-    """The product of the layers 1 + a D W, and of the read-out.
+def _residual(ensemble: Ensemble, read_out: float, slopes: list[Slopes]) -> FreeProduct:
+    """The product of the layers 1 + a D W, and of the read-out, whose log sigma_w^2 is given.
 
     Where two subspaces of dimension 1 - p are not moved by a layer, those of D W = 0 and of W^T D = 0, they meet in
     1 - 2 p dimensions, and those of all layers leave a point mass.
     """
-    strength = (ensemble.residual or 0.0) ** 2 * variances.sigma_w2
-    gaussian = ensemble.layer_weights[0] == "gaussian"
-    layers = tuple(SkipLayers(item.law, strength, gaussian, item.count) for item in slopes)
-    exponent, scale = 1.0, 0.0
+    square = (ensemble.residual or 0.0) ** 2
+    layers = tuple(
+        SkipLayers(item.law, square * item.sigma_w2, item.weights == "gaussian", item.count)
+        for item in slopes
+    )
+    exponent, scale = 1.0, read_out
     if ensemble.readout:
-        scale += math.log(variances.sigma_w2)
-        exponent += float(ensemble.layer_weights[-1] == "gaussian")
+        last = ensemble.weights if isinstance(ensemble.weights, str) else ensemble.weights[-1]
+        exponent += float(last == "gaussian")
     unmoved = 1.0 - 2.0 * sum(item.count * item.law.nonzero_mass for item in slopes)
     atoms = ((scale, unmoved),) if unmoved > 0.0 and exponent == 1.0 else ()
     return FreeProduct(scale, np.array([1.0]), np.array([exponent]), atoms=atoms, skip_layers=layers)
 
 
 def _point_masses(
-    ensemble: Ensemble, variances: LayerVariances, slopes: list[Slopes], widths: Array, rank: float
+    ensemble: Ensemble, log_weights: float, slopes: list[Slopes], widths: Array, rank: float
 ) -> tuple[tuple[float, float], ...]:
     """(log lambda, share of the rank) of the point masses at nonzero lambda."""
-    if "gaussian" in ensemble.layer_weights:
+    if any(law == "gaussian" for law, _, _ in _matrix_kinds(ensemble)):
         return ()
     lost = float(np.sum(np.maximum(widths[:-1] - widths[1:], 0.0)))
-    found: list[tuple[float, float]] = [
-        (ensemble.matrix_count * math.log(variances.sigma_w2), widths[0] - lost)
-    ]
+    found: list[tuple[float, float]] = [(log_weights, widths[0] - lost)]
     for item in slopes:
         # Two of several equal layers cannot give different values: the two masses add up to at most one.
         found = [

@@ -156,6 +156,7 @@ def resolve_band(
         tolerance=TOLERANCE + 3e-13 * curve.product.terms + noise,
         log_top=log_top,
         narrowest=NARROWEST * width,
+        noise=3e-13 * curve.product.terms + noise,
     )
     at_bottom = None if cut or not lowest else curve.product.continuous_mass
     flat, blurred = resolved.flattened(at_bottom, above, narrowest=NARROWEST * width)

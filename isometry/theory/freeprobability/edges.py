@@ -22,6 +22,11 @@ Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
 
+# Poles from which on the intervals between them get fewer points.
+MANY = 16
+BISECTIONS = 70
+
+
 @dataclass(frozen=True)
 class Band:
     """One interval of radii that carries continuous mass.
@@ -62,7 +67,9 @@ def _gaps_between(curve: LeadingCurve, a: float, b: float) -> list[tuple[float, 
     high = math.log(a) + 45.0 if math.isinf(b) else math.log(b)
     poles = _poles(curve, low, high)
     ends = [low, *poles, high]
-    grid = np.unique(np.concatenate([_between(*pair) for pair in itertools.pairwise(ends)]))
+    # With widths that all differ there are a hundred intervals, none of which is wide.
+    points = 160 if len(ends) < MANY else 40
+    grid = np.unique(np.concatenate([_between(*pair, points) for pair in itertools.pairwise(ends)]))
     grid = grid[(np.exp(grid) > a * (1 + 1e-12)) & (np.exp(grid) < b * (1 - 1e-12))]
     if grid.size < 2:
         return []
@@ -93,28 +100,32 @@ def _on_axis(curve: LeadingCurve, log_w: Array) -> tuple[ComplexArray, Array]:
     return value, slope.real
 
 
-def _between(low: float, high: float) -> Array:
+def _between(low: float, high: float, points: int) -> Array:
     """A grid inside an interval of log w, crowded at both ends: next to a pole or a value of d zeros of K hide."""
-    return low + (high - low) / (1.0 + np.exp(-np.linspace(-25.0, 25.0, 160)))
+    return low + (high - low) / (1.0 + np.exp(-np.linspace(-25.0, 25.0, points)))
 
 
 def _poles(curve: LeadingCurve, low: float, high: float) -> list[float]:
     """Places in log w where K has a pole, t = 0 or t = -nu; t falls with w between neighbouring values of d."""
 
-    def one_plus_t(log_w: float) -> float:
+    def one_plus_t(log_w: Array) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):
             # Where h = 0 the ratio m/h is infinite, which is not used here.
-            return float(curve.one_plus_t(np.array([math.exp(log_w)], complex))[0].real)
+            return curve.one_plus_t(np.exp(log_w).astype(complex)).real
 
-    low, high = low + 1e-12 * max(1.0, abs(low)), high - 1e-12 * max(1.0, abs(high))
-    at_low, at_high = one_plus_t(low), one_plus_t(high)
+    ends = np.array([low + 1e-12 * max(1.0, abs(low)), high - 1e-12 * max(1.0, abs(high))])
+    at_low, at_high = one_plus_t(ends)
     # At t = -size; size 0 is the pole of 1/t.
-    targets = {1.0 - size for size in (0.0, 1.0, curve.group.size, *curve.product.sizes.tolist())}
-    return sorted(
-        float(brentq(lambda log_w, at=at: one_plus_t(log_w) - at, low, high, xtol=1e-15, rtol=1e-14))
-        for at in targets
-        if at_low > at > at_high
-    )
+    sizes = np.unique([0.0, 1.0, curve.group.size, *curve.product.sizes.tolist()])
+    targets = 1.0 - sizes[(at_low > 1.0 - sizes) & (1.0 - sizes > at_high)]
+    below, above = np.full(targets.size, ends[0]), np.full(targets.size, ends[1])
+    for _ in range(BISECTIONS if targets.size else 0):
+        middle = 0.5 * (below + above)
+        right = one_plus_t(middle) > targets
+        below, above = np.where(right, middle, below), np.where(right, above, middle)
+        if np.all(above - below <= 2e-15 * np.maximum(np.abs(middle), 1e-3)):
+            break
+    return sorted((0.5 * (below + above)).tolist())
 
 
 def _dips(curve: LeadingCurve, grid: Array, slope: Array, poles: list[float]) -> list[float]:
@@ -153,8 +164,10 @@ def _filled(known: NDArray[np.bool_], unknown: NDArray[np.bool_]) -> NDArray[np.
     result = known.copy()
     sure = np.flatnonzero(~unknown)
     if sure.size:
-        nearest = sure[np.argmin(np.abs(np.arange(known.size)[:, None] - sure), axis=1)]
-        result[unknown] = known[nearest[unknown]]
+        lost = np.flatnonzero(unknown)
+        after = np.clip(np.searchsorted(sure, lost), 1, max(sure.size - 1, 1))
+        before, after = sure[after - 1], sure[np.minimum(after, sure.size - 1)]
+        result[lost] = known[np.where(lost - before <= after - lost, before, after)]
     return result
 
 

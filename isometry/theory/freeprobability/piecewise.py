@@ -28,7 +28,9 @@ _TO_FIRST_HALF, _TO_SECOND_HALF = (
     legendre.legvander(0.5 * (NODES + shift), ORDER - 1) @ _TO_COEFFICIENTS.T for shift in (-1.0, 1.0)
 )
 _DERIVATIVE = np.stack([legendre.legval(NODES, legendre.legder(row)) for row in np.eye(ORDER)])
-MOST_PANELS = 600
+MOST_PANELS = 2000
+# Weight of an error of the mass in the mean, of lambda over its mean: the mean need not be as good as the mass.
+MEAN_SHARE, LARGEST_LOG = 0.05, 40.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +107,7 @@ def resolve(
     tolerance: float = 1e-9,
     log_top: float = 0.0,
     narrowest: float = 1e-9,
+    noise: float = 0.0,
 ) -> PiecewiseCurve:
     """Panels that carry the curve to the tolerance.
 
@@ -122,6 +125,8 @@ def resolve(
         log of the largest lambda: near it panels must also resolve lambda itself, which carries the moments.
     narrowest : float
         Span of log lambda at which halving ends.
+    noise : float
+        Rounding of masses, below which an error is not weighed by lambda.
 
     Raises
     ------
@@ -147,6 +152,13 @@ def resolve(
         tail = np.max(np.abs(new.coefficients[:, :, -3:]), axis=2)
         # An error e of log lambda moves the cdf by density * e; one of the density moves it by e * span/10.
         error = np.maximum(tail[2], np.maximum(tail[0] * densest, tail[1] * np.minimum(new.span, 1.0) * 0.1))
+        # A step, or an edge of a gap, between two nodes: the density does not make up the mass.
+        curve = PiecewiseCurve(left, width, new.coefficients)
+        ends = curve.at(np.array([0.0, 1.0]))[2]
+        error = np.maximum(error, np.abs(curve.integrate(np.ones_like) - (ends[:, 0] - ends[:, 1])))
+        # Little mass far above the mean counts in the mean.
+        share = np.exp(np.minimum(np.max(values[0], axis=1), LARGEST_LOG)) * MEAN_SHARE
+        error = np.where(error > noise, error * np.maximum(share, 1.0), error)
         # Where the density is infinite: two orthogonal ReLU layers.
         error[new.span < narrowest] = 0.0
         bulky = (new.span > 6.0) & (np.max(values[0], axis=1) > log_top - 45.0) & (densest > 1e-14)

@@ -47,7 +47,8 @@ def _has_floor(law: SlopeLaw) -> bool:
 
 def _extremum(log_z: Callable[[Array], tuple[Array, Array]], start: float, stop: float) -> tuple[float, bool]:
     """The first extremum of log z(y) from the start on, and True; or log z where real solutions end, and False."""
-    grid = np.linspace(start, stop, 29)
+    # Bands of rare values are narrow: their two ends must not fall between two points.
+    grid = np.linspace(start, stop, 141)
     for _ in range(12):
         value, slope = log_z(grid)
         known = np.isfinite(slope)

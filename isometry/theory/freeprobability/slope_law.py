@@ -34,6 +34,8 @@ ComplexArray = NDArray[np.complex128]
 
 # d this far below its largest value counts as zero, its units as dead: E 1/(w - d) must stay in the range of floats.
 DEAD = 1e-260
+# Share of the units that are not dead, and of E d, below which a value of d is left out.
+UNSEEN = 1e-17
 # Magnifications by 16 in the search for a bound of phi'.
 ZOOMS = 9
 # Where the Gaussian weight may be cut: the shortest of these that loses nothing is taken.
@@ -150,7 +152,7 @@ def slope_law(activation: Activation, q: float) -> SlopeLaw:
     kinks = np.array(activation.kinks, float) / scale
     bounds = np.concatenate([[-np.inf], kinks, [np.inf]])
     if activation.slopes is not None:
-        return _checked(point_masses(np.square(activation.slopes), _interval_masses(bounds)), activation, q)
+        return _checked(_shown(np.square(activation.slopes), _interval_masses(bounds)), activation, q)
     _refuse_unbounded(activation, q)
     reach = _reach(activation, scale)
     values, masses, pieces, dead = [], [], [], 0.0
@@ -186,6 +188,15 @@ def slope_law(activation: Activation, q: float) -> SlopeLaw:
         continuous=rule,
     )
     return _checked(law, activation, q)
+
+
+def _shown(squares: Array, masses: Array) -> SlopeLaw:
+    """The law of these values, but for those so rare that neither their mass nor their part of E d shows."""
+    alive = masses * (squares > 0.0)
+    share = np.maximum(
+        alive / max(float(alive.sum()), 1e-300), squares * masses / max(float(squares @ masses), 1e-300)
+    )
+    return point_masses(squares, np.where((share > UNSEEN) | (squares == 0.0), masses, 0.0))
 
 
 def _refuse_unbounded(activation: Activation, q: float) -> None:

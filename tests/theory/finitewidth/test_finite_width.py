@@ -15,9 +15,8 @@ from isometry.theory.finitewidth import finite_width
 from isometry.theory.finitewidth import spread as home
 from isometry.theory.finitewidth.response import responses
 from isometry.theory.finitewidth.sampling import Kernel, sample, sample_chain
-from isometry.theory.finitewidth.slope_chain import log_mean_square, log_signal_gain
+from isometry.theory.finitewidth.slope_chain import alike_layers, log_mean_square, log_signal_value
 from isometry.theory.finitewidth.spread import log_mean
-from isometry.theory.meanfield.layer_variances import layer_variances
 
 
 def drawn(ensemble, width, draws, **options):
@@ -98,7 +97,7 @@ def test_a_chain_without_matrices_has_the_pre_activations_of_networks():
             np.abs(chain.mean(0) - other.mean(0)) < 4 * (chain.std(0) + other.std(0)) / math.sqrt(200)
         )
         np.testing.assert_allclose(chain.std(0), other.std(0), rtol=0.25)
-    variances = layer_variances(ensemble, get_activation("tanh")).q
+    variances = alike_layers(ensemble)[1].q
     np.testing.assert_allclose(other.mean(0), variances, rtol=0.1)
 
 
@@ -121,7 +120,7 @@ def test_the_direction_of_the_signal_has_a_place_of_its_own(monkeypatch):
     monkeypatch.setattr(home, "MOST_DRAWS", 4)
     # chi_q^L, near e^-2 for tanh at q* = 1/L, where the law itself is near one.
     ensemble = Ensemble("tanh", 64, "orthogonal", q_star=1 / 64)
-    place = log_signal_gain(ensemble)
+    place = log_signal_value(ensemble)
     assert math.exp(place) == pytest.approx(math.exp(-2), rel=0.08)
     lowest = np.array([values[:2] for values in drawn(ensemble, 40, 6)])
     assert np.median(lowest[:, 0]) == pytest.approx(place, abs=0.5)
