@@ -47,7 +47,7 @@ class LogNormal:
 
 @dataclass(frozen=True, eq=False)
 class AlikeLayers:
-    """sigma_w^2, sigma_b^2, and q of every layer, (L,), nan where no slope depends on it; layers are alike otherwise."""
+    """sigma_w^2, sigma_b^2, and q of every layer, (L,), nan where no slope depends on it; layers are else alike."""
 
     sigma_w2: float
     sigma_b2: float
@@ -64,8 +64,8 @@ def alike_layers(ensemble: Ensemble) -> tuple[Activation, AlikeLayers]:
     """
     if not ensemble.is_uniform:
         raise InputError(
-            "finite width is predicted for layers that share activation, sigma_w and sigma_b; these differ. Leave width "
-            "out."
+            "finite width is predicted for layers that share activation, sigma_w and sigma_b; these differ. Leave "
+            "width out."
         )
     activation = get_activation(ensemble.activations[0])
     found = layer_variances(ensemble, [activation])
