@@ -13,6 +13,6 @@ from .segments import JacobianSegment, JacobianSegments, SegmentOperator
 
 __all__ = [
     "DEFAULT_MEMORY_LIMIT", "InputPart", "Inputs", "JacobianOperator", "JacobianSegment", "JacobianSegments",
-    "LayerInfo", "MatrixOperator", "ModuleCall", "Output", "SegmentOperator", "Wrt", "forward_mode_turn", "model_inputs",
-    "named_layers", "point_function", "refuse_training_mode", "strict_numerics", "warnings_silenced",
+    "LayerInfo", "MatrixOperator", "ModuleCall", "Output", "SegmentOperator", "Wrt", "forward_mode_turn",
+    "model_inputs", "named_layers", "point_function", "refuse_training_mode", "strict_numerics", "warnings_silenced",
 ]  # fmt: skip
