@@ -5,7 +5,7 @@ and takes the SVD of the result, which shows the first 15 decades. Both run in t
 of the processor, which neighbours on the machine change little.
 
     python benchmarks/chain.py                           # N = 256, depth 100: seconds
-    python benchmarks/chain.py --sizes 1024 --depth 1000 --out benchmarks/results/chain.json
+    python benchmarks/chain.py --sizes 256 512 1024 --depth 100 64 160 --out benchmarks/results/chain.json
 
 The record has, for each size, the seconds of both and their ratio, the decades, the relative errors and the
 decompositions.

@@ -31,6 +31,7 @@ _NUMBERS = {h5t.INTEGER, h5t.FLOAT}
 _ATTRIBUTES = _NUMBERS | {h5t.STRING, h5t.ENUM}
 # Longest array that an attribute may hold. What isometry writes is shorter, and the format ends at 64 kB.
 _MOST_ENTRIES = 8192
+_TEXT = h5py.string_dtype()
 # What other programs add when they open the file: dimension scales, netCDF. References among them, which are not read.
 FOREIGN = frozenset({"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "DIMENSION_LABELS"})
 
@@ -99,7 +100,7 @@ def attributes_of(node: h5py.Group | h5py.Dataset) -> dict[str, Any]:
         When one is not a text, a number or a short array of numbers.
     """
     return {
-        name: _read_attribute(node, name)
+        name: _read(node, name, h5a.open(node.id, _bytes(name)))
         for name in names_of(node.attrs)
         if name not in FOREIGN and not name.startswith("_")
     }
@@ -107,7 +108,13 @@ def attributes_of(node: h5py.Group | h5py.Dataset) -> dict[str, Any]:
 
 def attribute(node: h5py.Group | h5py.Dataset, name: str) -> Any:
     """One attribute, checked as by `attributes_of`; None where there is none of that name."""
-    return _read_attribute(node, name) if h5a.exists(node.id, _bytes(name)) else None
+    try:
+        found = h5a.open(node.id, _bytes(name))
+    except KeyError:
+        if h5a.exists(node.id, _bytes(name)):  # and cannot be read
+            raise
+        return None
+    return _read(node, name, found)
 
 
 def _check_dataset(dataset: h5py.Dataset, where: str) -> None:
@@ -149,9 +156,8 @@ def _check_size(dataset: h5py.Dataset, shape: tuple[int, ...], filtered: bool, w
         )
 
 
-def _read_attribute(node: h5py.Group | h5py.Dataset, name: str) -> Any:
+def _read(node: h5py.Group | h5py.Dataset, name: str, found: h5a.AttrID) -> Any:
     """As h5py reads it, in a third of its time: text as str, a single number as NumPy's."""
-    found = h5a.open(node.id, _bytes(name))
     kind, shape = found.get_type(), found.shape
     # An array of texts of any length may name one long text many times.
     text = isinstance(kind, h5t.TypeStringID) and kind.is_variable_str()
@@ -160,7 +166,7 @@ def _read_attribute(node: h5py.Group | h5py.Dataset, name: str) -> Any:
         raise StoreError(
             f"{_place(node)}: the attribute {name!r} is neither a text nor a few numbers, so isometry did not write it"
         )
-    values = np.empty(shape, dtype=found.dtype)
+    values = np.empty(shape, dtype=_TEXT if text else kind.dtype)
     if values.size:
         found.read(values)
     if text and values.size:

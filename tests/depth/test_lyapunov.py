@@ -18,7 +18,10 @@ def henon(x: torch.Tensor) -> torch.Tensor:
     return torch.stack([1 - 1.4 * x[:, 0] ** 2 + x[:, 1], 0.3 * x[:, 0]], dim=1)
 
 
-def lorenz(x: torch.Tensor, dt: float = 0.01) -> torch.Tensor:
+DT = 0.02
+
+
+def lorenz(x: torch.Tensor, dt: float = DT) -> torch.Tensor:
     """A Runge-Kutta step of the flow with sigma = 10, rho = 28, beta = 8/3."""
 
     def flow(x: torch.Tensor) -> torch.Tensor:
@@ -48,9 +51,10 @@ def test_the_lorenz_system_has_its_published_exponents():
     """0.9056, 0, -14.5723 for each unit of time (Sprott 2003); their sum is -(10 + 1 + 8/3)."""
     # Far apart, so that the states have become independent before the average begins.
     states = 100 * starts(100, 3) + torch.tensor([0.0, 0.0, 25.0])
-    found = lyapunov_exponents(lorenz, states, 3, 2000, warmup=1500)
-    assert np.all(np.abs(found.values / 0.01 - [0.9056, 0.0, -14.5723]) < 4 * found.error / 0.01 + 2e-3)
-    assert found.values.sum() / 0.01 == pytest.approx(-(11 + 8 / 3), abs=1e-3)
+    found = lyapunov_exponents(lorenz, states, 3, 800, warmup=800)
+    # Beside chance the error of the Runge-Kutta steps.
+    assert np.all(np.abs(found.values / DT - [0.9056, 0.0, -14.5723]) < 4 * found.error / DT + 5e-3)
+    assert found.values.sum() / DT == pytest.approx(-(11 + 8 / 3), abs=5e-3)
 
 
 def test_products_of_ginibre_matrices_have_their_closed_form():
