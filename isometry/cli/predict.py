@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,9 @@ import click
 
 from isometry.cli.options import TYPED, json_option, out_option, require_isometry_option, setting_options
 from isometry.cli.results import finish, refuse_taken_name, store_spectrum
-from isometry.cli.streams import note, print_json, quiet_when_closed
+from isometry.cli.streams import note, print_json, print_text, quiet_when_closed
 from isometry.nn.options import NETWORKS
+from isometry.spectrum.formatting import power_text
 
 if TYPE_CHECKING:
     from isometry.spectrum import Spectrum
@@ -36,6 +38,23 @@ class Widths(click.ParamType):
             return tuple(int(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} are not widths; write N_0,N_1,...,N_L such as 784,512,512", param, ctx)
+
+
+class MapSize(click.ParamType):
+    """HxW."""
+
+    name = "map"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Height and width in a text such as '8x8'."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).lower().split("x")
+        if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is no map; write its height and width, such as 8x8", param, ctx)
+        return int(parts[0]), int(parts[1])
 
 
 class PerLayer(click.ParamType):
@@ -100,6 +119,18 @@ class PerLayer(click.ParamType):
     help="Variance of the first pre-activations (default: q* from the first on).",
 )
 @click.option("--readout", is_flag=True, help="One more linear layer at the end.")
+@click.option(
+    "--width",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Units of a layer, or channels: say how far one network of that width strays from the law.",
+)
+@click.option(
+    "--positions",
+    type=MapSize(),
+    metavar="HxW",
+    help="Map of a convolution (a delta kernel) of --width channels.",
+)
 @out_option("Store the prediction here.", required=False)
 @click.option("--name", metavar="NAME", help="Its name in reports and in the file.")
 @click.option("--overwrite", is_flag=True, help="Replace a stored spectrum of that name.")
@@ -119,6 +150,8 @@ def predict_command(
     png: Path | None,
     svg: Path | None,
     require_isometry: float | None,
+    width: int | None,
+    positions: tuple[int, ...] | None,
     as_json: bool,
     **numbers: Any,
 ) -> None:
@@ -140,7 +173,7 @@ def predict_command(
         ensemble = Ensemble(functions, depth, weights=laws, **numbers)
     except InputError as error:
         raise click.UsageError(str(error)) from error
-    law = predict(ensemble)
+    law = predict(ensemble, width=width, positions=positions or ())
     command = context.meta.get(TYPED, "isometry predict")
     spectrum = replace(law, name=name, provenance={**law.provenance, "command": command})
     failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
@@ -151,6 +184,8 @@ def predict_command(
 
         with quiet_when_closed():
             print_report([spectrum])
+        if width is not None:
+            print_text(finite_width_text(spectrum.provenance["finite_width"], width))
     if png is not None or svg is not None:
         from isometry.report.canvas import save_figure
         from isometry.report.plots import figure_of_spectra
@@ -160,6 +195,22 @@ def predict_command(
             if path is not None:
                 note(f"picture: {save_figure(figure, path, kind=kind)}")
     finish(context, [spectrum], failure=failure, require_isometry=require_isometry)
+
+
+def finite_width_text(record: Mapping[str, Any], width: int) -> str:
+    """What networks of one width do, in 95 % of draws, and how that is known."""
+    lines = [f"Networks of width {width}, 95 % of them:"]
+    for label, key in (("mean s²", "log_mean_square"), ("s_max", "log_s_max")):
+        mean, spread = record[key]["mean"], 1.96 * record[key]["std"]
+        low, high = (power_text((mean + side * spread) / LN10) for side in (-1, 1))
+        lines.append(f"  {label:8s}{low} .. {high}")
+    if "signal" in record:
+        place = power_text(record["signal"]["log_s"] / LN10)
+        lines.append(
+            f"  the direction of the signal, {record['signal']['mass']:.2g} of the mass, at s = {place}"
+        )
+    how = "closed form for the mean square; " if record["closed_mean_square"] else ""
+    return "\n".join([*lines, f"  by {how}{record['source']}"])
 
 
 def prediction_record(spectrum: Spectrum) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two spectra -> their distances, the expected fluctuation of a network of finite width, and a verdict. Never torch.
+"""Two spectra -> their distances, what chance shows at finite width, p-values and a verdict. Never torch.
 
 Public is `compare` and what it returns; the modules are internal.
 """
@@ -6,7 +6,8 @@ Public is `compare` and what it returns; the modules are internal.
 from __future__ import annotations
 
 from isometry.comparison.comparison import Comparison, Distances, compare
-from isometry.comparison.finite_size import ExpectedFluctuation
+from isometry.comparison.expected import ExpectedFluctuation
 from isometry.comparison.ratios import Edge
+from isometry.comparison.significance import PValues
 
-__all__ = ["Comparison", "Distances", "Edge", "ExpectedFluctuation", "compare"]
+__all__ = ["Comparison", "Distances", "Edge", "ExpectedFluctuation", "PValues", "compare"]

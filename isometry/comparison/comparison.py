@@ -3,27 +3,26 @@
 Two spectra in, one `Comparison` out: Kolmogorov-Smirnov and Wasserstein-1 distances, ratios of moments, differences
 of edges; each once as the spectra are (raw) and once with the measured mean square set to the predicted one (shape).
 
-"Agrees" needs a scale: what a network of finite width, measured with finitely many probes, is expected to show. It is
-worked out in :mod:`isometry.comparison.finite_size`.
+"Agrees" needs a scale: what networks of the law show, drawn at this width and measured as the spectrum was
+(:mod:`isometry.comparison.replicas`). Each of distance, mean square and edges gets a p-value
+(:mod:`isometry.comparison.significance`), and the power of the test is reported beside them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isometry.comparison.distances import kolmogorov_smirnov, wasserstein
-from isometry.comparison.finite_size import (
-    MOMENTS,
-    ExpectedFluctuation,
-    error_band,
-    expected_fluctuation,
-    network_width,
-)
+from isometry.comparison.error_band import error_band
+from isometry.comparison.expected import MOMENTS, ExpectedFluctuation, expected_fluctuation
+from isometry.comparison.power import Alternative, alternatives
 from isometry.comparison.ratios import (
     Edge,
     edge_dict,
@@ -32,6 +31,8 @@ from isometry.comparison.ratios import (
     log_ratio_of,
     ratio_text,
 )  # fmt: skip
+from isometry.comparison.replicas import network_width, replicas
+from isometry.comparison.significance import LEVEL, PValues, Tests, sample_of
 from isometry.errors import InputError
 from isometry.spectrum import Spectrum
 from isometry.spectrum.formatting import json_ready, plain
@@ -45,6 +46,10 @@ ROUNDING_UNITS = 1000
 SMALLEST_TOLERANCE = 1e-6
 # Rounding of a dense SVD, where the spectra themselves name no floor; relative to s_max.
 SMALLEST_FLOOR = 1e-13
+# A test that lets half of the mass lie elsewhere tells nothing.
+USELESS_DISTANCE = 0.5
+# Power from which on a wrong law counts as told.
+TOLD = 0.8
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,10 @@ class Comparison:
         As they are.
     shape : Distances
         With the measured spectrum scaled to the predicted mean square.
-    expected_fluctuation : ExpectedFluctuation
-        Bounds of what finite width and finitely many probes cause; nan where the width is not known.
+    p : PValues
+        Share of right networks that stray as far, in distance (of shape), mean square and edges; nan where unknown.
+    critical_distance : float
+        Distance in shape, from the mean of networks of this width, that one right network in twenty exceeds.
     s_max, s_min : Edge
     width : float
         Number of independent units a layer of the network has; nan if unknown.
@@ -107,12 +114,14 @@ class Comparison:
     predicted: Spectrum = field(repr=False)
     raw: Distances
     shape: Distances
-    expected_fluctuation: ExpectedFluctuation
+    p: PValues
+    critical_distance: float
     s_max: Edge
     s_min: Edge
     width: float
     floor: float
     tolerance: float
+    _tests: Tests | None = field(repr=False)
 
     @property
     def inside_band(self) -> float:
@@ -133,90 +142,103 @@ class Comparison:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether mean square and distance are within the expected fluctuation; None where that is not known.
+        """Whether a right network strays as far in one of twenty cases or more; None where nothing can be told.
 
-        The distance may be within it raw or in shape: a mean square that is off by no more moves the whole of a narrow
-        law, which the raw distance would hold against it a second time.
+        Nothing can be told where chance is not known, and where it allows so much that half of the mass could lie
+        elsewhere.
         """
-        shift = abs(self.raw.log_moment_ratios[0])
-        nearest = min(self.raw.ks_beyond_error, self.shape.ks_beyond_error)
-        return _both(
-            _within(nearest, self.expected_fluctuation.ks),
-            _within(shift, self.expected_fluctuation.log_mean_square),
-        )
+        p = self.p.smallest
+        if p < LEVEL:
+            return False
+        return None if math.isnan(p) or not self.tells_shapes else True
 
     @property
     def agrees_in_shape(self) -> bool | None:
-        """Whether the distance is within the expected fluctuation once the measured mean square is divided out.
+        """Whether the distance is one of chance once the mean square is divided out."""
+        p = self.p.distance
+        if p < LEVEL:
+            return False
+        return None if math.isnan(p) or not self.tells_shapes else True
 
-        A point mass whose place the weights alone decide (the p^-L of hard-tanh) is moved by that division: a
-        spectrum that agrees raw need not agree in shape.
+    @property
+    def tells_shapes(self) -> bool:
+        """Whether the distance has the power to tell a law whose mass lies elsewhere by half."""
+        return not math.isnan(self.p.distance) and self.critical_distance <= USELESS_DISTANCE
+
+    @cached_property
+    def expected_fluctuation(self) -> ExpectedFluctuation:
+        """Ranges that finite width and finitely many probes cause; nan where the width is not known."""
+        drawn = None if self._tests is None else self._tests.replicas
+        log_floor = math.log(self.floor) if self.floor > 0 else -math.inf
+        return expected_fluctuation(
+            drawn, self.predicted.distribution, log_floor=log_floor, tolerance=self.tolerance
+        )
+
+    @cached_property
+    def power(self) -> dict[str, float]:
+        """Share of networks of other laws that this comparison would tell from the predicted, by the other law's name.
+
+        Empty where chance is not known.
         """
-        return _within(self.shape.ks_beyond_error, self.expected_fluctuation.ks)
+        if self._tests is None:
+            return {}
+        found: list[Alternative] = alternatives(self._tests.replicas, self.predicted)
+        return {one.name: self._tests.power(one.replicas) for one in found}
 
     def verdict(self) -> str:
         """One sentence: is this the predicted law?"""
-        distance = f"KS {self.raw.ks:.3g}{self._beyond_text()}, expected fluctuation {self.expected_fluctuation.ks:.3g}"
         ratio = ratio_text(self.raw.log_moment_ratios[0])
+        distance = f"KS {self.raw.ks:.3g} raw, {self.shape.ks:.3g} in shape"
         if self.agrees is None:
-            return (
-                f"cannot tell: KS {self.raw.ks:.3g}, but the expected fluctuation is unknown; give width= (units of a "
-                "layer), and measure with two probes or more"
-            )
+            if math.isnan(self.p.smallest):
+                return (
+                    f"cannot tell: {distance}, but what chance does is unknown; give width= (units of a layer), and "
+                    "measure with two probes or more"
+                )
+            return f"cannot tell: {distance}; so few values or probes show any distance in shape by chance"
+        chance = f"p {_p_text(self.p.smallest)}"
         if self.agrees:
-            if not _within(self.raw.ks_beyond_error, self.expected_fluctuation.ks):
-                bound = self.expected_fluctuation.ks
-                distance = f"KS {self.shape.ks:.3g} in shape ({self.raw.ks:.3g} raw), expected fluctuation {bound:.3g}"
-            return f"agrees: {distance}; mean square {ratio} of the predicted"
-        if _within(self.raw.ks_beyond_error, self.expected_fluctuation.ks):
-            allowed = exponential(self.expected_fluctuation.log_mean_square)
-            return (
-                f"disagrees in the mean square only: {ratio} of the predicted, expected within a factor of "
-                f"{allowed:.3g}; {distance}"
+            return f"agrees: {distance}; mean square {ratio} of the predicted; {chance}"
+        failed = [
+            name
+            for name, p in (
+                ("distance", self.p.distance),
+                ("mean square", self.p.mean_square),
+                ("edges", self.p.edges),
             )
-        if self.agrees_in_shape:
-            return (
-                f"agrees in shape only: mean square {ratio} of the predicted; KS {self.raw.ks:.3g} raw, "
-                f"{self.shape.ks:.3g} with that divided out, expected fluctuation {self.expected_fluctuation.ks:.3g}"
-            )
-        return f"disagrees: {distance}; mean square {ratio} of the predicted"
-
-    def _beyond_text(self) -> str:
-        if self.raw.ks == self.raw.ks_beyond_error:
-            return ""
-        return f" ({self.raw.ks_beyond_error:.3g} beyond the error of the measurement)"
+            if p < LEVEL
+        ] or ["the three together"]
+        if failed == ["mean square"] and self.agrees_in_shape:
+            return f"agrees in shape only: mean square {ratio} of the predicted; {distance}; {chance}"
+        return f"disagrees in {', '.join(failed)}: {distance}; mean square {ratio} of the predicted; {chance}"
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """The table as (label, raw, shape, expected fluctuation): what every rendering of a comparison shows."""
         a, b, c = self.raw, self.shape, self.expected_fluctuation
         table = [
-            ("KS", f"{a.ks:.3g}", f"{b.ks:.3g}", ""),
-            (
-                "KS beyond error",
-                f"{a.ks_beyond_error:.3g}",
-                f"{b.ks_beyond_error:.3g}",
-                _at_most(c.ks),
-            ),
-            ("W1 in s / rms", f"{a.wasserstein:.3g}", f"{b.wasserstein:.3g}", _at_most(c.wasserstein)),
-            ("W1 in log10 s", f"{a.wasserstein_log10:.3g}", f"{b.wasserstein_log10:.3g}",
-             _at_most(c.wasserstein_log10)),
-        ]  # fmt: skip
-        for k, raw, shape, bound in zip(
+            ("KS", f"{a.ks:.3g}", f"{b.ks:.3g}", _below(c.ks, c.ks_shape)),
+            ("KS beyond error", f"{a.ks_beyond_error:.3g}", f"{b.ks_beyond_error:.3g}", ""),
+            ("W1 in s / rms", f"{a.wasserstein:.3g}", f"{b.wasserstein:.3g}", ""),
+            ("W1 in log10 s", f"{a.wasserstein_log10:.3g}", f"{b.wasserstein_log10:.3g}", ""),
+        ]
+        for k, raw, shape, span in zip(
             MOMENTS, a.log_moment_ratios, b.log_moment_ratios, c.log_moments, strict=True
         ):
-            allowed = c.log_mean_square if k == 1 else bound
-            factor = "" if math.isnan(allowed) else f"1 within x {exponential(allowed):.3g}"
-            table.append((f"m{k} ratio", ratio_text(raw), ratio_text(shape), factor))
-        low, high = c.log_s_max
-        span = "" if math.isnan(low) else f"{exponential(low):.3g} .. {exponential(high):.3g}"
+            table.append((f"m{k} ratio", ratio_text(raw), ratio_text(shape), _span(span)))
         mean = 0.5 * self.raw.log_moment_ratios[0]
-        for label, edge, text in (("s_max ratio", self.s_max, span), ("s_min ratio", self.s_min, "")):
-            table.append((label, ratio_text(edge.log_ratio), ratio_text(edge.log_ratio - mean), text))
+        for label, edge, span in (
+            ("s_max ratio", self.s_max, c.log_s_max),
+            ("s_min ratio", self.s_min, c.log_s_min),
+        ):
+            table.append((label, ratio_text(edge.log_ratio), ratio_text(edge.log_ratio - mean), _span(span)))
+        table.append(("p of the distance", "", _p_text(self.p.distance), ""))
+        table.append(("p of the mean square", _p_text(self.p.mean_square), "", ""))
+        table.append(("p of the edges", "", _p_text(self.p.edges), ""))
         return table
 
     def summary(self) -> str:
         """The table as text."""
-        head = ("", "raw", "shape", "expected")
+        head = ("", "raw", "shape", "95 % by chance")
         table = [head, *self.rows()]
         widths = [max(len(row[i]) for row in table) for i in range(4)]
         first = _title(self.measured, "measured")
@@ -228,12 +250,23 @@ class Comparison:
         lines.append(
             f"  width {known}; floor s = {self.floor:.2g}; places within {self.tolerance:.1g} are one"
         )
+        if self.expected_fluctuation.source:
+            lines.append(f"  chance: {self.expected_fluctuation.source}")
+        if self.power:
+            lines.append(f"  could tell {self.power_text()}")
         if not math.isnan(self.inside_band):
             lines.append(
                 f"  predicted cdf inside the 95 % band of the measured one at {100 * self.inside_band:.0f} % of s"
             )
         lines.append(f"  {self.verdict()}")
         return plain("\n".join(lines), keep="\n")
+
+    def power_text(self) -> str:
+        """Which other laws this comparison would tell in four of five cases."""
+        return "; ".join(
+            f"{name}: {'yes' if power >= TOLD else 'no'} ({100 * power:.0f} %)"
+            for name, power in self.power.items()
+        )
 
     __str__ = summary
 
@@ -253,14 +286,14 @@ class Comparison:
             "tolerance": self.tolerance,
             "raw": _distances_dict(self.raw),
             "shape": _distances_dict(self.shape),
-            "by_chance": {
-                "ks": self.expected_fluctuation.ks,
-                "log_mean_square": self.expected_fluctuation.log_mean_square,
-                "wasserstein": self.expected_fluctuation.wasserstein,
-                "wasserstein_log10": self.expected_fluctuation.wasserstein_log10,
-                "log_moments": self.expected_fluctuation.log_moments,
-                "log_s_max": self.expected_fluctuation.log_s_max,
+            "p": {
+                "distance": self.p.distance,
+                "mean_square": self.p.mean_square,
+                "edges": self.p.edges,
+                "smallest": self.p.smallest,
             },
+            "power": self.power,
+            "by_chance": _expected_dict(self.expected_fluctuation),
             "inside_band": self.inside_band,
             "s_max": edge_dict(self.s_max),
             "s_min": edge_dict(self.s_min),
@@ -322,6 +355,10 @@ def compare(
     >>> sample = Spectrum.from_singular_values(np.linspace(0.5, 1.5, 100))
     >>> compare(sample, law).agrees
     True
+
+    Notes
+    -----
+    The first comparison with an ensemble at a width draws networks of it, a few seconds; later ones remember them.
     """
     for name, value in (("measured", measured), ("predicted", predicted)):
         if not isinstance(value, Spectrum):
@@ -339,19 +376,27 @@ def compare(
     log_floor = _log_floor(measured, predicted, floor)
     # The floor that the measurement brings with it moves with the measurement.
     shape_floor = log_floor if floor is not None else _log_floor(scaled, predicted, None)
+    drawn = replicas(measured, predicted, width=width)
+    tests = None
+    if drawn is not None:
+        second = None
+        if predicted.kind == "measured" and width < math.inf:
+            again = replicas(predicted, predicted, width=width)
+            second = None if again is None else (sample_of(predicted), again)
+        tests = Tests(drawn, second, log_floor=log_floor, tolerance=tolerance)
     return Comparison(
         measured,
         predicted,
         raw=_distances(measured, predicted, log_floor, tolerance),
         shape=_distances(scaled, predicted, shape_floor, tolerance),
-        expected_fluctuation=expected_fluctuation(
-            measured, predicted, width=width, log_floor=log_floor, tolerance=tolerance
-        ),
+        p=PValues(math.nan, math.nan, math.nan) if tests is None else tests.p_values(sample_of(measured)),
+        critical_distance=math.nan if tests is None else tests.critical_distance,
         s_max=edge_of(measured, predicted, top=True),
         s_min=edge_of(measured, predicted, top=False),
         width=width,
         floor=exponential(log_floor),
         tolerance=tolerance,
+        _tests=tests,
     )
 
 
@@ -403,19 +448,28 @@ def _log_floor(measured: Spectrum, predicted: Spectrum, floor: float | None) -> 
 # ---- numbers -------------------------------------------------------------------------------------------
 
 
-def _within(value: float, bound: float) -> bool | None:
-    return None if math.isnan(value) or math.isnan(bound) else value <= bound
+def _below(raw: float, shape: float) -> str:
+    return "" if math.isnan(raw) else f"<= {raw:.3g}, {shape:.3g} in shape"
 
 
-def _both(first: bool | None, second: bool | None) -> bool | None:
-    """False as soon as one is False, unknown as long as one is unknown."""
-    if first is False or second is False:
-        return False
-    return None if first is None or second is None else True
+def _span(span: tuple[float, float]) -> str:
+    return "" if math.isnan(span[0]) else f"{exponential(span[0]):.3g} .. {exponential(span[1]):.3g}"
 
 
-def _at_most(value: float) -> str:
-    return "" if math.isnan(value) else f"<= {value:.3g}"
+def _p_text(p: float) -> str:
+    return "" if math.isnan(p) else ("< 0.0001" if p < 1e-4 else f"{p:.2g}")
+
+
+def _expected_dict(expected: ExpectedFluctuation) -> Mapping[str, Any]:
+    return {
+        "ks": expected.ks,
+        "ks_shape": expected.ks_shape,
+        "log_mean_square": expected.log_moments[0],
+        "log_moments": expected.log_moments,
+        "log_s_max": expected.log_s_max,
+        "log_s_min": expected.log_s_min,
+        "source": expected.source,
+    }
 
 
 def _title(spectrum: Spectrum, otherwise: str) -> str:

@@ -10,7 +10,6 @@ thousand blocks leave the range of floats.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
@@ -168,14 +167,12 @@ def _placed(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> tuple[nn.Module | Callable[[Tensor], Any], Tensor]:
-    """The model and the input on the device and in the dtype of the measurement, by default the model's own."""
-    point = point_function(model, model_inputs(model, x), dtype=dtype, device=device).point
-    if not isinstance(model, nn.Module):
-        return model, point
-    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    if all((t.dtype, t.device) == (point.dtype, point.device) for t in tensors):
-        return model, point
-    return copy.deepcopy(model).to(dtype=point.dtype, device=point.device), point
+    """A copy of the model, and the input, on the device and in the dtype of the measurement.
+
+    Nothing of the user's module is run: another thread may train it, and what a forward pass writes stays in the copy.
+    """
+    part = point_function(model, model_inputs(model, x), dtype=dtype, device=device)
+    return part.module or model, part.point
 
 
 # ---- the walk ------------------------------------------------------------------------------------------

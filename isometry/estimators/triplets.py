@@ -85,6 +85,11 @@ class LeadingTriplets:
     blocks: int
     seconds: float
 
+    @property
+    def uncertified(self) -> NDArray[np.int64]:
+        """(B,) how many of the ranks may be those of other values: larger ones, or copies, may be missing."""
+        return (~self.certified).sum(axis=1)
+
     def extremes(self) -> Extremes:
         """The same as the extremes of a :class:`isometry.Spectrum`; the smallest value is not resolved."""
         resolved = np.zeros(self.lowest.shape, bool)

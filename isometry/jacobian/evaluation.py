@@ -18,6 +18,7 @@ from .failures import failed_call
 from .function import PointFunction
 from .numerics import strict_numerics, torch_warnings_silenced
 from .perturbation import sensitivity
+from .random_state import Draws
 from .rounding import relative_difference
 
 
@@ -109,6 +110,7 @@ def evaluate(
     source: str | None = None,
     tf32: bool = False,
     run: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
+    draws: Draws | None = None,
 ) -> Evaluation:
     """The evaluation of a function at its point.
 
@@ -123,6 +125,8 @@ def evaluate(
         Whether products on a GPU may round their factors to TF32.
     run : callable, optional
         Called with the function and the point for the value; the function itself is called if not given.
+    draws : Draws, optional
+        What is to see whether the evaluation draws random numbers.
 
     Raises
     ------
@@ -142,11 +146,11 @@ def evaluate(
         )
     batch = point.shape[0] if batched else None
     tf32 = tf32 and point.device.type == "cuda"
-    before = _random_state(point.device)
+    draws = Draws() if draws is None else draws
     first = part.function if run is None else partial(run, part.function)
     numerics = strict_numerics(point.device, recurrent=part.recurrent, tf32=tf32)
-    value = _value(first, point, numerics, part.inputs.in_words)
-    draws = not torch.equal(before, _random_state(point.device))
+    with draws:
+        value = _value(first, point, numerics, part.inputs.in_words)
     if batched and (value.dim() < 1 or value.shape[0] != batch):
         raise InputError(
             f"batched=True: {batch} inputs gave an output of shape {tuple(value.shape)}, whose first axis "
@@ -161,7 +165,7 @@ def evaluate(
         part.recurrent,
         tf32,
         part.inputs.in_words,
-        draws,
+        draws.seen,
     )
     m, n = made.output_shape.numel(), made.input_shape.numel()
     if m == 0 or n == 0:
@@ -169,10 +173,6 @@ def evaluate(
     with made.numerics():
         refuse_nonfinite_output(value, part.module, lambda: part.function(point))
     return made
-
-
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def _value(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -16,11 +17,36 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from torch._functorch import eager_transforms
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # PyTorch counts the levels of forward-mode differentiation for the whole process: of two threads that differentiate at
-# once one takes the tangents of the other.
-ONE_FORWARD_MODE = threading.RLock()
+# once one takes the tangents of the other, or ends the process.
+_FORWARD_MODE = threading.RLock()
+_LONGEST_WAIT = 5.0
+# Whether a level was still there after that.
+_in_vain = False
+
+
+@contextmanager
+def forward_mode_turn() -> Iterator[None]:
+    """Forward mode for this thread alone among those that ask for a turn; use it around forward mode of your own.
+
+    A level that a thread has entered without asking is waited for, 5 s at most and once: a caller may measure inside
+    his own.
+    """
+    global _in_vain
+    with _FORWARD_MODE:
+        until = time.monotonic() + (0.0 if _in_vain else _LONGEST_WAIT)
+        while (occupied := _occupied()) and time.monotonic() < until:
+            time.sleep(1e-3)
+        _in_vain = occupied
+        yield
+
+
+def _occupied() -> bool:
+    return forward_ad._current_level >= 0 or eager_transforms.JVP_NESTING > 0
 
 
 _D = TypeVar("_D", bound=Hashable)

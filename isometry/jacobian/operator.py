@@ -31,6 +31,7 @@ from .product_checks import (
     reverse_alone,
     warn_of_another_derivative,
 )
+from .random_state import random_state_kept
 from .rows import TrackedRun
 from .zero import cause_of_zero
 
@@ -185,17 +186,17 @@ class JacobianOperator:
         batched, source, tf32, check, chunk = (
             options[name] for name in ("batched", "source", "tf32", "check", "chunk")
         )
-        devices = list(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else [])
         factories_are_placed = torch.get_default_device() != torch.device("cpu")
         # Whatever the model draws here, the caller's random state stays as it is.
-        with strict_numerics(torch.device("cpu")), torch.random.fork_rng(devices=devices), no_collection():
+        with strict_numerics(torch.device("cpu")), random_state_kept() as draws, no_collection():
             make = partial(
                 point_function, model, source=source, target=options["target"], output=options["output"],
                 dtype=options["dtype"], device=options["device"], factories_are_placed=factories_are_placed,
             )  # fmt: skip
-            part = make(inputs, private=private)
+            with draws:
+                part = make(inputs, private=private)
             tracked = TrackedRun() if options["products"] == "auto" else None
-            evaluation = evaluate(part, batched=batched, source=source, tf32=tf32, run=tracked)
+            evaluation = evaluate(part, batched=batched, source=source, tf32=tf32, run=tracked, draws=draws)
             rows = None if tracked is None else tracked.products(evaluation)
             if rows is not None:
                 products = rows

@@ -166,6 +166,8 @@ def _plain(tensor: Tensor) -> bool:
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.layout == torch.strided
+        # Forward mode makes some in order to compare layouts.
+        and not tensor.is_meta
         and not tensor._is_zerotensor()
         and not tensor.is_conj()
         and not tensor.is_neg()

@@ -12,7 +12,7 @@ from torch.func import vjp
 from isometry.errors import IsometryError
 
 from .failures import FAILURES_OF_DERIVATIVES, is_out_of_memory
-from .numerics import ONE_FORWARD_MODE
+from .numerics import forward_mode_turn
 from .perturbation import sensitivity
 from .rounding import length
 
@@ -53,7 +53,7 @@ def reference_matmat(function: Function, point: Tensor, v: Tensor) -> tuple[Tens
     """J v by forward mode, and f(x); None where an operation has no forward-mode formula."""
     try:
         # PyTorch's forward mode itself: torch.func.jvp wraps each operation once more, for the same number.
-        with ONE_FORWARD_MODE, torch.inference_mode(False), torch.enable_grad(), forward_mode.dual_level():
+        with forward_mode_turn(), torch.inference_mode(False), torch.enable_grad(), forward_mode.dual_level():
             value = function(forward_mode.make_dual(point.detach().clone(), v.clone()))
             primal, tangent = forward_mode.unpack_dual(value)
             return torch.zeros_like(primal) if tangent is None else tangent.clone(), primal.detach().clone()

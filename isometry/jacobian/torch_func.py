@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from .numerics import ONE_FORWARD_MODE
+from .numerics import forward_mode_turn
 
 Function = Callable[[Tensor], Tensor]
 Product = Callable[[Tensor], Tensor]
@@ -66,7 +66,7 @@ def matmat_candidates(function: Function, point: Tensor, value: Tensor) -> list[
 
     def by_jvp() -> Product:
         def product(v: Tensor) -> Tensor:
-            with ONE_FORWARD_MODE:
+            with forward_mode_turn():
                 return jvp(function, (point,), (v,))[1]
 
         return product

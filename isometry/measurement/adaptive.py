@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from isometry.errors import InputError
@@ -37,8 +38,17 @@ class _Round:
     least_cost: float = 0.0
 
 
-def extend_until(goal: Goal, run: LanczosRun, limits: Limits, *, began: float) -> str:
+def extend_until(
+    goal: Goal,
+    run: LanczosRun,
+    limits: Limits,
+    *,
+    began: float,
+    on_round: Callable[[int, int], None] = lambda *_: None,
+) -> str:
     """Add probes and steps to ``run`` until the goal is reached; returns why it stopped.
+
+    ``on_round`` is called with the probes and steps of every round after the first, before it.
 
     Returns
     -------
@@ -74,6 +84,7 @@ def extend_until(goal: Goal, run: LanczosRun, limits: Limits, *, began: float) -
         now = _affordable(goal, run, wanted.probes, wanted.steps)
         if (now.probes, now.steps) == (run.probes, run.steps):
             return "budget"
+        on_round(now.probes, now.steps)
 
 
 def _next_round(goal: Goal, run: LanczosRun, limits: Limits, error: QuantityError) -> _Round | str:

@@ -272,7 +272,11 @@ class _Run:
                     provenance={**found.provenance, "instead_of": note},
                 )  # fmt: skip
             return found, reason, max(peak.size, chain.peak_bytes(self.operators.whole))
-        spectrum, reason = self.sampled(method)
+        spectrum, reason, reached = self.sampled(method)
+        if self.goal is not None and reached[0]:
+            peak = max(
+                peak, method.peak(self.operators.whole, self.goal, reached), key=lambda each: each.size
+            )
         if reason != "exact":
             return spectrum, reason, peak.size
         dense = Exact(method.top, method.tol)
@@ -281,8 +285,11 @@ class _Run:
             found = replace(found, products=found.products + spectrum.products)
         return found, reason, max(peak.size, dense.peak_bytes(self.operators.whole))
 
-    def sampled(self, method: Lanczos) -> tuple[Spectrum, str | None]:
-        """By probes, whose number and steps may grow until the goal is reached."""
+    def sampled(self, method: Lanczos) -> tuple[Spectrum, str | None, tuple[int, int]]:
+        """By probes, whose number and steps may grow until the goal is reached: why it stopped, and both numbers.
+
+        What each round will take at its peak is logged before it, at the level of debugging but for the first.
+        """
         whole = self.operators.whole
         inputs_per_group = method.inputs_per_group(whole, self.goal)
         run = LanczosRun(
@@ -298,12 +305,15 @@ class _Run:
                 run.extend(probes, steps)
             else:
                 limits = Limits(probes, steps, self.products_of_a_switch())
-                reason = extend_until(self.goal, run, limits, began=self.began)
+                reason = extend_until(
+                    self.goal, run, limits, began=self.began,
+                    on_round=lambda *numbers: _log.debug(method.peak(whole, self.goal, numbers)),
+                )  # fmt: skip
         except KeyboardInterrupt:
             if not (self.return_partial and run.begun):
                 raise
             reason = "interrupted"
-        return run.spectrum(), reason
+        return run.spectrum(), reason, (run.probes, run.steps)
 
     def whole_inputs(self, method: Method, fallback: Spectrum | None = None) -> tuple[Spectrum, str | None]:
         """By a method that yields nothing for a part of an input."""

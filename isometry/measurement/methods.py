@@ -192,19 +192,27 @@ class Lanczos(_Method):
         of_probe = basis_bytes(operator.shape, first_steps(goal, steps), operator.dtype)
         return _inputs_per_group(operator, min(probes, defaults.PROBES) * of_probe)
 
-    def peak(self, operator: JacobianOperator, goal: Goal | None = None) -> Peak:
-        """The bases of the probes that go together, vectors of a step, and the products."""
-        (probes, steps), (m, n) = self.numbers(operator, goal), operator.shape
-        steps, inputs = first_steps(goal, steps), self.inputs_per_group(operator, goal)
-        of_probe = inputs * basis_bytes(operator.shape, steps, operator.dtype)
+    def peak(
+        self, operator: JacobianOperator, goal: Goal | None = None, reached: tuple[int, int] | None = None
+    ) -> Peak:
+        """The bases of the probes that go together, vectors of a step, and the products.
+
+        With a goal that of the first round, and of a later one with the (probes, steps) that it has ``reached``.
+        """
+        (m, n), inputs = operator.shape, self.inputs_per_group(operator, goal)
+        first = "" if goal is None or reached is not None else "first "
+        if reached is None:
+            probes, steps = self.numbers(operator, goal)
+            probes = probes if goal is None else min(probes, MIN_PROBES)
+            reached = probes, first_steps(goal, steps)
+        probes, steps = reached
+        of_probe = inputs * basis_bytes((m, n), steps, operator.dtype)
         together = len(probe_groups(range(probes), of_probe, operator.memory_limit, operator.device)[0])
-        bases, text = together * of_probe, f"bases of {together} probes of {steps} steps"
         if goal is not None and goal.adds_steps:
-            # As many steps as bases of the fewest probes fit, all kept.
-            of_step = _inputs(operator) * min(probes, MIN_PROBES) * basis_bytes((m, n), 1, operator.dtype)
-            steps = max(steps, min(m, n, operator.memory_limit // of_step))
-            together = _inputs(operator) * min(probes, MIN_PROBES)
-            bases, text, inputs = together * basis_bytes((m, n), steps, operator.dtype), "at most, bases", 1
+            # Bases are kept, so that steps can be added, as long as all of them fit.
+            fitting = operator.memory_limit // (of_probe // inputs)
+            together = max(together, min(_inputs(operator) * probes, fitting) // inputs)
+        bases, text = together * of_probe, f"{first}bases of {together} probes of {steps} steps"
         rules = recurrence_bytes((m, n), together * inputs, steps, operator.dtype, operator.device)
         start = random_bytes(min(m, n), together * inputs, operator.dtype, self.probe)
         # What the start took may stay in the heap.

@@ -28,7 +28,7 @@ OWN_KEYS = frozenset(
     {"model", "input", "channels", "dtype", "device", "products_by", "rounding", "seed", "options", "shares",
      "torch_version", "numpy_version", "isometry_version", "git_commit", "created", "threads", "predicted_peak_bytes",
      "processes", "stopped", "factors", "decompositions", "condition", "sweeps", "instead_of",
-     "probe", "probes", "steps", "rank", "taken_out"}
+     "probe", "probes", "steps", "rank", "taken_out", "kernel"}
 )  # fmt: skip
 
 
@@ -57,6 +57,7 @@ def record(operator: JacobianOperator, *, seed: int, options: Mapping[str, Any])
         "model": operator.description,
         "input": operator.inputs.description,
         **_channels(operator),
+        **_kernel(operator.model),
         "dtype": str(operator.dtype).removeprefix("torch."),
         "device": _device_name(operator.device),
         "products_by": operator.backend,
@@ -113,6 +114,12 @@ def recorded_ensemble(
     )
     q0 = sigma_w**2 * mean_square + sigma_b**2
     return dict(replace(ensemble, q0=q0).to_dict())
+
+
+def _kernel(model: Any) -> dict[str, Any]:
+    """How the weights of a reference convolution lie in space, which decides how far one draw strays from its law."""
+    kernel = getattr(model, "kernel", None)
+    return {"kernel": kernel} if isinstance(kernel, dict) else {}
 
 
 def _channels(operator: JacobianOperator) -> dict[str, int]:

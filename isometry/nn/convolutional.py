@@ -60,6 +60,7 @@ class ConvolutionalNetwork(Network):
             )
         taps = (kernel_size, kernel_size)
         layers = design.layers(ConvolutionLayer, depth, channels, channels, taps, profile=profile)
+        kernel = _kernel(init, taps, profile)
         stem = None if in_channels is None else _stem(design, in_channels, channels, stem_strides)
         readout = None
         if num_classes is not None:
@@ -70,6 +71,17 @@ class ConvolutionalNetwork(Network):
         super().__init__(
             design, stem, layers, readout, head_kind=head, feature_axes=3, checkpoint_segments=checkpoint_segments
         )  # fmt: skip
+        self.kernel = kernel
+
+
+def _kernel(init: str, taps: tuple[int, int], profile: Tensor | Sequence[float] | None) -> dict[str, object]:
+    """The law of a kernel in space, for the record: which it is, and the variance share of its taps."""
+    if init != "gaussian":
+        return {"law": init}
+    shares = (
+        torch.full(taps, 1.0 / math.prod(taps)) if profile is None else laws.variance_profile(profile, taps)
+    )
+    return {"law": init, "profile": shares.double().tolist()}
 
 
 def _stem(design: Design, in_channels: int, channels: int, strides: Sequence[int]) -> nn.Sequential:

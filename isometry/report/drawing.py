@@ -77,7 +77,9 @@ def draw_density(
         remember(ax, _arrow_up(ax, place, cluster.mass, color), f"   {cluster.text()}")
     tail = float(spectrum.distribution.cdf(to_log(np.asarray(shown[0])), left=True)) - spectrum.zero_mass
     if tail >= 0.001:
-        remember(ax, Line2D([], [], linestyle="none"), f"   {percent_text(tail)} further left")
+        # Beside the arrow of a mass at zero, not on it.
+        mark = _arrow_left(ax, tail, color, floor=None, shift=shift + 0.5 / 8)
+        remember(ax, mark, f"   {percent_text(tail)} further left")
     if spectrum.zero_mass > 0:
         floor = math.log10(spectrum.floor) if log and spectrum.floor > 0 else None
         floor = floor if floor is not None and floor > shown[0] else None

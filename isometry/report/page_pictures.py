@@ -20,17 +20,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from isometry.report.canvas import house_style, new_figure
-from isometry.report.drawing import (
-    color_of,
-    draw_cdf,
-    draw_density,
-    finish_axis,
-    finish_density,
-    legend_of,
-    picture_range,
-    remember,
-)
+from isometry.report.drawing import legend_of
 from isometry.report.inline_svg import inline_svg
+from isometry.report.panels import MOST_BANDS, draw_panel, panel_limits
 from isometry.report.quantile_bands import draw_bands
 from isometry.spectrum import Spectrum
 from isometry.spectrum.formatting import plain
@@ -38,8 +30,6 @@ from isometry.spectrum.formatting import plain
 SIZE = (5.4, 3.7)
 # So many inputs at most are drawn, the first ones.
 MOST_INPUTS = 100
-# Bands of more spectra than these hide one another.
-MOST_BANDS = 8
 LN10 = math.log(10)
 
 
@@ -99,29 +89,10 @@ def overlay_pictures(spectra: Sequence[Spectrum]) -> list[Picture]:
 def _panel(kind: str, shown: Sequence[tuple[Spectrum, str]], *, log: bool, name: str) -> Picture:
     """One picture of spectra, each with its label."""
     spectra = [spectrum for spectrum, _ in shown]
-    limits = _limits(spectra, log=log)
+    limits = panel_limits(spectra, log=log)
     with house_style():
         figure, ax = small_figure()
-        for index, (spectrum, label) in enumerate(shown):
-            color = color_of(index, len(shown))
-            if kind == "density":
-                shift = index / max(len(shown), 8)
-                draw_density(ax, spectrum, limits, log=log, label=label, bins=60, color=color, shift=shift)
-            elif len(shown) <= MOST_BANDS:
-                draw_cdf(
-                    ax, spectrum, limits, log=log, label=label, color=color, points=300, explain=len(shown) <= 2
-                )  # fmt: skip
-            else:
-                x = np.linspace(*limits, 300)
-                (line,) = ax.plot(x, spectrum.distribution.cdf(x * LN10), color=color)
-                remember(ax, line, label)
-        zero = kind == "density" and any(spectrum.zero_mass > 0 for spectrum in spectra)
-        finish_axis(ax, log=log, low=limits[0], high=limits[1], zero=zero)
-        if kind == "density":
-            finish_density(ax, "density per decade of s" if log else "density of s")
-        else:
-            ax.set_ylabel("share of singular values ≤ s")
-            ax.set_ylim(0, 1.02)
+        draw_panel(ax, shown, kind, limits, log=log, points=300, explain=len(shown) <= 2)
     over = "log10 s" if log else "s"
     heading = f"Density over {over}" if kind == "density" else f"Cumulative share over {over}"
     return picture(
@@ -130,16 +101,6 @@ def _panel(kind: str, shown: Sequence[tuple[Spectrum, str]], *, log: bool, name:
         heading=heading,
         description=_described(shown, kind, over),
     )
-
-
-def _limits(spectra: Sequence[Spectrum], *, log: bool) -> tuple[float, float]:
-    """Range of the x data; a law that extends far below the measured values is cropped."""
-    low, high = picture_range(spectra, log=log)
-    measured = [spectrum for spectrum in spectra if spectrum.kind == "measured" and spectrum.zero_mass < 1]
-    if log and measured:
-        bottom, top = picture_range(measured, log=log)
-        low = max(low, bottom - 0.5 * (top - bottom))
-    return low, high
 
 
 def _fits_a_plain_axis(spectrum: Spectrum) -> bool:

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from isometry.errors import InputError
 from isometry.report.canvas import house_style, new_figure, save_figure
 from isometry.report.drawing import (
-    color_of,
     draw_cdf,
     draw_density,
     draw_legend,
@@ -28,6 +27,7 @@ from isometry.report.drawing import (
     legend_entries,
     picture_range,
 )
+from isometry.report.panels import draw_panel, panel_limits
 from isometry.spectrum import Spectrum
 
 
@@ -140,24 +140,10 @@ def plot_spectra(
         with house_style():
             ax = new_figure()[1][0]
             return plot_spectra(spectra, ax, kind=kind, labels=labels, bins=bins, legend=legend)
-    low, high = picture_range(spectra, log=True)
-    for index, spectrum in enumerate(spectra):
-        label = labels[index] if labels is not None else None
-        color = color_of(index, len(spectra))
-        if kind == "density":
-            draw_density(
-                ax, spectrum, (low, high), log=True, label=label, bins=bins, color=color,
-                shift=index / max(len(spectra), 8),
-            )  # fmt: skip
-        else:
-            draw_cdf(ax, spectrum, (low, high), log=True, label=label, color=color, points=400)
-    zero = kind == "density" and any(spectrum.zero_mass > 0 for spectrum in spectra)
-    finish_axis(ax, log=True, low=low, high=high, zero=zero)
-    if kind == "density":
-        finish_density(ax, "density per decade of s")
-    else:
-        ax.set_ylabel("fraction ≤ s")
-        ax.set_ylim(0, 1.02)
+    names = labels if labels is not None else [None] * len(spectra)
+    shown = list(zip(spectra, names, strict=True))
+    label = "" if kind == "density" else "fraction ≤ s"
+    draw_panel(ax, shown, kind, panel_limits(spectra, log=True), bins=bins, label=label)
     if legend:
         draw_legend(ax)
     return ax

@@ -63,6 +63,23 @@ class Curve:
         if not abs(total - 1) < 1e-5:
             raise InputError(f"the masses of a distribution sum to 1; got {total}")
 
+    def with_point_mass(self, log_s: float, mass: float) -> Curve:
+        """The same law with a share ``mass`` of it moved to one place."""
+        rest = 1.0 - mass
+        moments = tuple(
+            float(np.logaddexp(np.log(rest) + moment, np.log(mass) + 2 * (index + 1) * log_s))
+            for index, moment in enumerate(self.log_even_moments)
+        )
+        return Curve(
+            self.log_s,
+            rest * self.cdf_continuous,
+            rest * self.log_density,
+            np.append(self.atom_log_s, log_s),
+            np.append(rest * self.atom_mass, mass),
+            moments,
+            self.unbounded,
+        )
+
     @property
     def kind(self) -> str:
         return "predicted"

@@ -23,9 +23,10 @@ from .error_model import ErrorModel, mean_factor, orthogonal_factor
 
 Array = NDArray[np.float64]
 
-# Squares that a probe's mean is worth: from here on it is normal enough for Student's t on the spread of probes.
-_NORMAL_SQUARES = 32.0
-_FEWEST_PROBES = 4
+# Student's t on the spread of probes takes so many squares of like size, where the sum is normal enough, and so many
+# probes: of fewer it is wider than the law.
+_NORMAL_SQUARES = 128.0
+_FEWEST_PROBES = 16
 # So many squares are a normal variable to all digits.
 _NORMAL_COUNT = 1e10
 
@@ -109,11 +110,13 @@ def probe_mean(
     if sampled == 0:
         return ProbeMean(known, 0.0, 0.0, 0.0)
     dimension = float(errors.dimension or 1)
-    law, largest = np.zeros(inputs), np.zeros(inputs)
+    law, quartic, largest = np.zeros(inputs), np.zeros(inputs), np.zeros(inputs)
     for index in range(inputs):
         part = float(share[index].mean())
         if part > 0:
-            law[index], largest[index] = _law(values[index], w[index], chance[index], part, part * dimension)
+            law[index], quartic[index], largest[index] = _law(
+                values[index], w[index], chance[index], part, part * dimension
+            )
     factor = mean_factor(probes, errors.orthogonal_group, dimension) / probes
     # Random signs vary at most by the factor 1 + 2 / n more than probes on the sphere.
     if not errors.on_the_sphere:
@@ -129,7 +132,8 @@ def probe_mean(
         )
         if not known_law:
             return ProbeMean(known, sampled, spread, math.nan, degrees)
-        squares = 2 * sampled**2 / (probes * variance) if variance > 0 else math.inf
+        # Of like size: the share of the inputs' and of the directions' variances that their squares have.
+        squares = probes * float(law.sum()) ** 2 / float(quartic.sum()) if quartic.any() else math.inf
         if not errors.on_the_sphere and squares >= _NORMAL_SQUARES and probes >= _FEWEST_PROBES:
             return ProbeMean(known, sampled, spread, math.nan, degrees)
     elif not known_law:
@@ -139,19 +143,23 @@ def probe_mean(
     return ProbeMean(known, sampled, variance if scale > 0 else 0.0, scale)
 
 
-def _law(values: Array, w: Array, chance: NDArray[np.bool_], part: float, n: float) -> tuple[float, float]:
-    """Variance of the mean that one probe of one input sees, and the largest variance over mean of a single value."""
+def _law(
+    values: Array, w: Array, chance: NDArray[np.bool_], part: float, n: float
+) -> tuple[float, float, float]:
+    """Of the mean that one probe of one input sees, a sum over directions: variance, the sum of the squares of the
+    directions' own variances, and the largest variance over mean of a single direction."""
     f = np.where(chance, values, np.nan)
     mean = float(np.sum(w * values) / w.sum())
     squares = np.where(chance, (values - mean) ** 2, 0.0)
-    spread = float(np.sum(w * squares) / w.sum())
+    spread, quartic = (float(np.sum(w * squares**k) / w.sum()) for k in (1, 2))
     for place, extreme in ((np.nanargmax, np.nanmax), (np.nanargmin, np.nanmin)):
         rows = np.flatnonzero(chance.any(axis=-1))
         ends = place(f[rows], axis=-1)
-        mass = w[rows, ends]
-        seen = float(mass.sum() / w.sum())
+        mass = w[rows, ends] / w.sum()
         # The extreme value has the mass of one direction at least.
-        spread += max(seen, 1 / n) * (float(extreme(f)) - mean) ** 2 - float(
-            np.sum(mass * squares[rows, ends]) / w.sum()
-        )
-    return 2 / (n + 2) * part**2 * max(spread, 0.0), 2 / (n + 2) * part * float(np.nanmax(f))
+        least, away = max(float(mass.sum()), 1 / n), (float(extreme(f)) - mean) ** 2
+        spread += least * away - float(np.sum(mass * squares[rows, ends]))
+        quartic += least * away**2 - float(np.sum(mass * squares[rows, ends] ** 2))
+    factor = 2 / (n + 2) * part
+    spread, quartic = max(spread, 0.0), max(quartic, 0.0)
+    return factor * part * spread, factor**2 * part**2 * quartic / n, factor * float(np.nanmax(f))

@@ -28,6 +28,7 @@ from .log_values import LogValues
 from .plotting import report_package
 from .quadrature import Quadrature
 from .summary import REPORTED_QUANTILES, STOPPED, Summary, quantile_text, recorded_shares, verdict_text
+from .unlisted import Unlisted, unlisted
 
 Array = NDArray[np.float64]
 
@@ -556,6 +557,18 @@ class Spectrum:
         return float(e.top_residual[int(e.top[:, 0].argmax()), 0])
 
     @property
+    def unlisted(self) -> Unlisted | None:
+        """How many singular values as large as the last one in the list of the largest ones are not in it.
+
+        Of the input with the largest singular value, whose list reports show; None where there is no list. A Krylov
+        method lists a multiple value less often than it occurs. Limits of 99.9 % confidence.
+        """
+        if self.extremes is None or not isinstance(self.distribution, Quadrature):
+            return None
+        best = int(self.extremes.top[:, 0].argmax())
+        return unlisted(self.distribution.input(best), self.extremes.input(best))
+
+    @property
     def s_min(self) -> float:
         """Smallest singular value (over the inputs); nan where it is not resolved.
 
@@ -693,6 +706,7 @@ class Spectrum:
                 for s, residual in zip(e.top[best, :10], e.top_residual[best, :10], strict=True)
                 if math.isfinite(s)
             ),
+            unlisted=self.unlisted,
             stopped=self.stopped or None,
             shares=recorded_shares(self.provenance.get("shares")),
             **self._outside(),

@@ -9,10 +9,11 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .formatting import error_text, json_ready, number_text, percent_text
+from .unlisted import Unlisted
 
 # Why a measurement with a goal may have stopped, and how a report says so.
 STOPPED = {
@@ -29,6 +30,7 @@ LABELS: Mapping[str, str] = {
     "method": "method",
     "null_dimension": "null dimension",
     "s_max": "s_max",
+    "unlisted": "not listed",
     **{f"quantile_{p}": "median" if p == "0.5" else f"quantile {p}" for p in reversed(REPORTED_QUANTILES)},
     "s_min": "s_min",
     "condition_number": "condition number",
@@ -92,6 +94,8 @@ class Summary:
         Whether that bound lies above the law.
     top : sequence of (float, float)
         The largest singular values found, with their residual bounds; empty for a prediction.
+    unlisted : Unlisted, optional
+        How many more are as large as the last of these; None for a prediction.
     seed, dtype, device, stopped, shares
         As recorded with the measurement, None where nothing was.
     """
@@ -138,6 +142,7 @@ class Summary:
     outside_certain: bool = False
     spread: tuple[float, float] = (math.nan, math.nan)
     top: Sequence[tuple[float, float]] = ()
+    unlisted: Unlisted | None = None
     seed: Any = None
     dtype: Any = None
     device: Any = None
@@ -209,6 +214,8 @@ class Summary:
             }
         if self.top:
             values["top"] = [{"s": s, "residual": residual} for s, residual in self.top]
+        if self.unlisted is not None:
+            values["unlisted"] = asdict(self.unlisted)
         plain: dict[str, Any] = json_ready(values)
         return plain
 
@@ -263,6 +270,7 @@ class Summary:
             ),
             "null_dimension": str(self.null_dimension) if self.null_dimension else "",
             "s_max": error_text(self.s_max, self.s_max_residual, self.log10_s_max),
+            "unlisted": "" if self.unlisted is None else self.unlisted.text(),
             "s_min": self._s_min_text(),
             "condition_number": self._condition_text(),
             "mean_square": error_text(self.mean_square, self.mean_square_stderr, self.log10_mean_square),

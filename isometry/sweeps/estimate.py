@@ -221,7 +221,8 @@ def _tried_measurement(point: Point) -> float:
     if point.kind == "compare" and isinstance(ensemble, Ensemble):
         began = time.perf_counter()
         law = predict(ensemble)
-        compare(law, law)
+        # Networks of the ensemble are drawn at its width, once.
+        compare(law, law, width=x.shape[0])
         seconds += time.perf_counter() - began
     return seconds
 

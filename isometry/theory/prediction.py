@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from isometry.errors import ConvergenceError, InputError, NonFiniteError, TheoryError
 from isometry.spectrum import Curve, Spectrum
 from isometry.theory.activations import Activation, get_activation, has_unbounded_slope
 from isometry.theory.ensemble import Ensemble
+from isometry.theory.finitewidth import finite_width
+from isometry.theory.finitewidth.slope_chain import log_signal_value
 from isometry.theory.freeprobability.assembly import Assembly, assemble
 from isometry.theory.freeprobability.solver import Law, solve
+from isometry.theory.meanfield.convolution import checked_profile
 from isometry.theory.meanfield.layer_variances import SMALLEST_Q, LayerVariances, layer_variances, layers_of
 from isometry.theory.meanfield.signal_direction import has_mean, log_signal_gain
 
@@ -24,11 +28,14 @@ def predict(
     depth: int | None = None,
     *,
     points: int = 2000,
+    width: int | None = None,
+    positions: Sequence[int] = (),
+    profile: ArrayLike | None = None,
     **fields: Any,
 ) -> Spectrum:
     """The singular-value spectrum of an ensemble at infinite width, from mean-field theory and free probability.
 
-    No matrix is sampled. ``predict("tanh", 64, q_star=0.05)`` is short for
+    No matrix is sampled for the law. ``predict("tanh", 64, q_star=0.05)`` is short for
     ``predict(Ensemble("tanh", 64, q_star=0.05))``; ``predict(spectrum.provenance["ensemble"])`` takes the network that
     a measurement recorded.
 
@@ -41,6 +48,15 @@ def predict(
         Number L of layers, with an activation only.
     points : int
         Size of the grid of the curve.
+    width : int, optional
+        Units of a layer, or channels of a convolution: how far one network of that width strays from the law is
+        predicted beside it (see Returns), and the direction of the signal, one in ``width``, has its place in the law
+        where that lies apart.
+    positions : sequence of int
+        Height and width of a convolution's map, with ``width`` its channels.
+    profile : (k, k) array, optional
+        Variance profile of a convolution's Gaussian kernel, such as `meanfield.convolution.uniform_profile(3)`; by
+        default a delta kernel.
     **fields
         The other fields of `Ensemble`, with an activation only: ``weights``, ``sigma_w``, ``sigma_b``, ``q_star``,
         ``widths``, ``residual``, ``q0``, ``readout``.
@@ -52,7 +68,9 @@ def predict(
         s^2 come from series inversion. ``provenance`` holds the ensemble and ``sigma_w, sigma_b, q_star, chi`` (mean
         growth of squared gradients per layer), ``log_lambda_min`` (None where the support reaches down to zero) and
         ``log_lambda_max`` (None where phi' is unbounded, and the support), natural logarithms of the edges; and
-        ``outside`` where a singular value may lie, or does, outside the law (below).
+        ``outside`` where a singular value may lie, or does, outside the law (below). With
+        ``width`` it also holds ``finite_width``: mean and standard deviation over networks of ln mean square and of
+        ln s_max, the 2.5, 50 and 97.5 % points over networks of ln s at nine quantiles, and how they were found.
 
     Raises
     ------
@@ -68,8 +86,11 @@ def predict(
     Units whose squared slope is below 1e-260 of the largest count as dead, their share as mass at zero. An orthogonal
     network so isometric that rounding hides the shape of its spectrum (q* of 1e-10 or so) is a point mass at its mean.
 
-    The law is that of infinite width at fixed depth. At width N one draw's mean square fluctuates around it by a
-    relative O(sqrt(L)/N), and the largest singular value falls short of the edge as L/N grows.
+    The law is that of infinite width at fixed depth. At width N one draw's mean square fluctuates around it by about
+    sqrt(L/N), and the largest singular value falls short of the edge as L/N grows: ``width`` says by how much. Its
+    sources are closed forms to order 1/N (Hanin and Nica 2018, arXiv 1812.05994; Roberts, Yaida and Hanin 2021, arXiv
+    2106.10165) and seeded draws of the ensemble, a few seconds of them, remembered; ``finite_width["source"]`` names
+    them.
 
     A residual network has the exact law of its layers 1 + a D W, for branches of any strength: A = a D W is R-diagonal,
     and the law of |1 + A| is a free additive convolution (Haagerup and Schultz 2007, arXiv math/0605251). At large
@@ -100,15 +121,52 @@ def predict(
     # At vanishing variance phi' is a constant.
     unbounded = any(has_unbounded_slope(phi) for phi in set(activations)) and bool(np.any(variances.q > 0.0))
     curve = curve_of(law, assembly.rank_share, unbounded=unbounded)
+    provenance = _provenance(network, variances, assembly, law, unbounded)
+    shape = None if network.widths is None else (network.widths[-1], network.widths[0])
+    if width is None and (len(positions) or profile is not None):
+        raise InputError(
+            "positions and profile describe a convolution of finite width: give width, its channels"
+        )
+    if width is not None:
+        curve, added = _at_width(network, curve, width, positions, profile)
+        provenance |= added
+        if shape is None:
+            size = width * math.prod(positions)
+            shape = (size, size)
     return Spectrum(
         curve,
         method="predicted",
-        shape=None if network.widths is None else (network.widths[-1], network.widths[0]),
+        shape=shape,
         name=_name(network),
         seconds=time.perf_counter() - began,
-        provenance=_provenance(network, variances, assembly, law, unbounded)
-        | _outside(network, activations, variances, float(law.log_edges[1])),
+        provenance=provenance | _outside(network, activations, variances, float(law.log_edges[1])),
     )
+
+
+def _at_width(
+    network: Ensemble, curve: Curve, width: int, positions: Sequence[int], profile: ArrayLike | None
+) -> tuple[Curve, dict[str, Any]]:
+    """The law with the direction of the signal, and the record of how far one network strays from it."""
+    if isinstance(width, bool) or int(width) != width or width < 1:
+        raise InputError(f"width is a positive whole number of units, got {width!r}")
+    map_shape = tuple(int(size) for size in positions)
+    if map_shape and (len(map_shape) != 2 or min(map_shape) < 1):
+        raise InputError(f"positions are the height and width of a map, got {tuple(positions)}")
+    shares = None if profile is None else tuple(map(tuple, checked_profile(profile).tolist()))
+    if shares is not None and not map_shape:
+        raise InputError(
+            "a profile belongs to a convolution: give positions, the height and width of its map"
+        )
+    found = finite_width(network, curve, int(width), positions=map_shape, profile=shares)
+    signal = log_signal_value(network) if shares is None else None
+    record: dict[str, Any] = {"width": int(width), "finite_width": found.to_dict()}
+    if signal is not None and math.isfinite(signal):
+        below = float(curve.cdf(signal))
+        # Apart from the law: less than half a value of the law is expected beyond it.
+        if 2 * width * min(below, 1.0 - below) < 1.0:
+            curve = curve.with_point_mass(signal, 1.0 / width)
+            record["finite_width"]["signal"] = {"log_s": signal, "mass": 1.0 / width}
+    return curve, record
 
 
 def _as_ensemble(

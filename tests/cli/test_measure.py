@@ -129,7 +129,7 @@ def test_a_relative_error_is_reached_or_code_5(isometry, tmp_path) -> None:
     assert done.code == 0
     assert done.json["stopped"]["reason"] == "rtol"
     assert done.json["stopped"]["error"] <= 0.2
-    assert "at the peak: bases of 16 probes of 4 steps" in done.err
+    assert "at the peak: first bases of 8 probes of 4 steps" in done.err
     done = isometry(*arguments, "0.0001", "--budget", "400", "-o", tmp_path / "a.h5", "--name", "a")
     assert done.code == 5
     assert "mean_square is known to" in done.err

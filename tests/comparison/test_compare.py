@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from isometry.comparison import Comparison, compare
 from isometry.comparison.distances import kolmogorov_smirnov, spread_integral, wasserstein
-from isometry.comparison.finite_size import error_band, network_width
+from isometry.comparison.error_band import error_band
+from isometry.comparison.replicas import golub_kahan, network_width
 from isometry.errors import InputError
 from isometry.spectrum import Curve, Quadrature, Spectrum
-from isometry.theory.freeprobability.discrete import Factor, free_product
+from isometry.theory import Ensemble, predict
+from isometry.theory.finitewidth import finite_width, spread
+from isometry.theory.finitewidth.sampling import sample
+from isometry.theory.finitewidth.slope_chain import alike_layers
+from isometry.theory.finitewidth.spread import log_mean
 
 
 def spectrum(values, **options):
@@ -27,11 +33,6 @@ def uniform_curve(low=0.5, high=1.5, points=4000):
         Curve(np.log(s), (s - low) / (high - low), s / (high - low), np.empty(0), np.empty(0)),
         method="predicted",
     )
-
-
-def haar(n, rng):
-    q, r = np.linalg.qr(rng.standard_normal((n, n)))
-    return q * np.sign(np.diag(r))
 
 
 # ---- distances ------------------------------------------------------------------------------------------
@@ -129,18 +130,22 @@ def test_a_law_without_spread_allows_rounding_in_the_mean_square():
     assert compare(spectrum(np.full(100, 1 + 1e-4)), law).agrees is False
 
 
-def test_a_mean_square_within_the_expected_fluctuation_is_not_held_against_a_narrow_law_twice():
-    # The law spans 2 %, a tanh network's own input moves all of it by 4 %: raw the two hardly overlap.
-    curve = uniform_curve(0.99, 1.01).distribution
-    record = {"ensemble": {"activation": "tanh", "depth": 64}}
-    law = Spectrum(curve, method="predicted", provenance=record)
-    sample = spectrum(1.04 * law.quantile((np.arange(500) + 0.5) / 500))
-    found = compare(sample, law, width=500)
-    assert found.raw.ks == pytest.approx(1.0, abs=1e-9)
+def test_a_mean_square_that_chance_moves_is_not_held_against_a_narrow_law_twice(monkeypatch):
+    # All of a nearly isometric law is moved by the input's own mean square: raw a draw and the law may hardly overlap.
+    monkeypatch.setattr(spread, "MOST_DRAWS", 40)
+    ensemble = Ensemble("tanh", 16, "orthogonal", q_star=0.02)
+    law = predict(ensemble)
+    draw = next(sample(ensemble, 40, 1, seed=9)).log_values
+    std = finite_width(ensemble, law.distribution, 40).log_mean_square.std
+    center = draw - 0.5 * (log_mean(draw) - law.distribution.log_moment(2))
+    found = compare(spectrum(np.exp(center + 0.75 * std)), law, width=40)
+    assert found.raw.ks > 3 * found.shape.ks
     assert found.agrees is True
-    assert "in shape" in found.verdict()
-    # A linear network has nothing that the input could move.
-    assert compare(sample, Spectrum(curve, method="predicted"), width=500).agrees is False
+    assert 0.05 < found.p.mean_square < 0.25
+    far = compare(spectrum(np.exp(center + 3 * std)), law, width=40)
+    assert far.agrees is False
+    assert far.agrees_in_shape is True
+    assert "shape only" in far.verdict()
 
 
 def test_edges_come_with_their_residual_and_their_ratio():
@@ -162,7 +167,8 @@ def test_numbers_outside_the_range_of_floats_are_compared_in_logs():
 def test_a_comparison_survives_json():
     measured = spectrum([0.0, 1.0, 1.0], floor=1e-12)
     content = json.loads(json.dumps(compare(measured, spectrum([0.0, 0.9, 1.2])).to_dict(), allow_nan=False))
-    assert content["agrees"] is True
+    assert content["agrees"] is None
+    assert content["p"]["distance"] is not None
     assert content["raw"]["ks"] == pytest.approx(1 / 3)
     assert content["s_min"]["measured"] is None
     assert set(content["raw"]["moment_ratios"]) == {"m1", "m2", "m3", "m4"}
@@ -248,13 +254,13 @@ def probed(values, probes, rng):
 
 
 def test_probe_error_is_not_held_against_a_spectrum():
-    # Two measurements of one network differ by their probes alone: width = inf. At three standard errors the sup of
-    # the band is missed in a few percent of cases, so that at least 36 of 40 must agree.
+    # Two measurements of one network differ by their probes alone: width = inf. One in twenty
+    # disagrees by chance, so that at least 17 of 20 must agree (fewer do once in sixty tries; seeded).
     rng = np.random.default_rng(1)
     values = np.linspace(0.2, 2.0, 60)
     exact = spectrum(values)
-    found = [compare(probed(values, 12, rng), exact, width=math.inf) for _ in range(40)]
-    assert sum(bool(one.agrees) for one in found) >= 36
+    found = [compare(probed(values, 12, rng), exact, width=math.inf) for _ in range(20)]
+    assert sum(bool(one.agrees) for one in found) >= 17
     # Without the error band none would: the distance itself is a few percent.
     assert min(one.raw.ks for one in found) > 0.01
     wrong = compare(probed(1.3 * values, 12, rng), exact, width=math.inf)
@@ -269,16 +275,31 @@ def test_one_probe_alone_has_an_error_too():
     assert compare(probed(2 * values, 1, rng), spectrum(values), width=math.inf).agrees is False
 
 
-def test_one_step_of_one_probe_gives_no_verdict():
+def test_few_values_and_few_nodes_cannot_tell():
     rule = Spectrum(
-        Quadrature(np.ones((1, 1, 1)), np.ones((1, 1, 1)), np.zeros(1), np.zeros((1, 1, 1), bool)),
+        Quadrature(np.full((1, 1, 1), 1.2), np.ones((1, 1, 1)), np.zeros(1), np.zeros((1, 1, 1), bool)),
         method="lanczos",
         shape=(60, 60),
     )
-    found = compare(rule, spectrum(np.linspace(0.2, 2.0, 60)), width=math.inf)
-    assert found.agrees is None
-    assert "cannot tell" in found.verdict()
-    assert found.to_dict()["agrees"] is None
+    for found in (
+        compare(rule, spectrum(np.linspace(0.2, 2.0, 60)), width=math.inf),
+        compare(spectrum([0.9, 1.3]), uniform_curve()),
+    ):
+        assert found.agrees is None
+        assert "cannot tell" in found.verdict()
+        assert found.to_dict()["agrees"] is None
+    # What no chance explains is told by few values, too.
+    assert compare(spectrum([60.0, 90.0, 110.0, 130.0]), uniform_curve()).agrees is False
+
+
+def test_an_unknown_width_cannot_tell():
+    law = uniform_curve()
+    found = compare(law, law, width=None)
+    assert found.agrees is True  # two laws: no chance between them
+    unknown = Spectrum(
+        Quadrature(np.ones((1, 1, 1)), np.ones((1, 1, 1)), np.zeros(1), np.ones((1, 1, 1), bool)), "own"
+    )
+    assert compare(unknown, law).agrees is None
 
 
 def test_the_error_band_holds_the_bounds_of_a_gauss_rule():
@@ -294,64 +315,78 @@ def test_the_error_band_holds_the_bounds_of_a_gauss_rule():
 
 # ---- right and wrong ensembles --------------------------------------------------------------------------
 
-WIDTH, DEPTH = 300, 4
-
-
-def slopes_law(q):
-    """Slopes of tanh at the midpoints of equal masses of N(0, q)."""
-    from scipy.special import ndtri
-
-    return 1 / np.cosh(math.sqrt(q) * ndtri((np.arange(2000) + 0.5) / 2000)) ** 2
-
-
-def quarter_circle():
-    """Singular values of a square Gaussian matrix at the midpoints of equal masses, mean square 1."""
-    angle = (np.arange(100_001) + 0.5) / 100_001 * math.pi / 2
-    values = 2 * np.sin(
-        np.interp((np.arange(2000) + 0.5) / 2000, (2 * angle + np.sin(2 * angle)) / math.pi, angle)
-    )
-    return values / math.sqrt(np.mean(values**2))
-
-
-def tanh_law(q, weights):
-    """The critical tanh law of depth 4, from the layers' laws."""
-    slopes = slopes_law(q)
-    sigma_w = 1 / math.sqrt(np.mean(slopes**2))
-    matrix = np.full(2000, sigma_w) if weights == "orthogonal" else sigma_w * quarter_circle()
-    return free_product(DEPTH * [Factor.from_values(matrix), Factor.from_values(slopes)])
-
-
-def tanh_draw(q, weights, rng):
-    """Singular values of one critical tanh network of width 300, from its stationary state on."""
-    sigma_w = 1 / math.sqrt(np.mean(slopes_law(q) ** 2))
-    nodes = np.random.default_rng(0).standard_normal(200_000) * math.sqrt(q)
-    sigma_b = math.sqrt(q - sigma_w**2 * np.mean(np.tanh(nodes) ** 2))
-    product, h = np.eye(WIDTH), math.sqrt(q) * rng.standard_normal(WIDTH)
-    for layer in range(DEPTH):
-        matrix = (
-            haar(WIDTH, rng) if weights == "orthogonal" else rng.standard_normal((WIDTH, WIDTH)) / WIDTH**0.5
-        )
-        if layer:
-            h = sigma_w * matrix @ np.tanh(h) + sigma_b * rng.standard_normal(WIDTH)
-        product = (sigma_w / np.cosh(h) ** 2)[:, None] * (matrix @ product)
-    return spectrum(np.linalg.svd(product, compute_uv=False))
-
 
 @pytest.fixture(scope="module")
-def orthogonal_draws():
-    rng = np.random.default_rng(3)
-    return [tanh_draw(0.2, "orthogonal", rng) for _ in range(8)]
+def tanh_draws():
+    """An ensemble, its law, and sixteen networks of width 80 that no replica holds."""
+    ensemble = Ensemble("tanh", 6, "orthogonal", q_star=0.2)
+    draws = [one.log_values for one in sample(ensemble, 80, 16, seed=77)]
+    return ensemble, predict(ensemble), [spectrum(np.exp(values)) for values in draws]
 
 
-def test_draws_of_the_right_ensemble_agree(orthogonal_draws):
-    law = tanh_law(0.2, "orthogonal")
-    verdicts = [compare(draw, law).agrees for draw in orthogonal_draws]
-    assert sum(bool(verdict) for verdict in verdicts) >= 7
+def test_draws_of_the_right_ensemble_agree_and_their_p_values_are_spread(tanh_draws):
+    _, law, draws = tanh_draws
+    found = [compare(draw, law) for draw in draws]
+    # Of 16 right networks more than four disagree once in a thousand tries.
+    assert sum(one.agrees is False for one in found) <= 4
+    for p in zip(*((one.p.distance, one.p.mean_square, one.p.edges) for one in found), strict=True):
+        assert 0.25 < np.mean(p) < 0.75
+    assert "networks drawn at this width" in str(found[0])
 
 
-@pytest.mark.parametrize(("q", "weights"), [(0.4, "orthogonal"), (0.1, "orthogonal"), (0.2, "gaussian")])
-def test_draws_disagree_with_a_wrong_ensemble(orthogonal_draws, q, weights):
-    law = tanh_law(q, weights)
-    found = [compare(draw, law) for draw in orthogonal_draws[:5]]
-    assert [one.agrees for one in found] == [False] * 5
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Ensemble("tanh", 6, "orthogonal", q_star=0.4),
+        Ensemble("tanh", 6, "orthogonal", q_star=0.1),
+        Ensemble("tanh", 6, "gaussian", q_star=0.2),
+        Ensemble("tanh", 12, "orthogonal", q_star=0.2),
+        Ensemble("hard_tanh", 6, "orthogonal", q_star=0.2),
+    ],
+    ids=lambda one: f"{one.activation} {one.weights} {one.depth} {one.q_star}",
+)
+def test_draws_disagree_with_a_wrong_ensemble(tanh_draws, wrong, monkeypatch):
+    monkeypatch.setattr(spread, "MOST_DRAWS", 60)
+    law = predict(wrong)
+    found = [compare(draw, law) for draw in tanh_draws[2][:3]]
+    assert [one.agrees for one in found] == [False] * 3
     assert all(isinstance(one, Comparison) and one.verdict().startswith("disagrees") for one in found)
+
+
+def test_the_power_that_is_reported_is_the_power_there_is(tanh_draws):
+    ensemble, law, draws = tanh_draws
+    reported = compare(draws[0], law).power
+    assert set(reported) == {"sigma_w +3 %", "sigma_w -3 %"}
+    variances = alike_layers(ensemble)[1]
+    sigma_w, sigma_b = 1.03 * math.sqrt(variances.sigma_w2), math.sqrt(variances.sigma_b2)
+    wrong = Ensemble("tanh", 6, "orthogonal", sigma_w=sigma_w, sigma_b=sigma_b, q0=0.2 * 1.03**2)
+    others = [spectrum(np.exp(one.log_values)) for one in sample(wrong, 80, 12, seed=78)]
+    told = np.mean([compare(other, law).agrees is False for other in others])
+    assert told == pytest.approx(reported["sigma_w +3 %"], abs=0.35)
+
+
+def test_two_measurements_of_an_ensemble_are_held_to_two_draws(tanh_draws):
+    ensemble, _, draws = tanh_draws
+    record = {"ensemble": ensemble.to_dict()}
+    recorded = [replace(draw, provenance=record) for draw in draws]
+    found = [compare(one, two) for one, two in zip(recorded[:6], recorded[10:16], strict=True)]
+    assert sum(one.agrees is False for one in found) <= 2
+    assert compare(recorded[0], recorded[1].scaled(1.5)).agrees is False
+    # As one network measured twice they differ.
+    assert compare(recorded[0], recorded[1], width=math.inf).agrees is False
+
+
+def test_probes_are_drawn_as_the_measurement_drew_them(tanh_draws, monkeypatch):
+    monkeypatch.setattr(spread, "MOST_DRAWS", 60)
+    _, law, draws = tanh_draws
+    rng = np.random.default_rng(5)
+    found = []
+    for draw in draws[:6]:
+        s = draw.singular_values[::-1]
+        start = rng.standard_normal((3, s.size))
+        nodes, weights = golub_kahan(s, start / np.linalg.norm(start, axis=1, keepdims=True), 8)
+        rule = Quadrature(nodes[None], weights[None], np.zeros(1), np.zeros((1, 3, 8), bool))
+        found.append(compare(Spectrum(rule, "lanczos", (80, 80)), law, width=80))
+    assert sum(one.agrees is False for one in found) <= 2
+    # Three probes know less than all values do.
+    assert found[0].critical_distance > 1.5 * compare(draws[0], law).critical_distance

@@ -229,3 +229,24 @@ def test_a_dynamically_quantised_model_has_its_cause() -> None:
 
 def test_a_jacobian_that_is_not_zero_has_no_cause() -> None:
     assert JacobianOperator(network(), X).zero_cause == ""
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, use_reentrant: bool) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Tanh())
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(checkpoint(self.inner, self.first(x), use_reentrant=self.use_reentrant))
+
+
+def test_gradient_checkpointing_inside_a_module() -> None:
+    """Measured, or refused with what to pass instead."""
+    torch.manual_seed(0)
+    model, x = Checkpointed(False).double(), torch.randn(6, dtype=torch.float64)
+    found = JacobianOperator(model, x).matmat(torch.eye(6, dtype=torch.float64)).T
+    expected = torch.autograd.functional.jacobian(lambda z: model.first(model.inner(model.first(z))), x)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
+    with pytest.raises(ModelError, match=r"use_reentrant=True.*pass False"):
+        JacobianOperator(Checkpointed(True).double(), x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -374,3 +375,31 @@ def test_a_refusal_is_not_taken_for_a_rule_that_fails(period: int, tail) -> None
         varying = Varying(size, counter(period))
         with pytest.raises(ModelError, match="two evaluations"):
             JacobianOperator(lambda z, varying=varying: tail(1 + varying(z)), X50)
+
+
+@pytest.mark.filterwarnings("ignore:products in float64 are known:isometry.errors.ConvergenceWarning")
+@pytest.mark.parametrize("norm", [nn.LayerNorm(16, eps=1e-14), nn.GroupNorm(2, 16)], ids=["layer", "group"])
+@pytest.mark.parametrize("apart", [0.0, 1e-9, 1e-3])
+def test_a_recording_is_kept_where_nearly_constant_values_are_normalised(
+    norm: nn.Module, apart: float
+) -> None:
+    """The entries less their mean have lost digits, in autograd too: their sensitivity says how many."""
+    torch.manual_seed(0)
+    x = math.pi + apart * torch.randn(4, 16, dtype=D)
+    norm.to(D)
+    operator = JacobianOperator(lambda z: norm(z).flatten(), x)
+    assert operator.backend == "replay"
+    size = norm.num_groups if isinstance(norm, nn.GroupNorm) else 1
+    # The formula in extended precision, of the same entries.
+    rows = x.reshape(-1, 16 // size).numpy().astype(np.longdouble)
+    v = torch.randn(4, 16, generator=torch.Generator().manual_seed(1), dtype=D)
+    w = v.reshape(-1, 16 // size).numpy().astype(np.longdouble)
+    centred = rows - rows.mean(-1, keepdims=True)
+    scale = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + np.longdouble(norm.eps))
+    unit = centred * scale
+    true = scale * (w - w.mean(-1, keepdims=True) - unit * (unit * w).mean(-1, keepdims=True))
+    found = operator.matmat(v[None])[0].reshape(true.shape).numpy()
+    # What is off is in `rounding`, but for the rounding of the point itself.
+    own = np.finfo(float).eps * math.pi * float(scale.max())
+    error = np.linalg.norm((found - true).astype(float)) / np.linalg.norm(true.astype(float))
+    assert error <= operator.rounding + 8 * own

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from isometry.jacobian.failures import FAILURES_OF_DERIVATIVES, is_out_of_memory
-from isometry.jacobian.numerics import ONE_FORWARD_MODE, torch_warnings_silenced
+from isometry.jacobian.numerics import forward_mode_turn, torch_warnings_silenced
 from isometry.jacobian.rounding import generic_vectors, relative_difference
 
 from .linear_map import UnfusedMap
@@ -42,7 +42,7 @@ class Differentiated(UnfusedMap):
             return self._source.pairs(pull(self._result.numbers(u))[0])
 
         def forward(v: Tensor) -> Tensor:
-            with ONE_FORWARD_MODE:
+            with forward_mode_turn():
                 return self._result.pairs(jvp(function, (point,), (self._source.numbers(v),))[1])
 
         def twice_reverse(v: Tensor) -> Tensor:

@@ -1,0 +1,356 @@
+"""`finite_width`: how far networks of a given width stray from the law of infinite width. Cached.
+
+Three sources, each where it holds:
+
+* mean and spread of ln m_1 by the recursion of :mod:`.slope_chain`, in closed form;
+* networks drawn at the very width, where a set of them costs no more than `BUDGET` seconds;
+* wider ones: what their slopes do to the law, by the closed response of :mod:`.response` to slopes drawn at the very
+  width (which needs no matrix), plus what directions add, taken from networks drawn as wide as the budget allows and
+  scaled by the order it has: 1/N for masses and moments, N^(-2/3) for an edge.
+
+All draws are seeded, so an answer is the same each time.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from isometry.errors import InputError
+from isometry.spectrum import Curve
+from isometry.theory.ensemble import Ensemble
+from isometry.theory.finitewidth.response import responses
+from isometry.theory.finitewidth.sampling import DENSE, Kernel, sample, sample_chain, widths_of
+from isometry.theory.finitewidth.slope_chain import LINEAR_VARIANCE, LogNormal, alike_layers, log_mean_square
+
+Array = NDArray[np.float64]
+
+# Seconds on one core of 2020s make, by the cost model of `_cost`; the draws are so many whatever the machine.
+BUDGET = 4.0
+MOST_DRAWS = 240
+LEAST_DRAWS = 60
+CHAIN_DRAWS = 240
+# Where nothing scales down: so many draws at least, and no network that takes longer than this.
+FEWEST_DRAWS = 24
+LONGEST_DRAW = 0.4
+# Beyond this variance of ln m_1 the recursion of order 1/N is not trusted.
+LARGEST_CLOSED_VARIANCE = 0.1
+LEVELS = 129
+MOST_VALUES = 2000
+REPORTED_LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+SEED = 0
+# Places so near in ln s are one: a point mass is where it is to rounding.
+SAME_PLACE = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class FiniteWidth:
+    """Networks of one width about their law.
+
+    Parameters
+    ----------
+    width : int
+        Units of the narrowest layer, or channels.
+    log_mean_square, log_s_max : LogNormal
+        ln of the mean square and of the largest singular value: mean and standard deviation over networks.
+    log_values : (D, M) array
+        ln s of D networks drawn, each increasing, -inf below rounding.
+    log_mean_squares, log_s_maxima, log_s_minima : (D,) arrays
+        Of the same networks; nan where a minimum is unknown.
+    closed_mean_square : bool
+        Whether `log_mean_square` is the closed form, not that of the draws.
+    source : str
+        How the draws were made, as a sentence.
+    seconds : float
+    """
+
+    width: int
+    log_mean_square: LogNormal
+    log_s_max: LogNormal
+    log_values: Array = field(repr=False)
+    log_mean_squares: Array = field(repr=False)
+    log_s_maxima: Array = field(repr=False)
+    log_s_minima: Array = field(repr=False)
+    closed_mean_square: bool
+    source: str
+    seconds: float
+
+    @property
+    def draws(self) -> int:
+        """Number of networks drawn."""
+        return int(self.log_values.shape[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means, deviations, quantile bands and their source, as plain JSON values."""
+        with np.errstate(invalid="ignore"):
+            own = np.array(
+                [np.quantile(row, REPORTED_LEVELS, method="inverted_cdf") for row in self.log_values]
+            )
+        bands = np.quantile(own, [0.025, 0.5, 0.975], axis=0, method="nearest")
+        return {
+            "log_mean_square": {"mean": self.log_mean_square.mean, "std": self.log_mean_square.std},
+            "log_s_max": {"mean": self.log_s_max.mean, "std": self.log_s_max.std},
+            "log_s_quantiles": {
+                f"{level:g}": [float(value) if math.isfinite(value) else None for value in column]
+                for level, column in zip(REPORTED_LEVELS, bands.T, strict=True)
+            },
+            "closed_mean_square": self.closed_mean_square,
+            "draws": self.draws,
+            "source": self.source,
+        }
+
+    def cdf_draws(self, log_s: ArrayLike) -> Array:
+        """The cdf of every network at (k,) places ln s, (D, k)."""
+        places = np.atleast_1d(np.asarray(log_s, float))
+        return (
+            np.array([np.searchsorted(row, places + SAME_PLACE, side="right") for row in self.log_values])
+            / (self.log_values.shape[1])
+        )
+
+    def cdf_band(self, s: ArrayLike, *, confidence: float = 0.95) -> tuple[Array, Array]:
+        """Quantiles over networks of the cdf at (k,) places s: lower and upper, (k,) each, pointwise."""
+        if not 0.0 < confidence < 1.0:
+            raise InputError(f"confidence lies between 0 and 1; got {confidence!r}")
+        with np.errstate(divide="ignore"):
+            cdf = self.cdf_draws(np.log(np.atleast_1d(np.asarray(s, float))))
+        tail = 0.5 * (1.0 - confidence)
+        lower, upper = np.quantile(cdf, [tail, 1.0 - tail], axis=0)
+        return lower, upper
+
+
+def finite_width(
+    ensemble: Ensemble,
+    curve: Curve,
+    width: int | None = None,
+    *,
+    positions: tuple[int, ...] = (),
+    profile: tuple[tuple[float, ...], ...] | None = None,
+) -> FiniteWidth:
+    """How far networks of a width stray from their law.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    curve : Curve
+        Its law at infinite width.
+    width : int, optional
+        Units of a layer, or channels of a convolution; None takes the ensemble's own widths.
+    positions : tuple of int
+        The map of a convolution; () for a dense network.
+    profile : tuple of tuple of float, optional
+        Variance profile of a convolution's Gaussian kernel; None is a delta kernel.
+
+    Raises
+    ------
+    InputError
+        Where the widths do not describe a network.
+    """
+    if ensemble.q0 is not None:
+        # Inputs of one mean square to rounding share their draws.
+        ensemble = replace(ensemble, q0=float(f"{ensemble.q0:.6g}"))
+    kernel = Kernel(tuple(int(one) for one in positions), profile) if positions else DENSE
+    widths = widths_of(ensemble, width)
+    return _cached(ensemble, widths, kernel, _Law(curve, ensemble))
+
+
+@dataclass(frozen=True)
+class _Law:
+    """A curve that hashes as the ensemble it is the law of."""
+
+    curve: Curve = field(compare=False)
+    ensemble: Ensemble
+
+
+@lru_cache(maxsize=64)
+def _cached(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel, law: _Law) -> FiniteWidth:
+    began = time.process_time()
+    kernel = _affordable_map(ensemble, widths, kernel)
+    cost = _cost(ensemble, widths, kernel)
+    square = len(set(widths)) == 1
+    if cost * LEAST_DRAWS <= BUDGET:
+        return _direct(ensemble, widths, kernel, law.curve, int(min(BUDGET / cost, MOST_DRAWS)), began)
+    if square and not kernel.positions and ensemble.residual is None and not ensemble.readout:
+        return _scaled(ensemble, widths[0], law.curve, began)
+    if cost > LONGEST_DRAW:
+        raise InputError(
+            f"one network of width {min(widths)} and depth {ensemble.depth} takes about {cost:.0f} s to draw, and no "
+            "formula covers it: finite-width predictions are for narrower ones, or dense square ones."
+        )
+    return _direct(ensemble, widths, kernel, law.curve, FEWEST_DRAWS, began)
+
+
+def _affordable_map(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel) -> Kernel:
+    """The map, or a smaller one of which a set of networks is within the budget.
+
+    Positions share their weights, so that a few of them stray from the law nearly as many do.
+    """
+    while kernel.count > 1 and _cost(ensemble, widths, kernel) * LEAST_DRAWS > BUDGET:
+        taps = (1, 1) if kernel.profile is None else (len(kernel.profile), len(kernel.profile[0]))
+        rows, columns = (
+            max(-(-size // 2), least) for size, least in zip(kernel.positions, taps, strict=True)
+        )
+        if (rows, columns) == kernel.positions:
+            break
+        kernel = Kernel((rows, columns), kernel.profile)
+    return DENSE if kernel.count == 1 and kernel.profile is None else kernel
+
+
+def _cost(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel) -> float:
+    """Seconds that one draw takes, about: products, Haar matrices and the SVD."""
+    size = max(kernel.count, 1)
+    seconds = 0.0
+    for law, before, after in zip(ensemble.layer_weights, widths[:-1], widths[1:], strict=True):
+        if kernel.profile is None:
+            seconds += 1.2e-8 * before * after + 5e-11 * size * before * after * widths[0]
+            seconds += 1.5e-10 * max(before, after) * min(before, after) ** 2 * (law == "orthogonal")
+        else:
+            taps = sum(len(row) for row in kernel.profile)
+            seconds += taps * size**2 * before * widths[0] * (1e-10 * after + 4e-9)
+    blocks, rank = (size, min(widths[0], widths[-1]))
+    if kernel.profile is not None:
+        blocks, rank = 1, size * rank
+    return seconds + 1.6e-10 * blocks * rank**3 + 1e-5 * len(widths)
+
+
+def log_mean(log_values: Array) -> Array:
+    """ln of the mean of s^2 along the last axis."""
+    top = log_values.max(axis=-1)
+    return np.asarray(np.log(np.mean(np.exp(2.0 * (log_values - top[..., None])), axis=-1)) + 2.0 * top)
+
+
+def _fitted(values: Array) -> LogNormal:
+    return LogNormal(float(values.mean()), float(values.std(ddof=1)))
+
+
+def _closed_mean_square(
+    ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel, curve: Curve
+) -> LogNormal | None:
+    """Mean and spread of ln m_1 by the recursion of order 1/N, where it holds."""
+    closed = log_mean_square(ensemble, widths) if not kernel.positions else None
+    if closed is None or closed.std**2 > LARGEST_CLOSED_VARIANCE:
+        return None
+    return LogNormal(curve.log_moment(2) + closed.mean, closed.std)
+
+
+def _direct(
+    ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel, curve: Curve, draws: int, began: float
+) -> FiniteWidth:
+    """Networks drawn at the very width."""
+    values = np.array([one.log_values for one in sample(ensemble, min(widths), draws, kernel=kernel)])
+    values = values[np.isfinite(values[:, -1])]
+    if values.shape[0] < 2:
+        raise InputError(f"no signal passes the {ensemble.depth} layers of networks {min(widths)} wide.")
+    mean_squares = log_mean(values)
+    closed = _closed_mean_square(ensemble, widths, kernel, curve)
+    return FiniteWidth(
+        min(widths),
+        closed or _fitted(mean_squares),
+        _fitted(values[:, -1]),
+        values,
+        mean_squares,
+        values[:, -1],
+        values[:, 0],
+        closed is not None,
+        f"{draws} networks drawn at this width{_on_map(kernel)}, seed {SEED}",
+        time.process_time() - began,
+    )
+
+
+def _scaled(ensemble: Ensemble, width: int, curve: Curve, began: float) -> FiniteWidth:
+    """The response to slopes drawn at the very width, and the rest from narrower networks."""
+    narrow = _affordable(ensemble, width)
+    if ensemble.depth > narrow:
+        raise InputError(
+            f"a network of depth {ensemble.depth} and width {width} is too deep for its width: orders in 1/N hold "
+            f"while the depth is below the width of networks drawn here, {narrow}. Its spread is not predicted."
+        )
+    count = int(BUDGET / _cost(ensemble, (narrow,) * (ensemble.depth + 1), DENSE))
+    activation, variances = alike_layers(ensemble)
+    q = variances.q
+    q = np.where(np.isnan(q), 1.0, np.maximum(q, LINEAR_VARIANCE))
+    levels = 0.5 - 0.5 * np.cos(np.linspace(0.0, math.pi, LEVELS))[1:-1]
+    places = np.unique(np.asarray(curve.quantile(levels)))
+    places = places[np.isfinite(places)]
+    law = curve.cdf(places)
+    found = responses(curve, activation, q, places)
+
+    def linear(h: Array) -> tuple[Array, float, float]:
+        """Response of the cdf, of ln s_max and of ln m_1 to the slopes of one network."""
+        total: list[Array | float] = [np.zeros(places.size), 0.0, 0.0]
+        for value, response in found.items():
+            share = response.counts(h[q == value]).sum(axis=0)
+            for index, part in enumerate((response.cdf, 0.5 * response.edge, response.mean)):
+                total[index] = total[index] + share @ part
+        return total[0], float(total[1]), float(total[2])  # type: ignore[return-value]
+
+    rest = []
+    top = curve.log_ends[1]
+    for one in sample(ensemble, narrow, count, seed=SEED, keep_pre_activations=True):
+        if not np.isfinite(one.log_values[-1]):
+            continue
+        assert one.pre_activations is not None
+        cdf, edge, mean = linear(one.pre_activations)
+        own = np.searchsorted(one.log_values, places + SAME_PLACE, side="right") / narrow
+        rest.append(
+            (
+                narrow / width * (own - law - cdf),
+                (narrow / width) ** (2.0 / 3.0) * (one.log_values[-1] - top - edge),
+                narrow / width * (float(log_mean(one.log_values)) - curve.log_moment(2) - mean),
+            )
+        )
+    size = min(width, MOST_VALUES)
+    uniform = (np.arange(size) + 0.5) / size
+    table = np.linspace(0.0, 1.0, 20 * size + 1)
+    quantiles = np.asarray(curve.quantile(table))
+    values, maxima, mean_squares = [], [], []
+    for index, h in enumerate(sample_chain(ensemble, width, CHAIN_DRAWS, seed=SEED)):
+        cdf, edge, mean = linear(h)
+        cdf_rest, edge_rest, mean_rest = rest[index % len(rest)]
+        moved = cdf + cdf_rest
+        # F + delta F = u where F = u - delta F; taken at the level moved once, as delta F is.
+        shift = np.interp(uniform, law, moved, right=0.0)
+        shift = np.interp(uniform - shift, law, moved, right=0.0)
+        place = np.clip(uniform - shift, 0.0, 1.0)
+        drawn = np.sort(quantiles[np.rint(place * (table.size - 1)).astype(int)])
+        if curve.zero_mass > 0:
+            # The rank is that of the layer with the fewest units of any slope.
+            active = (activation.derivative(h) != 0).mean(axis=1).min()
+            zeros = round((1.0 - min(float(active), 1.0)) * size)
+            least = drawn[np.isfinite(drawn)][0]
+            drawn[:zeros] = -np.inf
+            drawn[zeros:] = np.maximum(drawn[zeros:], least)
+        values.append(drawn)
+        maxima.append(top + edge + edge_rest)
+        mean_squares.append(curve.log_moment(2) + mean + mean_rest)
+    closed = _closed_mean_square(ensemble, (width,) * (ensemble.depth + 1), DENSE, curve)
+    return FiniteWidth(
+        width,
+        closed or _fitted(np.array(mean_squares)),
+        _fitted(np.array(maxima)),
+        np.array(values),
+        np.array(mean_squares),
+        np.array(maxima),
+        np.full(len(values), np.nan),
+        closed is not None,
+        f"the response to {CHAIN_DRAWS} draws of the slopes at this width, and {len(rest)} networks {narrow} wide for "
+        f"the directions, seed {SEED}",
+        time.process_time() - began,
+    )
+
+
+def _on_map(kernel: Kernel) -> str:
+    return "" if not kernel.positions else f" on a map of {kernel.positions[0]} x {kernel.positions[1]}"
+
+
+def _affordable(ensemble: Ensemble, width: int) -> int:
+    """The largest width, in steps of an eighth, of which `LEAST_DRAWS` networks are within the budget."""
+    narrow = width
+    while narrow > 16 and _cost(ensemble, (narrow,) * (ensemble.depth + 1), DENSE) * LEAST_DRAWS > BUDGET:
+        narrow = int(narrow * 0.875)
+    return narrow
