@@ -1,4 +1,4 @@
-"""`Summary`: the numbers that reports show of a spectrum, filled once by `Spectrum.reported` and rendered everywhere.
+"""`Summary`: the numbers that reports show of a spectrum, filled by `reported.summary_of` and rendered everywhere.
 
 It knows no spectrum, only plain numbers. Each number has one name (that of its field, in JSON, CSV and loggers), one
 label for people (`LABELS`) and one text (`Summary.cells`).
