@@ -95,7 +95,7 @@ def measure(
         factors of J between the cuts of the recorded model. "auto" is exact or lanczos, whichever takes fewer products:
         exact where min(m, n) is no more than 2 * probes * steps, the matrix fits into ``memory_limit`` and its short
         side is at most 6000. Where exact finds values below its floor, chain follows it if the products are float64,
-        the model has cuts and the short side is at most 1024; ``provenance["instead_of"]`` says so. ``Exact()``,
+        the model has cuts and the short side is at most 1024; the report says so. ``Exact()``,
         ``Lanczos(probes=32)``, ``Randomized(rank=50)`` and ``Chain()`` of :mod:`isometry.measurement` are the same with
         their options.
     goal : Goal, optional

@@ -86,6 +86,7 @@ def summary_of(numbers: SpectralNumbers) -> Summary:
             if math.isfinite(s)
         ),
         unlisted=numbers.unlisted,
+        instead_of=str(numbers.provenance.get("instead_of", "")),
         stopped=numbers.stopped or None,
         shares=recorded_shares(numbers.provenance.get("shares")),
         **numbers._outside(),

@@ -96,6 +96,8 @@ class Summary:
         The largest singular values found, with their residual bounds; empty for a prediction.
     unlisted : Unlisted, optional
         How many more are as large as the last of these; None for a prediction.
+    instead_of : str
+        The method that was tried before, and why it did not do; empty where there was none.
     seed, dtype, device, stopped, shares
         As recorded with the measurement, None where nothing was.
     """
@@ -143,6 +145,7 @@ class Summary:
     spread: tuple[float, float] = (math.nan, math.nan)
     top: Sequence[tuple[float, float]] = ()
     unlisted: Unlisted | None = None
+    instead_of: str = ""
     seed: Any = None
     dtype: Any = None
     device: Any = None
@@ -204,6 +207,8 @@ class Summary:
         }
         if self.stopped is not None:
             values["stopped"] = self.stopped
+        if self.instead_of:
+            values["instead_of"] = self.instead_of
         if self.shares:
             values["shares"] = [dict(share) for share in self.shares]
         if self.outside_text:
@@ -266,6 +271,7 @@ class Summary:
                     self.method,
                     *([f"{self.probes} probes"] if self.probes > 1 else []),
                     *([f"{self.inputs} inputs"] if self.inputs > 1 else []),
+                    *([f"instead of {self.instead_of}"] if self.instead_of else []),
                 ]
             ),
             "null_dimension": str(self.null_dimension) if self.null_dimension else "",

@@ -103,6 +103,8 @@ def test_auto_goes_over_to_the_chain_where_the_dense_matrix_ends():
     assert spectrum.method == "chain"
     assert spectrum.zero_mass == 0
     assert "below its floor" in spectrum.provenance["instead_of"]
+    assert "chain, instead of exact, which had" in str(spectrum)
+    assert spectrum.to_dict()["instead_of"] == spectrum.provenance["instead_of"]
     assert spectrum.products == 8 + Chain().products(JacobianOperator(perceptron(8, 40), x))
     assert measure(perceptron(8, 4), x).method == "exact"
     assert measure(perceptron(8, 40).float(), x.float()).method == "exact"
