@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import time
 
 import numpy as np
 import pytest
 from rich.cells import cell_len
 
 from isometry.errors import InputError
+from isometry.report.tables import print_table
 from isometry.report.terminal import print_report
 from isometry.spectrum import Curve, Quadrature, Spectrum
 from isometry.spectrum.histogram import histogram
@@ -184,3 +186,15 @@ def test_numbers_outside_the_range_of_floats_are_powers_of_ten() -> None:
 def test_nothing_to_report_is_refused() -> None:
     with pytest.raises(InputError, match="empty"):
         print_report([], file=io.StringIO())
+
+
+def test_a_long_table_takes_time_in_its_number_of_rows():
+    rows = [[f"s{i}", "exact", "1"] for i in range(20_000)]
+    for width in ("pipe", "terminal"):
+        file = io.StringIO()
+        file.isatty = lambda terminal=width == "terminal": terminal
+        began = time.process_time()
+        print_table(["name", "method", "s_max"], rows, right=["s_max"], file=file)
+        # Seconds where each cell looks at its whole column.
+        assert time.process_time() - began < 2
+        assert len(file.getvalue().splitlines()) == len(rows) + 1
