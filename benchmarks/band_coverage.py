@@ -269,6 +269,34 @@ def band_rows(seeds: int, done: Rows) -> Iterator[dict[str, object]]:
                 yield {"matrix": name, "way": way, **covered(values, shape, draw, build, seeds)}
 
 
+# ---- small blocks: masses of a random sign are multiples of 1/n by chance ----------------------------------------
+
+
+def blocks_of() -> dict[str, torch.Tensor]:
+    """Name -> matrix of equal blocks, with singular values 1 and 2."""
+    return {
+        f"{64 // size} blocks of {size}": torch.block_diag(
+            *[torch.eye(size, dtype=torch.float64) + 1 / size] * (64 // size)
+        )
+        for size in (2, 4, 8)
+    }
+
+
+def block_rows(seeds: int, done: Rows) -> Iterator[dict[str, object]]:
+    """The rows of this part that are not done: coverage of the band of the cdf between the two values."""
+    for name, a in blocks_of().items():
+        truth = float((torch.linalg.svdvals(a) < 1.5).double().mean())
+        for probes in (1, 4, 16):
+            way = f"{probes} random signs"
+            if (name, way) in done:
+                continue
+            build = partial(lanczos, probes=probes, steps=8, probe="rademacher")
+            bands = [spectrum.cdf_band(1.5, CONFIDENCE) for spectrum, _ in measurements(build, a, seeds)]
+            held = sum(bool(low <= truth <= high) for low, high in bands)
+            width = round(float(np.mean([high - low for low, high in bands])), 4)
+            yield {"matrix": name, "way": way, "pointwise": [held / seeds] * 3, "mean_width": width}
+
+
 def main() -> None:
     """Compute the rows that the file of the record does not hold yet, writing it after each."""
     arguments = parser(__doc__, "band_coverage")
@@ -279,7 +307,8 @@ def main() -> None:
     if options.resume and Path(options.out).exists():
         rows = json.loads(Path(options.out).read_text())["rows"]
     done = {(str(row["matrix"]), str(row["way"])) for row in rows}
-    for row in chain(mean_square_rows(options.seeds, done), band_rows(options.seeds, done)):
+    parts = (block_rows, mean_square_rows, band_rows)
+    for row in chain.from_iterable(part(options.seeds, done) for part in parts):
         print(row, flush=True)
         rows.append(row)
         failed, looked = (
