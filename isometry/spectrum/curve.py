@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,8 +67,9 @@ class Curve:
     def with_point_mass(self, log_s: float, mass: float) -> Curve:
         """The same law with a share ``mass`` of it moved to one place."""
         rest = 1.0 - mass
+        log_rest = math.log(rest) if rest > 0 else -math.inf
         moments = tuple(
-            float(np.logaddexp(np.log(rest) + moment, np.log(mass) + 2 * (index + 1) * log_s))
+            float(np.logaddexp(log_rest + moment, math.log(mass) + 2 * (index + 1) * log_s))
             for index, moment in enumerate(self.log_even_moments)
         )
         return Curve(

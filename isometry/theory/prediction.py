@@ -147,19 +147,19 @@ def _at_width(
     network: Ensemble, curve: Curve, width: int, positions: Sequence[int], profile: ArrayLike | None
 ) -> tuple[Curve, dict[str, Any]]:
     """The law with the direction of the signal, and the record of how far one network strays from it."""
-    if isinstance(width, bool) or int(width) != width or width < 1:
-        raise InputError(f"width is a positive whole number of units, got {width!r}")
-    map_shape = tuple(int(size) for size in positions)
-    if map_shape and (len(map_shape) != 2 or min(map_shape) < 1):
-        raise InputError(f"positions are the height and width of a map, got {tuple(positions)}")
+    width = _whole(width, f"width is a positive whole number of units, got {width!r}")
+    named = f"positions are the height and width of a map, whole numbers, got {positions!r}"
+    if not isinstance(positions, Sequence) or len(positions) not in (0, 2):
+        raise InputError(named)
+    map_shape = tuple(_whole(size, named) for size in positions)
     shares = None if profile is None else tuple(map(tuple, checked_profile(profile).tolist()))
     if shares is not None and not map_shape:
         raise InputError(
             "a profile belongs to a convolution: give positions, the height and width of its map"
         )
-    found = finite_width(network, curve, int(width), positions=map_shape, profile=shares)
+    found = finite_width(network, curve, width, positions=map_shape, profile=shares)
     signal = log_signal_value(network) if shares is None else None
-    record: dict[str, Any] = {"width": int(width), "finite_width": found.to_dict()}
+    record: dict[str, Any] = {"width": width, "finite_width": found.to_dict()}
     if signal is not None and math.isfinite(signal):
         below = float(curve.cdf(signal))
         # Apart from the law: less than half a value of the law is expected beyond it.
@@ -167,6 +167,15 @@ def _at_width(
             curve = curve.with_point_mass(signal, 1.0 / width)
             record["finite_width"]["signal"] = {"log_s": signal, "mass": 1.0 / width}
     return curve, record
+
+
+def _whole(number: object, what: str) -> int:
+    """A positive whole number, numpy's and 8.0 too; what is none is refused with the words given."""
+    if isinstance(number, bool) or not isinstance(number, (int, float, np.integer, np.floating)):
+        raise InputError(what)
+    if not (math.isfinite(number) and number >= 1 and number == int(number)):
+        raise InputError(what)
+    return int(number)
 
 
 def _as_ensemble(

@@ -95,9 +95,12 @@ def checked_profile(profile: ArrayLike) -> Array:
     Raises
     ------
     InputError
-        When it has other than one or two axes, a negative entry, or a sum that is not one.
+        When it holds what is no number, other than one or two axes, a negative entry, or a sum that is not one.
     """
-    values = np.asarray(profile, dtype=np.float64)
+    try:
+        values = np.asarray(profile, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"a variance profile holds numbers, got {profile!r}") from None
     if values.ndim not in (1, 2) or values.size == 0:
         raise InputError(f"a variance profile has shape (k,) or (k, k); got shape {values.shape}.")
     if not np.all(np.isfinite(values)) or np.any(values < 0):

@@ -182,3 +182,22 @@ def test_a_network_too_deep_for_its_width_is_refused():
 def test_what_describes_no_network_is_named(options, word):
     with pytest.raises(InputError, match=word):
         predict("relu", 2, sigma_w=1.4, **options)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"width": "a"},
+        {"width": math.nan},
+        {"width": math.inf},
+        {"width": 2.5},
+        {"width": [5]},
+        {"width": 50, "positions": "ab"},
+        {"width": 50, "positions": 3},
+        {"width": 50, "positions": (2.7, 3.0)},
+        {"width": 50, "positions": (3, 3), "profile": "a"},
+    ],
+)
+def test_a_width_a_map_or_a_profile_that_is_none_is_refused(given):
+    with pytest.raises(InputError):
+        predict("relu", 3, sigma_w=2**0.5, q0=1.0, **given)
