@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from types import FrameType
+
 
 class IsometryError(Exception):
     """Base of every error this package raises on purpose."""
@@ -61,3 +65,15 @@ class ConvergenceWarning(IsometryWarning):
 
 class FallbackWarning(IsometryWarning):
     """A slower or smaller way was taken: double backward, a loop, half the chunk."""
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn at the line that called this package, through however many of its functions it came here."""
+    frame: FrameType | None = sys._getframe(1)
+    level = found = 1
+    while frame is not None:
+        level += 1
+        if frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+            found = level + 1
+        frame = frame.f_back
+    warnings.warn(message, category, stacklevel=found)

@@ -30,6 +30,7 @@ from isometry.jacobian import (
     DEFAULT_MEMORY_LIMIT,
     Output,
     Wrt,
+    keeps_torch_state,
     model_inputs,
     point_function,
     refuse_training_mode,
@@ -49,6 +50,7 @@ LN10 = math.log(10)
 _TANGENTS = 7
 
 
+@keeps_torch_state
 def measure_blocks(
     model: nn.Module | Callable[..., Any],
     x: Any = None,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from isometry.depth.chain import CONVOLUTIONS, WEIGHTED, Step, applied, steps_of
 from isometry.errors import InputError, IsometryError, ModelError
 from isometry.estimators import exact, lanczos
-from isometry.jacobian import JacobianOperator, refuse_training_mode
+from isometry.jacobian import JacobianOperator, keeps_torch_state, refuse_training_mode
 from isometry.nn.convolution import conv_singular_values
 from isometry.nn.layers import ConvolutionLayer, DenseLayer
 from isometry.spectrum import Spectrum
@@ -33,6 +33,7 @@ DENSE_SIDE = 1500
 PROBES, STEPS = 8, 40
 
 
+@keeps_torch_state
 def predict_from_layers(
     model: nn.Module, x: Tensor, *, blocks: Sequence[str] = (), bins: int | None = None, name: str = ""
 ) -> Spectrum:

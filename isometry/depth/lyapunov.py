@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isometry.errors import InputError, NonFiniteError
-from isometry.jacobian import JacobianOperator, strict_numerics
+from isometry.jacobian import JacobianOperator, keeps_torch_state, strict_numerics
 from isometry.progress import Progress, progress_listener
 
 Array = NDArray[np.float64]
@@ -53,6 +53,7 @@ class LyapunovExponents:
         )
 
 
+@keeps_torch_state
 def lyapunov_exponents(
     cell: nn.Module | Callable[..., Tensor],
     x: Tensor,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from isometry.errors import InputError, NonFiniteError
-from isometry.jacobian import strict_numerics
+from isometry.jacobian import keeps_torch_state, strict_numerics
 from isometry.spectrum.error_model import NO_PROBES, PROBES, ErrorModel
 
 Result = TypeVar("Result")
@@ -49,6 +49,7 @@ def strictly(estimator: Callable[..., Result]) -> Callable[..., Result]:
     would be rounded to three digits.
     """
 
+    @keeps_torch_state
     @functools.wraps(estimator)
     def strict(*args: Any, **kwargs: Any) -> Result:
         operator = next((a for a in (*args, *kwargs.values()) if hasattr(a, "matmat")), None)

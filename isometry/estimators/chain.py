@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from isometry.jacobian import strict_numerics
+from isometry.jacobian import keeps_torch_state, strict_numerics
 from isometry.progress import StepProgress
 from isometry.spectrum import ErrorModel, LogValues, Spectrum
 from isometry.spectrum.error_model import NO_PROBES
@@ -16,6 +16,7 @@ from isometry.spectrum.error_model import NO_PROBES
 from .graded_chain import ChainFactor, chain_singular_values
 
 
+@keeps_torch_state
 def chain(
     factors: Sequence[ChainFactor],
     *,

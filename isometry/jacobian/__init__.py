@@ -5,7 +5,7 @@ from .function import point_function
 from .inputs import InputPart, Inputs, Wrt, model_inputs
 from .layers import LayerInfo, named_layers
 from .matrix import MatrixOperator
-from .numerics import forward_mode_turn, strict_numerics, warnings_silenced
+from .numerics import forward_mode_turn, keeps_torch_state, strict_numerics, warnings_silenced
 from .operator import DEFAULT_MEMORY_LIMIT, JacobianOperator
 from .outputs import Output
 from .replay import ModuleCall
@@ -14,5 +14,6 @@ from .segments import JacobianSegment, JacobianSegments, SegmentOperator
 __all__ = [
     "DEFAULT_MEMORY_LIMIT", "InputPart", "Inputs", "JacobianOperator", "JacobianSegment", "JacobianSegments",
     "LayerInfo", "MatrixOperator", "ModuleCall", "Output", "SegmentOperator", "Wrt", "forward_mode_turn",
-    "model_inputs", "named_layers", "point_function", "refuse_training_mode", "strict_numerics", "warnings_silenced",
+    "keeps_torch_state", "model_inputs", "named_layers", "point_function", "refuse_training_mode", "strict_numerics",
+    "warnings_silenced",
 ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from isometry.errors import FallbackWarning, IsometryError, ModelError
+from isometry.errors import FallbackWarning, IsometryError, ModelError, warn_caller
 
 from .evaluation import Evaluation
 from .failures import (
@@ -96,17 +95,16 @@ def choose_products(evaluation: Evaluation, *, check: bool = True) -> Products:
         reason = f"no linear map for {missing}"
     except Disagreement as wrong:
         reason = f"the recorded map is wrong: {wrong}"
-        warnings.warn(f"{reason}. Products come from torch.func instead", FallbackWarning, stacklevel=4)
+        warn_caller(f"{reason}. Products come from torch.func instead", FallbackWarning)
     reverse = reverse_products(evaluation, reason, check=check)
     try:
         return _with_forward(evaluation, reverse, reason)
     except ModelError as missing:
         cause = missing.__cause__
         reason = first_line(cause if isinstance(cause, Exception) else missing)
-    warnings.warn(
+    warn_caller(
         f"this model has a reverse derivative alone ({reason}): method='exact' measures it, from rows of J",
         FallbackWarning,
-        stacklevel=4,
     )
     return reverse.without_forward(evaluation, f"neither forward mode nor a second derivative: {reason}")
 
@@ -204,7 +202,7 @@ def _first_working(
                 break
             continue
         if note is not None:
-            warnings.warn(f"{note} ({first_line(first)})", FallbackWarning, stacklevel=6)
+            warn_caller(f"{note} ({first_line(first)})", FallbackWarning)
         return product, found
     raise no_product(first, "; ".join(texts)) from first
 

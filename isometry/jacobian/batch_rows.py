@@ -7,14 +7,13 @@ them, and a group of inputs evaluated alone has another one.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from isometry.errors import FallbackWarning, IsometryError
+from isometry.errors import FallbackWarning, IsometryError, warn_caller
 
 from .chunks import ChunkedProducts
 from .evaluation import Evaluation
@@ -130,12 +129,11 @@ def warn_where_the_batch_enters(
     with evaluation.numerics(), torch_warnings_silenced():
         differs = any(_differs(evaluation, checked, rounding, k, alone(k)) for k in (last, 0))
     if differs:
-        warnings.warn(
+        warn_caller(
             "the Jacobian of a sample depends on the batch (on the values or the number of the other samples, or on "
             "its place among them): alone it has another one. Measured are the Jacobians in this batch; for those of "
             "single samples measure them one by one",
             FallbackWarning,
-            stacklevel=6,
         )
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
-from isometry.errors import FallbackWarning, NonFiniteError
+from isometry.errors import FallbackWarning, NonFiniteError, warn_caller
 
 from .backends import Products
 from .evaluation import Evaluation
@@ -88,6 +86,7 @@ class ChunkedProducts:
         self.chunk = (tried + 1) // 2
         if self._evaluation.point.device.type == "cuda":
             torch.cuda.empty_cache()
-        warnings.warn(
-            f"out of memory: going on with {self.chunk} probes at a time", FallbackWarning, stacklevel=5
+        warn_caller(
+            f"out of memory: going on with {self.chunk} probes at a time",
+            FallbackWarning,
         )

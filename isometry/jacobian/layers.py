@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from isometry.errors import InputError
 
 from .function import uncompiled
+from .numerics import keeps_torch_state
 from .placement import refuse_lazy_parameters
 from .private_module import PrivateModule
 
@@ -27,6 +28,7 @@ class LayerInfo:
     parameters: int
 
 
+@keeps_torch_state
 def named_layers(
     model: nn.Module, x: Any = None, *, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> list[LayerInfo]:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, Generic, NamedTuple, TypeVar
+from functools import wraps
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
+from torch._C import _functorch
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -42,11 +45,58 @@ def forward_mode_turn() -> Iterator[None]:
         while (occupied := _occupied()) and time.monotonic() < until:
             time.sleep(1e-3)
         _in_vain = occupied
-        yield
+        levels, nested = forward_ad._current_level, eager_transforms.JVP_NESTING
+        try:
+            yield
+        finally:
+            # Left by an interrupt, a level would refuse forward mode to the whole process.
+            while forward_ad._current_level > levels:
+                forward_ad.exit_dual_level()
+            eager_transforms.JVP_NESTING = min(eager_transforms.JVP_NESTING, nested)
 
 
 def _occupied() -> bool:
     return forward_ad._current_level >= 0 or eager_transforms.JVP_NESTING > 0
+
+
+# Of a thread: function transforms, and modes that see every call of PyTorch.
+_STACKS: list[tuple[Callable[[], int], Callable[[], object]]] = [
+    (_functorch.get_dynamic_layer_stack_depth, _functorch.pop_dynamic_layer_stack),
+    (torch._C._len_torch_function_stack, torch._C._pop_torch_function_stack),
+    (torch._C._len_torch_dispatch_stack, lambda: torch._C._pop_torch_dispatch_stack(None)),
+]
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def keeps_torch_state(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A function that leaves this thread's gradient modes and function transforms as they were, whatever ends it.
+
+    An interrupt may come when a context has been entered and its block has not begun, or before its exit has begun:
+    no context then restores anything.
+    """
+
+    @wraps(function)
+    def kept(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        gradients, tangents = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
+        depths = [depth() for depth, _ in _STACKS]
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            raise
+        except BaseException as interrupt:
+            # Contexts that the traceback holds would restore what they found later, in the midst of others.
+            traceback.clear_frames(interrupt.__traceback__)
+            raise
+        finally:
+            # Each in one call: their contexts take several steps.
+            torch._C._set_grad_enabled(gradients)
+            torch._C._set_fwd_grad_enabled(tangents)
+            for (depth, pop), before in zip(_STACKS, depths, strict=True):
+                while depth() > before:
+                    pop()
+
+    return kept
 
 
 _D = TypeVar("_D", bound=Hashable)
@@ -174,11 +224,12 @@ def strict_numerics(device: torch.device, *, recurrent: bool = False, tf32: bool
                 stack.enter_context(torch.inference_mode(False))
             stack.enter_context(default_device(torch.device("cpu")))
             stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
-            stack.enter_context(torch.no_grad())
+            torch._C._set_grad_enabled(False)
             yield
     finally:
-        # An interrupt may have come between no_grad and its block.
-        torch.set_grad_enabled(gradients)
+        # Never off: Python may close the context of an interrupted block after those around it.
+        if gradients:
+            torch._C._set_grad_enabled(True)
 
 
 def default_device(device: torch.device) -> Any:

@@ -20,7 +20,7 @@ from .chunks import ChunkedProducts, chunk_within
 from .evaluation import Evaluation, evaluate
 from .function import PointFunction, point_function, uncompiled
 from .inputs import Inputs, Wrt, model_inputs
-from .numerics import no_collection, strict_numerics
+from .numerics import keeps_torch_state, no_collection, strict_numerics
 from .outputs import Output
 from .private_module import PrivateModule
 from .product_checks import (
@@ -142,6 +142,7 @@ class JacobianOperator:
     ((2, 3), torch.Size([3, 2]))
     """
 
+    @keeps_torch_state
     def __init__(
         self,
         model: nn.Module | Callable[..., Any],
@@ -260,16 +261,19 @@ class JacobianOperator:
 
     # ---- products ----------------------------------------------------------------------------------
 
+    @keeps_torch_state
     def matmat(self, vectors: Tensor) -> Tensor:
         """J v for a block: (k, *input_shape) -> (k, *output_shape); with a batch (k, B, ...) on both sides."""
         block = self._block(vectors, self.point.shape, "J v takes")
         return self._counted(self._chunked.matmat(block))
 
+    @keeps_torch_state
     def rmatmat(self, vectors: Tensor) -> Tensor:
         """J^T u for a block: (k, *output_shape) -> (k, *input_shape); with a batch (k, B, ...) on both sides."""
         block = self._block(vectors, self._evaluation.value.shape, "J^T u takes")
         return self._counted(self._chunked.rmatmat(block))
 
+    @keeps_torch_state
     def of_inputs(self, inputs: range) -> JacobianOperator:
         """The operator of some inputs of the batch, with the options of this one.
 
@@ -316,6 +320,7 @@ class JacobianOperator:
         assert isinstance(part._chunked, ChunkedProducts)
         return self._reference.holds_for(part._chunked, part._evaluation, inputs, part.rounding)
 
+    @keeps_torch_state
     def adjoint_test(self, seed: int = 0) -> float:
         """|<J v, u> - <v, J^T u>| / (|J v| |u| + |v| |J^T u|) for one random pair.
 
@@ -327,6 +332,7 @@ class JacobianOperator:
         """
         return adjoint_error(self.matmat, self.rmatmat, self._evaluation, self.rounding, seed)
 
+    @keeps_torch_state
     def linearity_test(self, seed: int = 0) -> float:
         """The rounding that a product accumulates: ||A v + A w - A (v + w)|| over the length of the three.
 

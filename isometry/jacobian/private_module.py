@@ -15,7 +15,6 @@ import copyreg
 import functools
 import threading
 import types
-import warnings
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from isometry.errors import FallbackWarning, InputError, IsometryError
+from isometry.errors import FallbackWarning, InputError, IsometryError, warn_caller
 
 from .failures import first_line
 
@@ -111,11 +110,10 @@ class PrivateModule:
             raise
         self._watched = True
         if watch.found:
-            warnings.warn(
+            warn_caller(
                 f"the model comes to its tensor {watch.found[0]} not through its modules but through another object, "
                 "which is not copied: leave the weights as they are until the measurement has ended",
                 FallbackWarning,
-                stacklevel=10,
             )
         return value
 

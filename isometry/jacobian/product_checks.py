@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from isometry.errors import AdjointError, ConvergenceWarning, FallbackWarning, ModelError
+from isometry.errors import AdjointError, ConvergenceWarning, FallbackWarning, ModelError, warn_caller
 
 from .backends import Products
 from .chunks import ChunkedProducts
@@ -95,12 +94,11 @@ def checked_rounding(evaluation: Evaluation, products: ChunkedProducts, *, is_mo
         # The rounding of a deep network falls on the directions that grow, and leaves small singular values alone.
         return Rounding(found, expected.unit)
     kind = str(evaluation.point.dtype).removeprefix("torch.")
-    warnings.warn(
+    warn_caller(
         f"products in {kind} are known to {found:.1e} of their length: "
         f"{cast or 'large terms cancel, or rounding grows from layer to layer'}. "
         "Residuals, floors and bands include it",
         ConvergenceWarning,
-        stacklevel=5,
     )
     return Rounding(found, found / UNITS_OF_ROUNDING)
 
@@ -260,11 +258,10 @@ def reverse_alone(evaluation: Evaluation, products: Products) -> Products | None
         return None
     if not contradicts_forward(evaluation, v, jv):
         return None
-    warnings.warn(
+    warn_caller(
         "the forward product of this model, or its second derivative, leaves out a part of J, as finite differences "
         "show; the reverse product does not: method='exact' measures it, from rows of J",
         FallbackWarning,
-        stacklevel=4,
     )
     return products.without_forward(evaluation, "forward products leave out a part of J")
 
@@ -272,12 +269,11 @@ def reverse_alone(evaluation: Evaluation, products: Products) -> Products | None
 def warn_of_another_derivative(evaluation: Evaluation, products: Products) -> None:
     """Warn where J^T u, with no J v to compare it with, is not the transpose of what finite differences show."""
     if contradicts_reverse(evaluation, products.rmatmat):
-        warnings.warn(
+        warn_caller(
             "the reverse derivative of this model differs from finite differences of its output, and there is no "
             "forward one to compare it with. This is the matrix that its backward pass has: right where that differs "
             "on purpose (straight-through, one step of an implicit layer); else a custom backward is wrong",
             FallbackWarning,
-            stacklevel=4,
         )
 
 
@@ -327,9 +323,8 @@ def _warn_of_a_batch(evaluation: Evaluation, products: ChunkedProducts) -> None:
         refuse_coupled_samples(*_one_product(evaluation, products))
     except ModelError:
         return
-    warnings.warn(
+    warn_caller(
         f"the input's first axis looks like a batch of {size} independent samples: this is the one block-diagonal "
         "Jacobian of all of them. Pass batched=True for a Jacobian each",
         FallbackWarning,
-        stacklevel=5,
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from isometry.errors import ConvergenceWarning
+from isometry.errors import ConvergenceWarning, warn_caller
 from isometry.estimators.defaults import TOP
 from isometry.spectrum import Spectrum
 
@@ -50,11 +49,10 @@ def warn_unconverged(spectrum: Spectrum, tol: float, *, top: int | None = None) 
     worst = worst_residual(spectrum, top=top)
     if worst <= tol:
         return
-    warnings.warn(
+    warn_caller(
         f"the worst relative residual of the top values is {worst:.1e}, above tol={tol:g}: take more steps, or "
         "method='randomized' with a larger rank",
         ConvergenceWarning,
-        stacklevel=3,
     )
 
 
@@ -74,7 +72,7 @@ def warn_of_underflow(spectrum: Spectrum, dtype: str, cause: str = "") -> None:
     if s_max >= smallest:
         return
     cure = "" if dtype == "float64" else "; if the network is merely deep, measure with dtype=torch.float64"
-    warnings.warn(
+    warn_caller(
         f"s_max is {s_max:.2g}: "
         + (
             cause
@@ -82,7 +80,6 @@ def warn_of_underflow(spectrum: Spectrum, dtype: str, cause: str = "") -> None:
             f"in torch.{dtype}{cure}"
         ),
         ConvergenceWarning,
-        stacklevel=3,
     )
 
 
@@ -90,11 +87,10 @@ def warn_of_relative_errors(spectrum: Spectrum) -> None:
     """Say so where values that are known one by one have relative errors beyond one half."""
     worst = spectrum.reported.relative_error
     if worst > _LARGE_ERROR:
-        warnings.warn(
+        warn_caller(
             f"the relative error of some singular value is {worst:.1g}: the rounding of the products hides it; measure "
             "with dtype=torch.float64, or take the values whose relative_errors are small",
             ConvergenceWarning,
-            stacklevel=3,
         )
 
 
@@ -117,4 +113,4 @@ def warn_stopped(stopped: Mapping[str, Any]) -> None:
         text = f"{stopped['quantity']} is known to {known}, not to rtol={stopped['rtol']:g}: {cause}"
     else:
         return
-    warnings.warn(text, ConvergenceWarning, stacklevel=3)
+    warn_caller(text, ConvergenceWarning)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from isometry.errors import InputError
 from isometry.estimators import defaults
-from isometry.jacobian import DEFAULT_MEMORY_LIMIT, JacobianOperator
+from isometry.jacobian import DEFAULT_MEMORY_LIMIT, JacobianOperator, keeps_torch_state
 from isometry.measurement.adaptive import Limits, extend_until
 from isometry.measurement.convergence import (
     warn_of_relative_errors,
@@ -62,6 +62,7 @@ from isometry.spectrum.formatting import percent_text
 _log = logging.getLogger(__name__)
 
 
+@keeps_torch_state
 def measure(
     model: nn.Module | Callable[..., Any] | JacobianOperator,
     x: Any = None,

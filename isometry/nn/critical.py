@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from isometry.errors import InputError, IsometryWarning
+from isometry.errors import InputError, IsometryWarning, warn_caller
 from isometry.nn import kernels as laws
 from isometry.nn.activations import ACTIVATION_MODULES, ACTIVATION_NAMES, activation_name
 from isometry.nn.initialisers import (
@@ -121,11 +120,10 @@ def critical_init_(
         _check_fillable(name, layer)
     phi = _detect_activation(model) if activation is None else activation
     if any(isinstance(module, _NORMALISATIONS) for module in model.modules()):
-        warnings.warn(
+        warn_caller(
             "this model normalises its activations, so its variance and its gradients follow the normalisation and not "
             "the critical point; critical_init_ fills the weights all the same.",
             IsometryWarning,
-            stacklevel=2,
         )
     if weights == "mirrored":
         variances = _mirrored_variances(phi, q_star, sigma_w, sigma_b)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isometry.errors import InputError, IsometryWarning, TheoryError
+from isometry.errors import InputError, IsometryWarning, TheoryError, warn_caller
 from isometry.nn.activations import make_activation
 
 if TYPE_CHECKING:
@@ -96,12 +95,11 @@ def choose_variances(
             f"{error} To build the network anyway give sigma_w (and sigma_b), or another q_star."
         ) from error
     if (point.q_slope - 1.0) * depth > 1.0:
-        warnings.warn(
+        warn_caller(
             f"the critical point of {point.activation} at q* = {point.q_star:.4g} is an unstable fixed point of the "
             f"variance (slope {point.q_slope:.4g}): over {depth} layers the signal drifts away from it. Give sigma_w "
             "and sigma_b to choose another point, or a smaller q_star.",
             IsometryWarning,
-            stacklevel=3,
         )
     stationary = None if is_homogeneous(activation) or point.q_star == 0 else float(point.q_star)
     return Variances(float(point.sigma_w), float(point.sigma_b), stationary)

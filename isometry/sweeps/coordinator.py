@@ -8,13 +8,12 @@ run one at a time when every other point is done; one that runs alone when a wor
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, CancelledError, Future
 from queue import Empty, SimpleQueue
 
-from isometry.errors import IsometryWarning, SweepError
+from isometry.errors import IsometryWarning, SweepError, warn_caller
 from isometry.sweeps.configuration import Point
 from isometry.sweeps.engines import Engine
 from isometry.sweeps.work import Failure, Outcome, failure_of, run_point
@@ -144,11 +143,10 @@ class _Run:
             except Empty:
                 trouble = self.engine.trouble()
                 if trouble and trouble != said:
-                    warnings.warn(
+                    warn_caller(
                         f"{trouble}: the sweep waits. Add workers, or stop and run again later: finished points are "
                         "kept",
                         IsometryWarning,
-                        stacklevel=2,
                     )
                 said = trouble
 

@@ -7,7 +7,6 @@ exist (PyTorch, "CUDA semantics", section "CUDA Graphs").
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isometry.errors import FallbackWarning
+from isometry.errors import FallbackWarning, warn_caller
 
 # Each graph keeps memory for its intermediates. Whole chunks, the last one, and single vectors come again.
 _MOST_SHAPES = 4
@@ -127,11 +126,10 @@ class Graphed:
     def _give_up(self, reason: str) -> None:
         self._works = False
         self._graphs.clear()
-        warnings.warn(
+        warn_caller(
             f"products are not captured as a CUDA graph ({reason}): they are made one operation at a time, "
             "which is slower where kernels are small",
             FallbackWarning,
-            stacklevel=3,
         )
 
 

@@ -9,7 +9,6 @@ fewer operations than the convolution itself: 4 c c' n + 2 (c + c') n^2 for one 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isometry.errors import FallbackWarning
+from isometry.errors import FallbackWarning, warn_caller
 
 from .linear_map import LinearMap, UnfusedMap, elements
 
@@ -104,11 +103,10 @@ class FourierConvolution(UnfusedMap):
             # Frobenius norm of K times the length of x bounds what is summed, however much of it cancels.
             bound = _UNITS * _unit(self._weight) * size * float(vector.double().norm())
             if not float(difference) <= bound:
-                warnings.warn(
+                warn_caller(
                     f"a circular convolution by frequencies is off by {float(difference):.1e} (allowed {bound:.1e}): "
                     "it is multiplied tap by tap instead",
                     FallbackWarning,
-                    stacklevel=2,
                 )
                 return False
         return True
