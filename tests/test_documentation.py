@@ -19,6 +19,8 @@ import isometry
 from isometry.cli.entry import run
 from isometry.sweeps.engines import UserExecutor
 
+pytestmark = pytest.mark.usefixtures("few_networks")
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 

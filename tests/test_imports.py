@@ -68,14 +68,31 @@ def test_importing_loads_no_more_than_it_needs() -> None:
         assert "torch" not in loaded[modules[0]], modules[0]
 
 
-def test_measuring_loads_no_drawing_no_files_and_no_command_line() -> None:
-    loaded = json.loads(
-        fresh(
-            "import json, sys, torch, isometry\n"
-            "isometry.measure(torch.nn.Linear(3, 3), torch.ones(3))\n"
-            "print(json.dumps(sorted(sys.modules)))"
-        )
-    )
+MEASURING = """
+import json, sys, torch, isometry
+isometry.measure(torch.nn.Linear(3, 3), torch.ones(3))
+loaded = sorted(sys.modules)
+
+class CompilesItself(torch.nn.Module):
+    def forward(self, x):
+        return torch.compile(lambda z: 2 * z, backend=backend)(x)
+
+def backend(graph, inputs):
+    compiled.append(graph)
+    return graph.forward
+
+compiled = []
+s_max = isometry.measure(CompilesItself(), torch.ones(3)).s_max
+inside = len(compiled)
+CompilesItself()(torch.ones(3))
+print(json.dumps([loaded, "torch._dynamo" in sys.modules, s_max, inside, len(compiled)]))
+"""
+
+
+def test_measuring_loads_no_drawing_no_files_no_command_line_and_no_compiler() -> None:
+    loaded, compiler, s_max, compiled_inside, compiled_after = json.loads(fresh(MEASURING))
+    # A model that loads the compiler itself is measured as it was written, and compiled again afterwards.
+    assert (compiler, s_max, compiled_inside, compiled_after) == (True, 2.0, 0, 1)
     assert "isometry.measurement" in loaded
     assert not set(loaded) & {
         "matplotlib",
@@ -85,6 +102,7 @@ def test_measuring_loads_no_drawing_no_files_and_no_command_line() -> None:
         "isometry.store",
         "click",
         "jinja2",
+        "torch._dynamo",
     }
 
 

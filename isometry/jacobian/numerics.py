@@ -8,6 +8,7 @@ the last one out restores the caller's.
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 import traceback
@@ -15,6 +16,9 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import wraps
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -28,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 # once one takes the tangents of the other, or ends the process.
 _FORWARD_MODE = threading.RLock()
 _LONGEST_WAIT = 5.0
+_COMPILER = "torch._dynamo"
 # Whether a level was still there after that.
 _in_vain = False
 
@@ -175,7 +180,7 @@ def _make_strict(stack: ExitStack, demands: frozenset[_Demand]) -> None:
     stack.callback(backends.mha.set_fastpath_enabled, backends.mha.get_fastpath_enabled())
     backends.mha.set_fastpath_enabled(False)
     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-    stack.enter_context(torch.compiler.set_stance("force_eager"))
+    _run_as_written(stack)
     if any(demand.cuda for demand in demands):
         _set(stack, backends.cudnn, "benchmark", False)
         _set(stack, backends.cudnn, "deterministic", True)
@@ -185,6 +190,52 @@ def _make_strict(stack: ExitStack, demands: frozenset[_Demand]) -> None:
         # Not by torch.backends.mkldnn.flags, which also sets, and warns of, precisions.
         stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
         torch._C._set_mkldnn_enabled(False)
+
+
+def _run_as_written(stack: ExitStack) -> None:
+    """Compiled modules and functions run as they were written.
+
+    Where the compiler is not loaded yet, which takes a second, nothing is compiled yet; a model may still load it.
+    """
+
+    def set_stance() -> None:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+
+    if _COMPILER in sys.modules:
+        set_stance()
+        return
+    finder = _AfterImport(_COMPILER, set_stance)
+    # Before it is there, so that no interrupt leaves it.
+    stack.callback(finder.leave)
+    sys.meta_path.insert(0, finder)
+
+
+class _AfterImport(MetaPathFinder):
+    """Calls a function right after the first import of a module, while it stands in ``sys.meta_path``."""
+
+    def __init__(self, name: str, then: Callable[[], None]) -> None:
+        self._name, self._then = name, then
+
+    def leave(self) -> None:
+        """Stand there no longer."""
+        while self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """The specification that Python finds, for this module alone."""
+        if fullname != self._name:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def then(module: ModuleType) -> None:
+                execute(module)
+                if self in sys.meta_path:
+                    self._then()
+
+            spec.loader.exec_module = then  # type: ignore[method-assign]
+        return spec
 
 
 _STRICT = _ProcessWide(_make_strict)

@@ -14,12 +14,14 @@ from .distribution import checked_probability
 from .error_model import NO_PROBES, ErrorModel
 from .extremes import Extremes
 from .log_scale import same_place
-from .monotone_cubic import monotone_cubic
+from .monotone_cubic import cubic_pieces, monotone_cubic
 from .probe_means import ProbeMean
 
 Array = NDArray[np.float64]
 
 _EXACT = ErrorModel(NO_PROBES, eps=0.0)
+# Of ln s: an eighth of the unit of rounding of s.
+_LEAST_BIT = 2.0**-55
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,19 +188,34 @@ class Curve:
         low, _ = self.log_range
         if np.isnan(low):
             return np.full(p.shape, -np.inf)
-        # Bisection, to the last bit, between the two grid points or atoms that hold p between them.
+        # The two grid points or atoms that hold p between them.
         grid = np.unique(np.concatenate([self.log_s, self.atom_log_s[np.isfinite(self.atom_log_s)]]))
         above = np.searchsorted(np.maximum.accumulate(self.cdf(grid)), p)
         a, b = grid[np.clip(above - 1, 0, None)], grid[np.clip(above, None, grid.size - 1)]
-        while np.any((a < (middle := 0.5 * (a + b))) & (middle < b)):
-            reached = self.cdf(middle) >= p
-            a, b = np.where(reached, a, middle), np.where(reached, middle, b)
+        b = self._first_place(p, a, b)
         # Rounding at the very top: what is asked for beyond the total mass is the upper edge.
         t = np.where(self.cdf(np.asarray(low)) >= p, low, b)
         for place in self.atom_log_s:
             before, after = self.cdf(np.asarray(place), left=True), self.cdf(np.asarray(place))
             t = np.where((p > before) & (p <= after), place, t)
         return np.where((p <= self.zero_mass) & (self.zero_mass > 0), -np.inf, t)
+
+    def _first_place(self, p: Array, a: Array, b: Array) -> Array:
+        """Where the cdf reaches p between neighbours a <= b of grid and atoms, to the last bit of s: by bisection."""
+        middle = 0.5 * (a + b)
+        inside = np.zeros(p.shape, bool)
+        if self.log_s.size > 1:
+            inside = (self.log_s[0] < middle) & (middle < self.log_s[-1])
+        if not inside.any():
+            return b
+        i = np.clip(np.searchsorted(self.log_s, middle, side="right") - 1, 0, self.log_s.size - 2)
+        continuous = cubic_pieces(self.log_s, self.cdf_continuous, self.log_density, i)
+        atoms = [mass * (place <= a) for place, mass in zip(self.atom_log_s, self.atom_mass, strict=True)]
+        # Beside s = 1 ln s has more bits than s.
+        while np.any(apart := (a < (middle := 0.5 * (a + b))) & (middle < b) & (b - a > _LEAST_BIT)):
+            reached = inside & (sum(atoms, continuous(middle)) >= p)
+            a, b = np.where(apart & ~reached, middle, a), np.where(apart & reached, middle, b)
+        return b
 
     def log_moment(self, power: float) -> float:
         half = power / 2

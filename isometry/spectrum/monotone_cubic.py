@@ -4,6 +4,8 @@ Anal. 17, 238: slopes of at most three times the secant keep a cubic Hermite int
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,9 +22,19 @@ def monotone_cubic(grid: Array, values: Array, slopes: Array, places: Array) -> 
     places : array
     """
     i = np.clip(np.searchsorted(grid, places, side="right") - 1, 0, grid.size - 2)
-    width, rise = grid[i + 1] - grid[i], values[i + 1] - values[i]
-    u = np.clip((places - grid[i]) / width, 0.0, 1.0)
+    return np.where(places >= grid[-1], values[-1], cubic_pieces(grid, values, slopes, i)(places))
+
+
+def cubic_pieces(grid: Array, values: Array, slopes: Array, i: NDArray[np.intp]) -> Callable[[Array], Array]:
+    """The interpolant at places of which each lies in the known interval from grid[i] to grid[i + 1]."""
+    start, low = grid[i], values[i]
+    width, rise = grid[i + 1] - start, values[i + 1] - low
     limit = 3 * (rise / width)
     left, right = np.minimum(slopes[i], limit), np.minimum(slopes[i + 1], limit)
-    cubic = u * u * (3 - 2 * u) * rise + width * u * (1 - u) * ((1 - u) * left - u * right)
-    return np.where(places >= grid[-1], values[-1], values[i] + cubic)
+
+    def at(places: Array) -> Array:
+        u = np.minimum(np.maximum((places - start) / width, 0.0), 1.0)
+        cubic = u * u * (3 - 2 * u) * rise + width * u * (1 - u) * ((1 - u) * left - u * right)
+        return np.asarray(low + cubic)
+
+    return at

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from custom_functions import sine
 from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 
@@ -201,28 +202,8 @@ def test_adjoint_test_measures_rounding_and_catches_a_wrong_derivative() -> None
     model, x = build("convolutions, pooling, batch norm", torch.float64)
     assert JacobianOperator(model, x).adjoint_test(seed=3) < 1e-14
 
-    class WrongReverse(torch.autograd.Function):
-        generate_vmap_rule = True
-
-        @staticmethod
-        def forward(z: Tensor) -> Tensor:
-            return z.square()
-
-        @staticmethod
-        def setup_context(ctx, inputs, output) -> None:
-            ctx.save_for_backward(*inputs)
-            ctx.save_for_forward(*inputs)
-
-        @staticmethod
-        def backward(ctx, u: Tensor) -> Tensor:
-            return 3 * ctx.saved_tensors[0] * u
-
-        @staticmethod
-        def jvp(ctx, v: Tensor) -> Tensor:
-            return 2 * ctx.saved_tensors[0] * v
-
     with pytest.raises(AdjointError, match="not of one matrix"):
-        JacobianOperator(WrongReverse.apply, torch.randn(5))
+        JacobianOperator(sine(1.5).apply, torch.randn(5))
 
 
 def test_the_linearity_test_sees_rounding_grow_with_depth() -> None:

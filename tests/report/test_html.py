@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -20,8 +19,9 @@ from isometry.report.html import render_html, write_html
 from isometry.report.inline_svg import on_dark
 from isometry.report.reproduction import recipe
 from isometry.spectrum import Curve, Quadrature, Spectrum
-from isometry.theory.finitewidth import spread
 from isometry.theory.prediction import predict
+
+pytestmark = pytest.mark.usefixtures("few_networks")
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -185,15 +185,6 @@ MARKUP = [
 NASTY = st.text(
     st.one_of(st.sampled_from("<>&\"'/=-!#;\\`\n\r\t\x00\x1b\x7f\u2028\u202e"), st.characters()), max_size=30
 ) | st.sampled_from(MARKUP)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def few_networks() -> Iterator[None]:
-    """What a page says of a law needs no many draws of its networks here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spread, "BUDGET", 0.05)
-        patch.setattr(spread, "CHAIN_DRAWS", 4)
-        yield
 
 
 @pytest.fixture(scope="module")

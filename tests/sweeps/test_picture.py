@@ -17,7 +17,7 @@ from isometry.sweeps.rows import Row, rows_of
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store(tmp_path_factory, few_networks):
     """Linear networks of width 4: two depths, two laws, three seeds; compared, so that their laws are in the file."""
     path = tmp_path_factory.mktemp("picture") / "a.h5"
     grid = {
