@@ -20,10 +20,17 @@ sys.path += [str(Path(__file__).parent / folder) for folder in (".", "jacobian",
 gc.disable()
 
 
+def _freeze_survivors(phase: str, info: dict[str, int]) -> None:
+    """What a full collection leaves is imported or kept; the next one need not look at it again."""
+    if phase == "stop" and info["generation"] == 2:
+        gc.freeze()
+
+
 def pytest_collection_finish() -> None:
     """From here on garbage is collected, among the objects of the tests alone."""
     gc.freeze()
     gc.enable()
+    gc.callbacks.append(_freeze_survivors)
 
 
 # A background job of a shell inherits that SIGINT is ignored: tests that raise one would hang.
