@@ -450,9 +450,12 @@ def test_a_point_mass_beyond_the_floats_is_infinite_and_silent() -> None:
     assert float(spectrum.log10_quantile(0.5)) == pytest.approx(10_000 * math.log10(1.2), rel=1e-12)
 
 
-@pytest.mark.parametrize("strength", [1e-3, 1e-6, 3e-8, 1e-8, 1e-10])
-@pytest.mark.parametrize("depth", [4, 100])
-def test_a_residual_network_of_small_branches_is_a_semicircle(strength: float, depth: int) -> None:
+@pytest.mark.parametrize(
+    ("depth", "strength"),
+    # Wide, narrow, and on either side of the width that rounding hides, at both depths.
+    [(100, 1e-3), (4, 1e-6), (4, 3e-8), (4, 1e-8), (100, 1e-8), (100, 1e-10)],
+)
+def test_a_residual_network_of_small_branches_is_a_semicircle(depth: int, strength: float) -> None:
     # log lambda = c + sqrt(2 c) x with x of Wigner's law, up to corrections of the order of its width.
     spectrum = predict("linear", depth, sigma_w=1.0, residual=strength)
     c = depth * strength**2
