@@ -83,7 +83,8 @@ def predict(
 
     Notes
     -----
-    Units whose squared slope is below 1e-260 of the largest count as dead, their share as mass at zero. An orthogonal
+    Units whose squared slope is below 1e-260 of the largest count as dead, their share as mass at zero. Where phi is
+    linear by pieces, slopes with less than 1e-11 of the units and of E phi'^2 are left out. An orthogonal
     network so isometric that rounding hides the shape of its spectrum (q* of 1e-10 or so) is a point mass at its mean.
 
     The law is that of infinite width at fixed depth. At width N one draw's mean square fluctuates around it by about

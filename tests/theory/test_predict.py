@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy import special
 from scipy.integrate import quad
 
 from isometry.comparison import compare
@@ -525,6 +526,32 @@ def test_point_masses_inside_the_spectrum_of_layers_that_differ(
             "orthogonal",
             {"sigma_w": 1.519, "q0": 9.411},
         ),
+        # Thirteen bands, of masses from 1e-11 to 5e-4, around a point mass of 0.998.
+        (
+            (-0.335, 0.675, 0.882),
+            (0.37, 0.52, 1.16, 0.66),
+            9,
+            "orthogonal",
+            {"sigma_w": 0.656, "q0": 0.069, "sigma_b": 0.05},
+        ),
+        # Slopes of very different size, three point masses, values of mass 1e-15.
+        (
+            (-2.622, -2.458, -1.834, -0.55),
+            (0.0069, 0.051, 0.0094, 0.375, 0.0125),
+            9,
+            "orthogonal",
+            {"sigma_w": 1.381, "q0": 1.231, "sigma_b": 0.05},
+        ),
+        # A rank of 2e-11.
+        (
+            (0.33, 0.82),
+            (0.0, 0.031, 0.072),
+            10,
+            "orthogonal",
+            {"sigma_w": 1.683, "q0": 0.163, "sigma_b": 0.05},
+        ),
+        # A rare slope far above the other in the first layer.
+        ((-1.131,), (0.47, 0.049), 6, "gaussian", {"sigma_w": 0.634, "q0": 1.582, "sigma_b": 0.1}),
     ],
 )
 def test_rare_slopes_of_layers_that_differ(
@@ -545,6 +572,24 @@ def test_rare_slopes_of_layers_that_differ(
     curve = predict(own, depth, weights=weights, **fields).distribution
     assert curve.cdf(np.array(math.inf)) == pytest.approx(1.0, abs=1e-12)
     assert curve.log_moment(2 + 1e-9) == pytest.approx(curve.log_moment(2), abs=2e-6)
+
+
+@pytest.mark.parametrize("small", [0.0, 0.2, 0.7])
+def test_plateaus_of_rare_slopes_count_directions(small: float) -> None:
+    # The bands of layers with rare slopes lie apart from the point mass of the frequent one, and between them the cdf
+    # is the sum of all layers' rare units: eigenspaces of the dimensions p_l N in general position.
+    own = Activation(
+        "own",
+        lambda h: np.clip(h, -1.0, 1.0) * (1.0 - small) + small * h,
+        lambda h: np.where(np.abs(h) < 1.0, 1.0, small),
+        kinks=(-1.0, 1.0),
+        slopes=(small, 1.0, small),
+    )
+    ensemble = Ensemble(own, 4, weights="orthogonal", sigma_w=1.0, sigma_b=0.1, q0=0.1)
+    rare = [special.erfc(1.0 / math.sqrt(2.0 * q)) for q in layer_variances(ensemble, (own,)).per_layer]
+    spectrum = predict(ensemble)
+    assert float(spectrum.cdf(0.999)) == pytest.approx(sum(rare), rel=1e-9)
+    assert spectrum.atoms[-1] == (pytest.approx(1.0, rel=1e-12), pytest.approx(1.0 - sum(rare), rel=1e-9))
 
 
 @pytest.mark.parametrize(

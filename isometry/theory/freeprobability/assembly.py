@@ -26,6 +26,8 @@ from isometry.theory.meanfield.layer_variances import LayerVariances, representa
 Array = NDArray[np.float64]
 
 MOST_GROUPS = 64
+# Share of the singular values that is not zero below which there is no law of the rest.
+LEAST_RANK = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,11 @@ def assemble(ensemble: Ensemble, activations: Sequence[Activation], variances: L
         return Assembly(_residual(ensemble, read_out, slopes), 1.0, log_chi)
     rank = min(widths[0], widths[-1], *(item.width * item.law.nonzero_mass for item in slopes))
     rank = min(rank, float(widths.min()))
+    if rank < LEAST_RANK * min(widths[0], widths[-1]):
+        raise TheoryError(
+            f"all singular values but a share of {rank / min(widths[0], widths[-1]):.2g} are zero: phi' vanishes at "
+            "nearly all pre-activations of a layer. Choose variances at which more units pass a signal."
+        )
     terms: Counter[float] = Counter()
     scale = math.log(widths[0] / rank) + log_weights
     _add(terms, widths[0] / rank, 1.0)

@@ -14,6 +14,7 @@ from isometry.theory.freeprobability.edges import Band
 from isometry.theory.freeprobability.leading import CurvePoints
 from isometry.theory.freeprobability.piecewise import PiecewiseCurve, resolve
 from isometry.theory.freeprobability.product import FreeProduct
+from isometry.theory.freeprobability.slope_law import UNSEEN
 
 Array = NDArray[np.float64]
 
@@ -41,9 +42,21 @@ class SpectralCurve(Protocol):
 
     def points(self, coordinate: Array, guess: NDArray | None = None) -> CurvePoints: ...
 
+    def gap_around(self, unknown: NDArray) -> tuple[float, float] | None:
+        """The ends of the gap in which a point without density lies, or None where it lies in none."""
+        ...
+
     def log_lambda_at(self, coordinate: float) -> float:
         """log lambda at a real edge."""
         ...
+
+
+class InnerGapError(Exception):
+    """A band turned out to have a gap inside: it is the ``parts``, increasing."""
+
+    def __init__(self, parts: list[Band]) -> None:
+        super().__init__()
+        self.parts = parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +130,12 @@ def resolve_band(
 
     Raises
     ------
+    InnerGapError
+        When the band consists of others.
     ConvergenceError
         When the curve cannot be followed or is not smooth.
     """
-    offsets, below, unknown, log_top = _sample_downwards(curve, band)
+    offsets, below, unknown, log_top = _sample_downwards(curve, band, above)
     low, cut = band.low, False
     reach = band.high - band.low
     enough = np.flatnonzero(below <= REMAINING_MASS)
@@ -149,8 +164,14 @@ def resolve_band(
             ]
         return np.stack(columns, axis=1)
 
+    def solve(s: Array, near: NDArray) -> CurvePoints:
+        at = chart.coordinate(s)
+        found = _without_point_masses(curve.product, curve.points(at, near))
+        _look_for_gaps(curve, band, above, at, found)
+        return found
+
     resolved = resolve(
-        lambda s, near: _without_point_masses(curve.product, curve.points(chart.coordinate(s), near)),
+        solve,
         start,
         guess,
         tolerance=TOLERANCE + 3e-13 * curve.product.terms + noise,
@@ -158,7 +179,7 @@ def resolve_band(
         narrowest=NARROWEST * width,
         noise=3e-13 * curve.product.terms + noise,
     )
-    at_bottom = None if cut or not lowest else curve.product.continuous_mass
+    at_bottom = None if cut else curve.product.continuous_mass if lowest else band.mass_above
     flat, blurred = resolved.flattened(at_bottom, above, narrowest=NARROWEST * width)
     return ResolvedBand(
         flat,
@@ -166,6 +187,33 @@ def resolve_band(
         curve.log_lambda_at(band.high) if band.high_edge else None,
         blurred,
     )
+
+
+def _look_for_gaps(
+    curve: SpectralCurve, band: Band, above: float, coordinate: Array, points: CurvePoints
+) -> None:
+    """Raise `InnerGapError` where one of the points lies in a gap inside the band.
+
+    ``points`` are without the point masses, ``above`` is the mass above the band. What carries no visible mass beside a
+    gap belongs to it.
+    """
+    gaps: list[tuple[float, float, float]] = []
+    left = np.flatnonzero(points.density == 0.0)
+    while left.size:
+        first, left = int(left[0]), left[1:]
+        gap = curve.gap_around(points.unknown[first])
+        if gap is not None and gap[0] < coordinate[first] < gap[1]:
+            gaps.append((*gap, float(points.mass_above[first])))
+            left = left[(coordinate[left] < gap[0]) | (coordinate[left] > gap[1])]
+    parts, total = [], curve.product.continuous_mass if band.mass_above is None else band.mass_above
+    near, rest = NARROWEST * min(band.high - band.low, 1.0), band
+    for low, high, mass in sorted(gaps):
+        parts.append((replace(rest, high=low, high_edge=True), total - mass))
+        rest, total = replace(rest, low=high, low_edge=True, mass_above=mass), mass
+    parts.append((rest, total - above))
+    shown = [part for part, mass in parts if part.high - part.low > near and mass > UNSEEN]
+    if all(part.high - part.low < band.high - band.low - near for part in shown):
+        raise InnerGapError(shown)
 
 
 def _where_mass_ends(curve: SpectralCurve, band: Band, near: float, far: float) -> float:
@@ -193,26 +241,32 @@ def _first_panels(chart: Chart, cusps: list[float]) -> Array:
     return np.sort([even[0], even[-1], *apart, *inner])
 
 
-def _sample_downwards(curve: SpectralCurve, band: Band) -> tuple[Array, Array, NDArray, float]:
+def _sample_downwards(curve: SpectralCurve, band: Band, above: float) -> tuple[Array, Array, NDArray, float]:
     """Offsets below the top, continuous mass below each, the unknowns there, and log lambda at the topmost.
 
     Stage by stage, because averages far down are expensive and most laws have no mass there.
     """
+
+    def points(offsets: Array) -> CurvePoints:
+        found = _without_point_masses(curve.product, curve.points(band.high - offsets))
+        _look_for_gaps(curve, band, above, band.high - offsets, found)
+        return found
+
     reach = band.high - band.low
     stages = [stage for stage in curve.lower_search_range(band.high) if stage < reach]
     if np.isfinite(reach):
         # Nearer to an edge nothing is learned, and a solution is hard to come by.
         stages.append(reach * (1 - (1e-4 if band.low_edge else 1e-9)))
     offsets = np.geomspace(1e-5 * min(reach, stages[0] / 16.0), stages[0], 36)
-    found = curve.points(band.high - offsets)
-    below, unknown = _continuous_below(curve.product, found), found.unknown
+    found = points(offsets)
+    below, unknown = curve.product.continuous_mass - found.mass_above, found.unknown
     log_top = float(found.log_lambda[0])
     for nearer, further in itertools.pairwise(stages):
         if below[-1] <= REMAINING_MASS:
             break
         steps = np.geomspace(nearer, further, 9)[1:]
-        found = curve.points(band.high - steps)
-        more = _continuous_below(curve.product, found)
+        found = points(steps)
+        more = curve.product.continuous_mass - found.mass_above
         offsets, below = np.concatenate([offsets, steps]), np.concatenate([below, more])
         unknown = np.concatenate([unknown, found.unknown])
     return offsets, below, unknown, log_top

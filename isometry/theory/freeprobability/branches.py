@@ -20,3 +20,11 @@ def upper_log(values: ComplexArray) -> ComplexArray:
     signed = np.array(values, complex)
     signed.imag[signed.imag == 0.0] = 0.0
     return np.log(signed)
+
+
+def lower_log_of_sum(excess: ComplexArray, whole: ComplexArray) -> ComplexArray:
+    """`lower_log` of ``whole`` = 1 + ``excess``, whose argument has the digits of a small excess."""
+    result = lower_log(whole)
+    small = np.abs(excess) < 0.5
+    result.imag[small] = np.arctan2(excess.imag, whole.real)[small]
+    return result

@@ -32,13 +32,14 @@ class Band:
     """One interval of radii that carries continuous mass.
 
     ``low`` is -inf where the spectrum has no lower edge. ``low_edge``, ``high_edge`` say whether the end is a true
-    edge, with a square root.
+    edge, with a square root. ``mass_above`` is the continuous mass above the low end, where a gap below tells it.
     """
 
     low: float
     high: float
     low_edge: bool
     high_edge: bool
+    mass_above: float | None = None
 
 
 def find_bands(curve: LeadingCurve) -> list[Band]:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from isometry.theory.freeprobability.branches import upper_log
+from isometry.theory.freeprobability.branches import lower_log_of_sum
 from isometry.theory.freeprobability.panel_tree import PanelTree
 from isometry.theory.freeprobability.panels import PanelRule
 
@@ -144,7 +144,9 @@ class LawAverages:
         sums[3] += np.where(narrow, (share * slope * tilted).sum(axis=-1), 0.0)
         if log is not None:
             # Im(-d/w) >= 0 in the upper half-plane, so the principal logarithm is the right branch.
-            log += (upper_log(difference / w[..., None]) * masses).sum(axis=-1)
+            excess = -values / w[..., None]
+            logs = lower_log_of_sum(excess.conj(), (difference / w[..., None]).conj()).conj()
+            log += (logs * masses).sum(axis=-1)
 
     def _add_continuous(
         self,

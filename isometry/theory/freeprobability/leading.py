@@ -154,6 +154,10 @@ class LeadingCurve:
         del top
         return [16.0, 24.0, 32.0, 40.0, 48.0, 56.0, 64.0, 100.0, 200.0, 400.0, 650.0]
 
+    def gap_around(self, unknown: NDArray) -> None:
+        """Its bands are known without gaps inside."""
+        del unknown
+
     def log_lambda_at(self, log_radius: float) -> float:
         """log lambda at a real edge."""
         return float(self.log_z(np.array([np.exp(log_radius)], complex))[0][0].real)

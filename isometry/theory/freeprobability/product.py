@@ -31,7 +31,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from isometry.theory.freeprobability.branches import lower_log
+from isometry.theory.freeprobability.branches import lower_log, lower_log_of_sum
 from isometry.theory.freeprobability.law_averages import Averages, LawAverages
 from isometry.theory.freeprobability.slope_law import SlopeLaw, point_masses
 
@@ -172,7 +172,8 @@ class FreeProduct:
         if self.fraction:
             result = result + self.fraction * (lower_log(one_plus_t) - t / one_plus_t)
         for size, exponent in self._outer:
-            result = result + exponent * (t - size * lower_log((size - 1.0 + one_plus_t) / size))
+            log = lower_log_of_sum(t / size, (size - 1.0 + one_plus_t) / size)
+            result = result + exponent * (t - size * log)
         return result
 
     @property
@@ -217,4 +218,4 @@ def group_mass(averages: Averages) -> ComplexArray:
     The averages must hold that logarithm.
     """
     assert averages.logarithm is not None
-    return averages.logarithm + lower_log(averages.one_plus_m)
+    return averages.logarithm + lower_log_of_sum(averages.m, averages.one_plus_m)

@@ -26,6 +26,7 @@ from isometry.theory.freeprobability.continuation import (
 )
 from isometry.theory.freeprobability.leading import CurvePoints
 from isometry.theory.freeprobability.product import FreeProduct, group_log_z, group_mass
+from isometry.theory.freeprobability.real_edges import gap_around
 from isometry.theory.freeprobability.skip_equations import SkipEquations
 
 Array = NDArray[np.float64]
@@ -135,6 +136,10 @@ class ProductCurve:
         heights, table = self._continuation.negative_axis
         bottom = float(np.interp(BOTTOM, table[:, 0], heights))
         return [max(top - bottom, 1.0)]
+
+    def gap_around(self, unknown: ComplexArray) -> tuple[float, float] | None:
+        """The ends of the gap in which a solution (1 + K,) without density lies, or None."""
+        return None if self.product.skip_layers else gap_around(self.product, unknown)
 
     def log_lambda_at(self, log_lambda: float) -> float:
         """The coordinate is log lambda itself."""

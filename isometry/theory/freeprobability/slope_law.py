@@ -35,7 +35,7 @@ ComplexArray = NDArray[np.complex128]
 # d this far below its largest value counts as zero, its units as dead: E 1/(w - d) must stay in the range of floats.
 DEAD = 1e-260
 # Share of the units that are not dead, and of E d, below which a value of d is left out.
-UNSEEN = 1e-17
+UNSEEN = 1e-11
 # Magnifications by 16 in the search for a bound of phi'.
 ZOOMS = 9
 # Where the Gaussian weight may be cut: the shortest of these that loses nothing is taken.
@@ -64,7 +64,8 @@ class SlopeLaw:
     @property
     def nonzero_mass(self) -> float:
         """P(d > 0): the rank of D per unit of width."""
-        return 1.0 - self.zero_mass
+        # Few units that are not dead are known to more digits than the dead ones leave.
+        return 1.0 - self.zero_mass if self.continuous is not None else float(self.masses.sum())
 
     @property
     def is_constant(self) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from isometry.errors import ConvergenceError
 from isometry.spectrum.monotone_cubic import monotone_cubic
 from isometry.theory.freeprobability.bands import (
+    InnerGapError,
     ResolvedBand,
     SpectralCurve,
     resolve_band,
@@ -134,10 +135,15 @@ def _solve_relative(product: FreeProduct, moments: Array, points: int) -> Law:
         curve = LeadingCurve(product, group)
         bands = find_bands(curve)
     resolved: list[ResolvedBand] = []
-    for band in reversed(bands):
+    while bands:
         # From the top down, so that each band knows how much mass lies above it.
+        band = bands.pop()
         above = resolved[0].mass_above_bottom if resolved else 0.0
-        found = resolve_band(curve, band, above, lowest=band is bands[0], noise=noise, width=width)
+        try:
+            found = resolve_band(curve, band, above, lowest=not bands, noise=noise, width=width)
+        except InnerGapError as gap:
+            bands += gap.parts
+            continue
         resolved = resolved if found is None else [found, *resolved]
     if not resolved and 1.0 - atom_mass < 1e-6:
         return _point_law(product.atoms, moments)

@@ -33,6 +33,8 @@ SUM_TOLERANCE = 1e-9
 CONVERGED = 1e-14
 # Smallest q that is followed; below it every activation is linear to all digits.
 SMALLEST_Q = 1e-60
+# Largest q: beyond it the bends of phi are too narrow on the scale of h, unless phi is linear by pieces.
+LARGEST_Q, LARGEST_LINEAR_Q = 1e12, 1e250
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +248,7 @@ def _residual_variances(
 
 
 def _bounded(q: float, activation: Activation, layer: int, sigma_w2: float) -> float:
-    if not q < 1e12:
+    if not q < (LARGEST_Q if activation.slopes is None else LARGEST_LINEAR_Q):
         raise TheoryError(
             f"the variance of {activation.name} reaches {q:.3g} at layer {layer} (sigma_w^2 = {sigma_w2:.6g}): it "
             "grows without bound. Lower sigma_w, or the number of layers."
