@@ -1,12 +1,12 @@
 """What can `isometry.compare` tell? False alarms on right networks, and power over wrong laws.
 
 Claims: of networks compared with their own law 3 to 7 % are told apart from it, over dense and convolutional
-networks, Gaussian and orthogonal weights; and at width 200 and depth 16 the table of wrong laws (sigma_w off by 3 %,
-erf or hard-tanh for tanh, a quarter more layers, twice the q*) says which are told. Networks are those of
-`isometry.nn`, measured exactly. A case that the result file holds is not run again; it holds 12 of the 20 ensembles, up
-to depth 64 and width 200, and 12 networks against each wrong law of three of the four networks.
+networks, Gaussian and orthogonal weights, depths 4 to 64, widths 16 to 1,000, measured exactly or by random probes; and
+at width 200 and depth 16 the table of wrong laws (sigma_w off by 3 %, erf or hard-tanh for tanh, a quarter more layers,
+twice the q*) says which are told, beside the power that `compare` itself reports. Networks are those of `isometry.nn`.
+A case that the result file holds is not run again.
 
-    python benchmarks/compare_calibration.py                # 20 cases of 20 networks, 4 x 6 wrong laws of 20 networks
+    python benchmarks/compare_calibration.py       # 20 cases of 20 networks, 4 of 20 by probes, 4 x 6 wrong laws of 20
     python benchmarks/compare_calibration.py --draws 4 --quick    # small widths only
 """
 
@@ -51,6 +51,14 @@ RIGHT = (
     ("tanh", "gaussian", 0.2, 4, 16, 4),
     ("tanh", "gaussian", 0.2, 16, 16, 4),
 )
+# The same, measured with so many probes and steps.
+PROBED = (
+    ("tanh", "gaussian", 0.5, 8, 200, 0),
+    ("tanh", "orthogonal", 0.1, 16, 200, 0),
+    ("relu", "orthogonal", 1.0, 8, 200, 0),
+    ("tanh", "orthogonal", 0.2, 8, 16, 4),
+)
+PROBES, STEPS = 8, 16
 # Depth 16, width 200.
 NETWORKS = (("gaussian", 0.5), ("gaussian", 0.05), ("orthogonal", 0.5), ("orthogonal", 0.05))
 WRONG = ("right", "sigma_w +3 %", "sigma_w -3 %", "erf", "hard_tanh", "depth +25 %", "q* x 2")
@@ -65,7 +73,9 @@ def critical(activation: str, depth: int, weights: str, q_star: float) -> isomet
     )
 
 
-def measured(ensemble: isometry.Ensemble, width: int, side: int, seed: int) -> isometry.Spectrum:
+def measured(
+    ensemble: isometry.Ensemble, width: int, side: int, seed: int, *, probed: bool = False
+) -> isometry.Spectrum:
     """A network of the ensemble, measured at a Gaussian input of the stationary mean square."""
     init = ensemble.weights if not side or ensemble.weights == "gaussian" else "delta_orthogonal"
     kind = VanillaCNN if side else MLP
@@ -77,6 +87,8 @@ def measured(ensemble: isometry.Ensemble, width: int, side: int, seed: int) -> i
     x = torch.randn(width, *([side, side] if side else []), generator=generator, dtype=torch.float64)
     mean_square = (ensemble.q_star - ensemble.sigma_b**2) / ensemble.sigma_w**2
     x *= math.sqrt(mean_square / float(x.square().mean()))
+    if probed:
+        return isometry.measure(model, x, "lanczos", probes=PROBES, steps=STEPS, seed=seed, progress=False)
     return isometry.measure(model, x, "exact", progress=False)
 
 
@@ -107,36 +119,41 @@ def ks_of_laws(one: isometry.Spectrum, two: isometry.Spectrum) -> dict[str, floa
 def row_of(comparison: isometry.Comparison) -> dict[str, Any]:
     """The numbers of one comparison that the tables need."""
     p = comparison.p
-    return {"distance": p.distance, "mean_square": p.mean_square, "edges": p.edges, "smallest": p.smallest,
-            "agrees": comparison.agrees}  # fmt: skip
+    found = {"distance": p.distance, "mean_square": p.mean_square, "edges": p.edges, "joint": p.joint,
+             "smallest": p.smallest}  # fmt: skip
+    # nan is no JSON.
+    rounded = {name: None if math.isnan(value) else float(f"{value:.4g}") for name, value in found.items()}
+    return {**rounded, "agrees": comparison.agrees}
 
 
-def alarms(results: dict[str, Any], draws: int, quick: bool) -> None:
+def alarms(results: dict[str, Any], draws: int, quick: bool, *, probed: bool) -> None:
     """Right networks: how often each p-value is below the level."""
-    for case in RIGHT:
+    table = results.setdefault("probed" if probed else "right", {})
+    for case in PROBED if probed else RIGHT:
         activation, weights, q_star, depth, width, side = case
         key = f"{activation} {weights} q* {q_star:g} depth {depth} {'channels' if side else 'width'} {width}"
         key += f" map {side}x{side}" if side else ""
-        if (quick and width > 128) or len(
-            results.setdefault("right", {}).get(key, {}).get("rows", [])
-        ) >= draws:
+        if (quick and width > 128) or len(table.get(key, {}).get("rows", [])) >= draws:
             continue
         began = time.process_time()
         ensemble = critical(activation, depth, weights, q_star)
         law, rows, source = None, [], ""
         for seed in range(draws):
-            spectrum = measured(ensemble, width, side, seed)
+            spectrum = measured(ensemble, width, side, seed, probed=probed)
             if law is None:
                 law = isometry.predict(spectrum.provenance["ensemble"])
             found = isometry.compare(spectrum, law, width=width)
             rows.append(row_of(found))
             source = found.expected_fluctuation.source
-        results["right"][key] = {"rows": rows, "chance": source, "seconds": time.process_time() - began}
+        table[key] = {"rows": rows, "chance": source, "seconds": time.process_time() - began}
         save(results)
-        told = sum(row["smallest"] < LEVEL for row in rows)
-        print(
-            f"{key}: {told} of {draws} told ({source}), {results['right'][key]['seconds']:.0f} s", flush=True
-        )
+        print(f"{key}: {share_told(rows):.0%} told ({source}), {table[key]['seconds']:.0f} s", flush=True)
+
+
+def share_told(rows: list[dict[str, Any]], name: str = "smallest") -> float:
+    """Share of rows whose p-value of this name is below the level; nan for none."""
+    known = [row[name] for row in rows if row[name] is not None]
+    return sum(p < LEVEL for p in known) / len(known) if known else math.nan
 
 
 def power(results: dict[str, Any], draws: int) -> None:
@@ -153,8 +170,9 @@ def power(results: dict[str, Any], draws: int) -> None:
             law = isometry.predict(wrong_law(kind, ensemble))
             rows = [row_of(isometry.compare(spectrum, law, width=WIDTH)) for spectrum in spectra]
             found[kind] = {"rows": rows, **ks_of_laws(right, law)}
-            told = sum(row["smallest"] < LEVEL for row in rows)
-            print(f"{name} against {kind}: {told} of {draws} told", flush=True)
+            print(f"{name} against {kind}: {share_told(rows):.0%} told", flush=True)
+        against = isometry.compare(spectra[0], right, width=WIDTH)
+        found["right"] |= {"power": against.power, "differences": against.differences}
         results["wrong"][name] = found
         save(results)
 
@@ -168,23 +186,25 @@ def save(results: dict[str, Any]) -> None:
 
 def report(results: dict[str, Any]) -> None:
     """The tables."""
-    rows = [row for case in results.get("right", {}).values() for row in case["rows"]]
+    for kind in ("right", "probed"):
+        cases = results.get(kind, {})
+        rows = [row for case in cases.values() for row in case["rows"]]
+        how = f" by {PROBES} probes" if kind == "probed" else ""
+        print(f"\n{len(rows)} right networks of {len(cases)} ensembles{how}: share with p < {LEVEL}")
+        for name in ("distance", "mean_square", "edges", "joint", "smallest"):
+            print(f"  {name:12s} {share_told(rows, name):.1%}")
+    print(f"\nwidth {WIDTH}, depth {DEPTH}: wrong laws told, and the power that compare reports")
     print(
-        f"\n{len(rows)} right networks of {len(results.get('right', {}))} ensembles: share with p < {LEVEL}"
-    )
-    for name in ("distance", "mean_square", "edges", "smallest"):
-        known = [row[name] for row in rows if row[name] is not None and row[name] == row[name]]
-        print(
-            f"  {name:12s} {100 * sum(p < LEVEL for p in known) / max(len(known), 1):.1f} % of {len(known)}"
-        )
-    print(
-        f"\nwidth {WIDTH}, depth {DEPTH}: share of wrong laws told (KS of the two laws in shape; ln of their m_1)"
+        "(KS of the two laws in shape; ln of their m_1; what differs most, in standard deviations of one network)"
     )
     for name, found in results.get("wrong", {}).items():
         for kind, entry in found.items():
-            told = sum(row["smallest"] < LEVEL for row in entry["rows"]) / len(entry["rows"])
-            laws = f"{entry['ks_shape']:.4f}  {entry['log_mean_square']:+.3f}"
-            print(f"  {name:24s} {kind:14s} {100 * told:4.0f} %   {laws}")
+            other = "erf_scaled" if kind == "erf" else kind
+            power = found["right"]["power"].get(other, math.nan)
+            number, deviations = found["right"]["differences"].get(other, ("", math.nan))
+            laws = f"{entry['ks_shape']:.4f}  {entry['log_mean_square']:+.3f}  {number} {deviations:.1f}"
+            told = share_told(entry["rows"])
+            print(f"  {name:24s} {kind:14s} {told:4.0%}  ({power:4.0%})  {laws}")
 
 
 def main() -> None:
@@ -202,7 +222,8 @@ def main() -> None:
     if not options.report:
         if not options.quick:
             power(results, options.draws)
-        alarms(results, options.draws, options.quick)
+        for probed in (False, True):
+            alarms(results, options.draws, options.quick, probed=probed)
     report(results)
 
 

@@ -32,7 +32,7 @@ from isometry.comparison.ratios import (
     ratio_text,
 )  # fmt: skip
 from isometry.comparison.replicas import network_width, replicas
-from isometry.comparison.significance import LEVEL, PValues, Tests, sample_of
+from isometry.comparison.significance import LEVEL, UNKNOWN, PValues, Tests, sample_of
 from isometry.errors import InputError
 from isometry.spectrum import Spectrum
 from isometry.spectrum.formatting import json_ready, plain
@@ -98,7 +98,8 @@ class Comparison:
     shape : Distances
         With the measured spectrum scaled to the predicted mean square.
     p : PValues
-        Share of right networks that stray as far, in distance (of shape), mean square and edges; nan where unknown.
+        Share of right networks that stray as far, in distance (of shape), mean square, edges, and mean square and
+        shape together; nan where unknown.
     critical_distance : float
         Distance in shape, from the mean of networks of this width, that one right network in twenty exceeds.
     s_max, s_min : Edge
@@ -154,8 +155,8 @@ class Comparison:
 
     @property
     def agrees_in_shape(self) -> bool | None:
-        """Whether the distance is one of chance once the mean square is divided out."""
-        p = self.p.distance
+        """Whether distance and smooth moments are those of chance once the mean square is divided out."""
+        p = self.p.smallest_in_shape
         if p < LEVEL:
             return False
         return None if math.isnan(p) or not self.tells_shapes else True
@@ -175,15 +176,27 @@ class Comparison:
         )
 
     @cached_property
+    def _alternatives(self) -> list[Alternative]:
+        return [] if self._tests is None else alternatives(self._tests.replicas, self.predicted)
+
+    @cached_property
     def power(self) -> dict[str, float]:
         """Share of networks of other laws that this comparison would tell from the predicted, by the other law's name.
 
         Empty where chance is not known.
         """
-        if self._tests is None:
-            return {}
-        found: list[Alternative] = alternatives(self._tests.replicas, self.predicted)
-        return {one.name: self._tests.power(one.replicas) for one in found}
+        return {
+            one.name: self._tests.power(one.replicas) for one in self._alternatives if self._tests is not None
+        }
+
+    @cached_property
+    def differences(self) -> dict[str, tuple[str, float]]:
+        """The number in which each of those laws differs most, and by how many standard deviations of one network."""
+        return {
+            one.name: self._tests.difference(one.replicas)
+            for one in self._alternatives
+            if self._tests is not None
+        }
 
     def verdict(self) -> str:
         """One sentence: is this the predicted law?"""
@@ -205,10 +218,11 @@ class Comparison:
                 ("distance", self.p.distance),
                 ("mean square", self.p.mean_square),
                 ("edges", self.p.edges),
+                ("mean square and shape together", self.p.joint),
             )
             if p < LEVEL
-        ] or ["the three together"]
-        if failed == ["mean square"] and self.agrees_in_shape:
+        ] or ["all of them together"]
+        if "mean square" in failed and "edges" not in failed and self.agrees_in_shape:
             return f"agrees in shape only: mean square {ratio} of the predicted; {distance}; {chance}"
         return f"disagrees in {', '.join(failed)}: {distance}; mean square {ratio} of the predicted; {chance}"
 
@@ -234,6 +248,7 @@ class Comparison:
         table.append(("p of the distance", "", _p_text(self.p.distance), ""))
         table.append(("p of the mean square", _p_text(self.p.mean_square), "", ""))
         table.append(("p of the edges", "", _p_text(self.p.edges), ""))
+        table.append(("p of both together", _p_text(self.p.joint), _p_text(self.p.shape), ""))
         return table
 
     def summary(self) -> str:
@@ -262,11 +277,13 @@ class Comparison:
         return plain("\n".join(lines), keep="\n")
 
     def power_text(self) -> str:
-        """Which other laws this comparison would tell in four of five cases."""
-        return "; ".join(
-            f"{name}: {'yes' if power >= TOLD else 'no'} ({100 * power:.0f} %)"
-            for name, power in self.power.items()
-        )
+        """Which other laws this comparison would tell in four of five cases, and what hides the others."""
+        parts = []
+        for name, power in self.power.items():
+            told, (number, deviations) = power >= TOLD, self.differences[name]
+            most = f", at most {deviations:.1f} sd off, in {number}" if number and not told else ""
+            parts.append(f"{name}: {'yes' if told else 'no'} ({100 * power:.0f} %{most})")
+        return "; ".join(parts)
 
     __str__ = summary
 
@@ -290,9 +307,15 @@ class Comparison:
                 "distance": self.p.distance,
                 "mean_square": self.p.mean_square,
                 "edges": self.p.edges,
+                "joint": self.p.joint,
+                "shape": self.p.shape,
                 "smallest": self.p.smallest,
             },
             "power": self.power,
+            "differences": {
+                name: {"in": number, "standard_deviations": value}
+                for name, (number, value) in self.differences.items()
+            },
             "by_chance": _expected_dict(self.expected_fluctuation),
             "inside_band": self.inside_band,
             "s_max": edge_dict(self.s_max),
@@ -389,7 +412,7 @@ def compare(
         predicted,
         raw=_distances(measured, predicted, log_floor, tolerance),
         shape=_distances(scaled, predicted, shape_floor, tolerance),
-        p=PValues(math.nan, math.nan, math.nan) if tests is None else tests.p_values(sample_of(measured)),
+        p=UNKNOWN if tests is None else tests.p_values(sample_of(measured)),
         critical_distance=math.nan if tests is None else tests.critical_distance,
         s_max=edge_of(measured, predicted, top=True),
         s_min=edge_of(measured, predicted, top=False),

@@ -49,7 +49,7 @@ class ExpectedFluctuation:
         if self.replicas is None:
             unknown = np.full(places.size, np.nan)
             return unknown, unknown
-        lower, upper = np.quantile(_cdfs(self.replicas, places, 0.0), _tails(), axis=0)
+        lower, upper = np.quantile(_cdfs(self.replicas, places, 0.0), _tails(), axis=0, method="weibull")
         return lower, upper
 
 
@@ -86,8 +86,8 @@ def expected_fluctuation(
         moments[0] = (center - law_mean - 1.96 * std, center - law_mean + 1.96 * std)
     low, high = law.log_ends
     return ExpectedFluctuation(
-        ks=float(np.quantile(raw, SHARE)),
-        ks_shape=float(np.quantile(shape, SHARE)),
+        ks=float(np.quantile(raw, SHARE, method="weibull")),
+        ks_shape=float(np.quantile(shape, SHARE, method="weibull")),
         log_moments=tuple(moments),
         log_s_max=_range(replicas.log_s_maxima - high),
         log_s_min=_range(replicas.log_s_minima - low) if law.zero_mass == 0 else UNKNOWN,
@@ -103,7 +103,7 @@ def _tails() -> list[float]:
 def _range(values: Array) -> tuple[float, float]:
     if not np.all(np.isfinite(values)):
         return UNKNOWN
-    low, high = np.quantile(values, _tails())
+    low, high = np.quantile(values, _tails(), method="weibull")
     return float(low), float(high)
 
 

@@ -22,6 +22,9 @@ from isometry.theory.meanfield.convolution import checked_profile
 from isometry.theory.meanfield.layer_variances import SMALLEST_Q, LayerVariances, layer_variances, layers_of
 from isometry.theory.meanfield.signal_direction import has_mean, log_signal_gain
 
+# The place of the signal's direction is a product of means over the units of a layer.
+FEWEST_UNITS = 10
+
 
 def predict(
     ensemble: Ensemble | Mapping[str, object] | Activation | str | Callable[..., object] | None = None,
@@ -159,7 +162,7 @@ def _at_width(
             "a profile belongs to a convolution: give positions, the height and width of its map"
         )
     found = finite_width(network, curve, width, positions=map_shape, profile=shares)
-    signal = log_signal_value(network) if shares is None else None
+    signal = log_signal_value(network) if shares is None and width >= FEWEST_UNITS else None
     record: dict[str, Any] = {"width": width, "finite_width": found.to_dict()}
     if signal is not None and math.isfinite(signal):
         below = float(curve.cdf(signal))

@@ -16,9 +16,9 @@ from isometry.comparison.replicas import golub_kahan, network_width
 from isometry.errors import InputError
 from isometry.spectrum import Curve, Quadrature, Spectrum
 from isometry.theory import Ensemble, predict
-from isometry.theory.finitewidth import finite_width, spread
+from isometry.theory.finitewidth import spread
 from isometry.theory.finitewidth.sampling import sample
-from isometry.theory.finitewidth.slope_chain import alike_layers
+from isometry.theory.finitewidth.slope_chain import layers_of
 from isometry.theory.finitewidth.spread import log_mean
 
 
@@ -135,14 +135,13 @@ def test_a_mean_square_that_chance_moves_is_not_held_against_a_narrow_law_twice(
     monkeypatch.setattr(spread, "MOST_DRAWS", 40)
     ensemble = Ensemble("tanh", 16, "orthogonal", q_star=0.02)
     law = predict(ensemble)
-    draw = next(sample(ensemble, 40, 1, seed=9)).log_values
-    std = finite_width(ensemble, law.distribution, 40).log_mean_square.std
-    center = draw - 0.5 * (log_mean(draw) - law.distribution.log_moment(2))
-    found = compare(spectrum(np.exp(center + 0.75 * std)), law, width=40)
-    assert found.raw.ks > 3 * found.shape.ks
+    # Of eight networks the one whose mean square is farthest off; its shape is off with it, as its slopes have it.
+    draws = [one.log_values for one in sample(ensemble, 40, 8, seed=9)]
+    draw = max(draws, key=lambda values: abs(log_mean(values) - law.distribution.log_moment(2)))
+    found = compare(spectrum(np.exp(draw)), law, width=40)
+    assert found.raw.ks > 2 * found.shape.ks
     assert found.agrees is True
-    assert 0.05 < found.p.mean_square < 0.25
-    far = compare(spectrum(np.exp(center + 3 * std)), law, width=40)
+    far = compare(spectrum(np.exp(draw + 1.0)), law, width=40)
     assert far.agrees is False
     assert far.agrees_in_shape is True
     assert "shape only" in far.verdict()
@@ -356,9 +355,9 @@ def test_draws_disagree_with_a_wrong_ensemble(tanh_draws, wrong, monkeypatch):
 def test_the_power_that_is_reported_is_the_power_there_is(tanh_draws):
     ensemble, law, draws = tanh_draws
     reported = compare(draws[0], law).power
-    assert set(reported) == {"sigma_w +3 %", "sigma_w -3 %"}
-    variances = alike_layers(ensemble)[1]
-    sigma_w, sigma_b = 1.03 * math.sqrt(variances.sigma_w2), math.sqrt(variances.sigma_b2)
+    assert {"sigma_w +3 %", "sigma_w -3 %", "depth +25 %", "q* x 2", "hard_tanh"} <= set(reported)
+    variances = layers_of(ensemble)
+    sigma_w, sigma_b = 1.03 * math.sqrt(variances.sigma_w2[0]), math.sqrt(variances.sigma_b2[0])
     wrong = Ensemble("tanh", 6, "orthogonal", sigma_w=sigma_w, sigma_b=sigma_b, q0=0.2 * 1.03**2)
     others = [spectrum(np.exp(one.log_values)) for one in sample(wrong, 80, 12, seed=78)]
     told = np.mean([compare(other, law).agrees is False for other in others])

@@ -23,12 +23,12 @@ J; derived here, and checked against draws by figures/finite_width.py.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isometry.errors import InputError
 from isometry.theory.activations import Activation, get_activation
 from isometry.theory.ensemble import Ensemble
 from isometry.theory.gaussian import legendre_rule
@@ -46,30 +46,29 @@ class LogNormal:
 
 
 @dataclass(frozen=True, eq=False)
-class AlikeLayers:
-    """sigma_w^2, sigma_b^2, and q of every layer, (L,), nan where no slope depends on it; layers are else alike."""
+class Layers:
+    """Layer by layer: activations (L), sigma_w^2 of every matrix, sigma_b^2 and q of every layer.
 
-    sigma_w2: float
-    sigma_b2: float
+    q is nan where no slope depends on it.
+    """
+
+    activations: tuple[Activation, ...]
+    sigma_w2: Array
+    sigma_b2: Array
     q: Array
 
 
-def alike_layers(ensemble: Ensemble) -> tuple[Activation, AlikeLayers]:
-    """The one activation of all layers, and their variances.
-
-    Raises
-    ------
-    InputError
-        When layers differ in activation, sigma_w or sigma_b.
-    """
-    if not ensemble.is_uniform:
-        raise InputError(
-            "finite width is predicted for layers that share activation, sigma_w and sigma_b; these differ. Leave "
-            "width out."
-        )
-    activation = get_activation(ensemble.activations[0])
-    found = layer_variances(ensemble, [activation])
-    return activation, AlikeLayers(float(found.sigma_w2[0]), float(found.sigma_b2[0]), found.per_layer)
+def layers_of(ensemble: Ensemble) -> Layers:
+    """The layers of an ensemble."""
+    activations = tuple(get_activation(one) for one in ensemble.activations)
+    found = layer_variances(ensemble, activations)
+    each = activations if len(activations) > 1 else activations * ensemble.depth
+    return Layers(
+        each,
+        np.broadcast_to(found.sigma_w2, (ensemble.matrix_count,)),
+        np.broadcast_to(found.sigma_b2, (ensemble.depth,)),
+        found.per_layer if found.per_layer.size > 1 else np.full(ensemble.depth, found.q[0]),
+    )
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,8 @@ def gaussian_cells(
     return sigma * edges, sigma * z, weight / weight.sum()
 
 
-def _layer(
-    activation: Activation, q: float, variances: AlikeLayers, *, orthogonal: bool, fan: float
-) -> _Layer:
+def _layer(activation: Activation, q: float, sigma_b2: float, gain: float, *, orthogonal: bool) -> _Layer:
+    """Averages over h ~ N(0, q), of which biases give sigma_b2, and the next layer makes gain * phi^2."""
     if q < LINEAR_VARIANCE and 0.0 not in activation.kinks:
         # Slopes are all alike, and no digit of them depends on q.
         slope = np.asarray(activation.derivative(np.zeros(1)), float)
@@ -127,7 +125,6 @@ def _layer(
     z2 = h * h / q
     phi, slope = np.asarray(activation.function(h), float), np.asarray(activation.derivative(h), float)
     d, square = slope**2, phi**2
-    gain = fan * variances.sigma_w2
 
     def mean(f: Array) -> float:
         return float(weight @ f)
@@ -136,7 +133,7 @@ def _layer(
     first, second = (z2 - 1) / (2 * q), (z2 * z2 - 6 * z2 + 3) / (4 * q * q)
     mu, mean_square = mean(d), mean(square)
     kappa = mean(d * first) / mu
-    share = 1.0 - variances.sigma_b2 / q if q > variances.sigma_b2 else 0.0
+    share = 1.0 - sigma_b2 / q if q > sigma_b2 else 0.0
     # Regression on (W x)^2, of which h^2 holds the share q_u/q.
     constraint = 0.5 * share**2 if orthogonal else 0.0
     d_on_h, square_on_h = mean(d * (z2 - 1)) / mu, gain * mean(square * (z2 - 1))
@@ -158,7 +155,8 @@ def _layer(
 
 
 def log_signal_value(ensemble: Ensemble) -> float | None:
-    """ln s of the direction of the signal itself, at infinite width; None for residual and for changing widths.
+    """ln s of the direction of the signal itself, at infinite width; None where it is not known: for residual networks,
+    changing widths, and homogeneous activations with biases.
 
     The input x enters the layers' slopes: J x is not a random direction. Along x_l the layers act as the scalars
     <x_l, D W x_{l-1}>/(|x_l| |x_{l-1}|), whose product this is. In a stationary network it is chi_q^L, chi_q the slope
@@ -167,11 +165,15 @@ def log_signal_value(ensemble: Ensemble) -> float | None:
     """
     if ensemble.residual is not None or not ensemble.is_square:
         return None
-    activation, variances = alike_layers(ensemble)
-    total = 0.5 * math.log(variances.sigma_w2) * ensemble.matrix_count
-    values, counts = np.unique(np.where(np.isnan(variances.q), 1.0, variances.q), return_counts=True)
-    for q, count in zip(values, counts, strict=True):
-        one = _layer(activation, float(q), variances, orthogonal=False, fan=1.0)
+    layers = layers_of(ensemble)
+    if np.isnan(layers.q[0]) and np.any(layers.sigma_b2 > 0):
+        # How much of h is the signal depends on its size, which phi' does not.
+        return None
+    total = 0.5 * float(np.sum(np.log(layers.sigma_w2)))
+    q = np.where(np.isnan(layers.q), 1.0, layers.q).tolist()
+    kinds = Counter(zip(layers.activations, q, layers.sigma_b2.tolist(), strict=True))
+    for (activation, variance, sigma_b2), count in kinds.items():
+        one = _layer(activation, variance, sigma_b2, 1.0, orthogonal=False)
         if not one.signal_kept > 0:
             return -math.inf
         total += 0.5 * count * (math.log(one.signal_kept) + one.log_mu)
@@ -202,29 +204,28 @@ def log_mean_square(
     """
     if ensemble.residual is not None:
         return None
-    activation, variances = alike_layers(ensemble)
-    layers: dict[tuple[float, str, float], _Layer] = {}
+    layers = layers_of(ensemble)
+    known: dict[tuple[Activation, float, float, float, bool], _Layer] = {}
     tau = 1.0 if one_direction else 1.0 / widths[0]
     v_a = v_e = c_ae = m_a = m_e = 0.0
-    first = float(variances.q[0])
+    first = float(layers.q[0])
     if ensemble.q0 is None and not math.isnan(first):
         # A Gaussian input, whose own mean square fluctuates.
-        v_e = 2.0 * max(first - variances.sigma_b2, 0.0) ** 2 / widths[0]
+        v_e = 2.0 * max(first - float(layers.sigma_b2[0]), 0.0) ** 2 / widths[0]
     signal = 1.0  # x^T J J^T x over its mean over all directions
     for index, law in enumerate(ensemble.layer_weights):
         before, after = widths[index], widths[index + 1]
         orthogonal = law == "orthogonal"
         if index < ensemble.depth:
-            q = float(variances.q[index])
-            fan = 1.0
+            q = float(layers.q[index])
+            gain = float(layers.sigma_w2[min(index + 1, ensemble.depth - 1)])
             if index + 1 < ensemble.depth and ensemble.layer_weights[index + 1] == "orthogonal":
-                fan = min(1.0, after / widths[index + 2])
-            key = (q, law, fan)
-            if key not in layers:
-                layers[key] = _layer(
-                    activation, 1.0 if math.isnan(q) else q, variances, orthogonal=orthogonal, fan=fan
-                )
-            one = layers[key]
+                gain *= min(1.0, after / widths[index + 2])
+            q = 1.0 if math.isnan(q) else q
+            key = (layers.activations[index], q, float(layers.sigma_b2[index]), gain, orthogonal)
+            if key not in known:
+                known[key] = _layer(*key[:4], orthogonal=orthogonal)
+            one = known[key]
         else:
             one = LINEAR
         if orthogonal:

@@ -25,22 +25,33 @@ from numpy.typing import ArrayLike, NDArray
 from isometry.errors import InputError
 from isometry.spectrum import Curve
 from isometry.theory.ensemble import Ensemble
-from isometry.theory.finitewidth.response import responses
-from isometry.theory.finitewidth.sampling import DENSE, Kernel, sample, sample_chain, widths_of
-from isometry.theory.finitewidth.slope_chain import LINEAR_VARIANCE, LogNormal, alike_layers, log_mean_square
+from isometry.theory.finitewidth.response import Response, responses
+from isometry.theory.finitewidth.sampling import (
+    DENSE,
+    FIRST_LOOK,
+    KEPT_SHARE,
+    NARROWEST,
+    SMALLEST_RATIO,
+    Kernel,
+    sample,
+    sample_chain,
+    widths_of,
+)
+from isometry.theory.finitewidth.slope_chain import LINEAR_VARIANCE, LogNormal, layers_of, log_mean_square
 
 Array = NDArray[np.float64]
 
 # Seconds on one core of 2020s make, by the cost model of `_cost`; the draws are so many whatever the machine.
-BUDGET = 4.0
+BUDGET = 2.0
 MOST_DRAWS = 240
-LEAST_DRAWS = 60
+LEAST_DRAWS = 50
 CHAIN_DRAWS = 240
 # Where nothing scales down: so many draws at least, and no network that takes longer than this.
 FEWEST_DRAWS = 24
-LONGEST_DRAW = 0.4
-# Beyond this variance of ln m_1 the recursion of order 1/N is not trusted.
+LONGEST_DRAW = 2.5
+# Beyond this variance of ln m_1 the recursion of order 1/N is not trusted, nor are differences scaled by their order.
 LARGEST_CLOSED_VARIANCE = 0.1
+LARGEST_SCALED_VARIANCE = 1.0
 LEVELS = 129
 MOST_VALUES = 2000
 REPORTED_LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -92,7 +103,10 @@ class FiniteWidth:
             own = np.array(
                 [np.quantile(row, REPORTED_LEVELS, method="inverted_cdf") for row in self.log_values]
             )
-        bands = np.quantile(own, [0.025, 0.5, 0.975], axis=0, method="nearest")
+        own.sort(axis=0)
+        # One more network is below the k-th of D in k/(D + 1) of cases; outwards where that falls between two.
+        low, middle = max(math.floor(0.025 * (self.draws + 1)) - 1, 0), (self.draws - 1) // 2
+        bands = own[[low, middle, self.draws - 1 - low]]
         return {
             "log_mean_square": {"mean": self.log_mean_square.mean, "std": self.log_mean_square.std},
             "log_s_max": {"mean": self.log_s_max.mean, "std": self.log_s_max.std},
@@ -120,7 +134,7 @@ class FiniteWidth:
         with np.errstate(divide="ignore"):
             cdf = self.cdf_draws(np.log(np.atleast_1d(np.asarray(s, float))))
         tail = 0.5 * (1.0 - confidence)
-        lower, upper = np.quantile(cdf, [tail, 1.0 - tail], axis=0)
+        lower, upper = np.quantile(cdf, [tail, 1.0 - tail], axis=0, method="weibull")
         return lower, upper
 
 
@@ -171,18 +185,30 @@ class _Law:
 def _cached(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel, law: _Law) -> FiniteWidth:
     began = time.process_time()
     kernel = _affordable_map(ensemble, widths, kernel)
-    cost = _cost(ensemble, widths, kernel)
-    square = len(set(widths)) == 1
+    cost = _cost(ensemble, widths, kernel, law.curve)
     if cost * LEAST_DRAWS <= BUDGET:
         return _direct(ensemble, widths, kernel, law.curve, int(min(BUDGET / cost, MOST_DRAWS)), began)
-    if square and not kernel.positions and ensemble.residual is None and not ensemble.readout:
-        return _scaled(ensemble, widths[0], law.curve, began)
+    narrow = _narrow(ensemble, widths, kernel)
+    if narrow is not None:
+        return _scaled(ensemble, widths[0], narrow, law.curve, began)
     if cost > LONGEST_DRAW:
         raise InputError(
             f"one network of width {min(widths)} and depth {ensemble.depth} takes about {cost:.0f} s to draw, and no "
-            "formula covers it: finite-width predictions are for narrower ones, or dense square ones."
+            "formula covers it: finite-width predictions are for narrower ones, or dense square ones whose depth is "
+            "below their width."
         )
     return _direct(ensemble, widths, kernel, law.curve, FEWEST_DRAWS, began)
+
+
+def _narrow(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel) -> int | None:
+    """The width of networks whose differences from the response scale to those of the wide one; None where none do."""
+    if len(set(widths)) > 1 or kernel.positions or ensemble.residual is not None or ensemble.readout:
+        return None
+    narrow = _affordable(ensemble, widths[0])
+    if narrow == widths[0]:
+        return None
+    closed = log_mean_square(ensemble, (narrow,) * (ensemble.depth + 1))
+    return narrow if closed is not None and closed.std**2 <= LARGEST_SCALED_VARIANCE else None
 
 
 def _affordable_map(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel) -> Kernel:
@@ -201,21 +227,32 @@ def _affordable_map(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel)
     return DENSE if kernel.count == 1 and kernel.profile is None else kernel
 
 
-def _cost(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel) -> float:
-    """Seconds that one draw takes, about: products, Haar matrices and the SVD."""
-    size = max(kernel.count, 1)
+def _cost(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel, curve: Curve | None = None) -> float:
+    """Seconds that one draw takes, about: products, Haar matrices and the SVD; with the law, of columns in sight."""
+    size, least = max(kernel.count, 1), min(widths)
+    columns = np.full(len(widths) - 1, float(widths[0]))
+    if curve is not None and not kernel.positions and ensemble.residual is None and least >= NARROWEST:
+        # ln s of layers that are alike spreads in proportion to their number.
+        number = np.arange(1, len(widths))
+        places = np.asarray(curve.log_ends[1] + math.log(SMALLEST_RATIO) * (len(widths) - 1) / number)
+        share = np.minimum(1.0, 1.2 * (1.0 - curve.cdf(places)) + 4.0 / least)
+        columns = np.where((number < FIRST_LOOK) | (share > KEPT_SHARE), columns, share * columns)
     seconds = 0.0
-    for law, before, after in zip(ensemble.layer_weights, widths[:-1], widths[1:], strict=True):
-        if kernel.profile is None:
-            seconds += 1.2e-8 * before * after + 5e-11 * size * before * after * widths[0]
-            seconds += 1.5e-10 * max(before, after) * min(before, after) ** 2 * (law == "orthogonal")
-        else:
+    for law, before, after, count in zip(
+        ensemble.layer_weights, widths[:-1], widths[1:], columns, strict=True
+    ):
+        if kernel.profile is not None:
             taps = sum(len(row) for row in kernel.profile)
             seconds += taps * size**2 * before * widths[0] * (1e-10 * after + 4e-9)
-    blocks, rank = (size, min(widths[0], widths[-1]))
+        elif count < widths[0]:
+            seconds += 1.2e-4 + after * count * (2.5e-8 + 4e-10 * count)
+        else:
+            seconds += 1.2e-8 * before * after + 5e-11 * size * before * after * widths[0]
+            seconds += 1.5e-10 * max(before, after) * min(before, after) ** 2 * (law == "orthogonal")
+    blocks, rank = (size, min(columns[-1], widths[-1]))
     if kernel.profile is not None:
         blocks, rank = 1, size * rank
-    return seconds + 1.6e-10 * blocks * rank**3 + 1e-5 * len(widths)
+    return float(seconds + 1.6e-10 * blocks * rank**3 + 1e-5 * len(widths))
 
 
 def log_mean(log_values: Array) -> Array:
@@ -243,7 +280,8 @@ def _direct(
 ) -> FiniteWidth:
     """Networks drawn at the very width."""
     values = np.array([one.log_values for one in sample(ensemble, min(widths), draws, kernel=kernel)])
-    values = values[np.isfinite(values[:, -1])]
+    passed = np.isfinite(values[:, -1])
+    values = values[passed]
     if values.shape[0] < 2:
         raise InputError(f"no signal passes the {ensemble.depth} layers of networks {min(widths)} wide.")
     mean_squares = log_mean(values)
@@ -257,34 +295,31 @@ def _direct(
         values[:, -1],
         values[:, 0],
         closed is not None,
-        f"{draws} networks drawn at this width{_on_map(kernel)}, seed {SEED}",
+        f"{draws} networks drawn at this width{_on_map(kernel)}, seed {SEED}{_without(passed)}",
         time.process_time() - began,
     )
 
 
-def _scaled(ensemble: Ensemble, width: int, curve: Curve, began: float) -> FiniteWidth:
+def _scaled(ensemble: Ensemble, width: int, narrow: int, curve: Curve, began: float) -> FiniteWidth:
     """The response to slopes drawn at the very width, and the rest from narrower networks."""
-    narrow = _affordable(ensemble, width)
-    if ensemble.depth > narrow:
-        raise InputError(
-            f"a network of depth {ensemble.depth} and width {width} is too deep for its width: orders in 1/N hold "
-            f"while the depth is below the width of networks drawn here, {narrow}. Its spread is not predicted."
-        )
-    count = int(BUDGET / _cost(ensemble, (narrow,) * (ensemble.depth + 1), DENSE))
-    activation, variances = alike_layers(ensemble)
-    q = variances.q
-    q = np.where(np.isnan(q), 1.0, np.maximum(q, LINEAR_VARIANCE))
+    count = max(int(BUDGET / _cost(ensemble, (narrow,) * (ensemble.depth + 1), DENSE)), FEWEST_DRAWS)
+    layers = layers_of(ensemble)
+    q = np.where(np.isnan(layers.q), 1.0, np.maximum(layers.q, LINEAR_VARIANCE))
     levels = 0.5 - 0.5 * np.cos(np.linspace(0.0, math.pi, LEVELS))[1:-1]
     places = np.unique(np.asarray(curve.quantile(levels)))
     places = places[np.isfinite(places)]
     law = curve.cdf(places)
-    found = responses(curve, activation, q, places)
+    found: list[tuple[NDArray[np.bool_], Response]] = []
+    for activation in dict.fromkeys(layers.activations):
+        own = np.array([one == activation for one in layers.activations])
+        for value, response in responses(curve, activation, q[own], places).items():
+            found.append((own & (q == value), response))
 
     def linear(h: Array) -> tuple[Array, float, float]:
         """Response of the cdf, of ln s_max and of ln m_1 to the slopes of one network."""
         total: list[Array | float] = [np.zeros(places.size), 0.0, 0.0]
-        for value, response in found.items():
-            share = response.counts(h[q == value]).sum(axis=0)
+        for chosen, response in found:
+            share = response.counts(h[chosen]).sum(axis=0)
             for index, part in enumerate((response.cdf, 0.5 * response.edge, response.mean)):
                 total[index] = total[index] + share @ part
         return total[0], float(total[1]), float(total[2])  # type: ignore[return-value]
@@ -320,7 +355,9 @@ def _scaled(ensemble: Ensemble, width: int, curve: Curve, began: float) -> Finit
         drawn = np.sort(quantiles[np.rint(place * (table.size - 1)).astype(int)])
         if curve.zero_mass > 0:
             # The rank is that of the layer with the fewest units of any slope.
-            active = (activation.derivative(h) != 0).mean(axis=1).min()
+            active = min(
+                np.mean(phi.derivative(row) != 0) for phi, row in zip(layers.activations, h, strict=True)
+            )
             zeros = round((1.0 - min(float(active), 1.0)) * size)
             least = drawn[np.isfinite(drawn)][0]
             drawn[:zeros] = -np.inf
@@ -344,13 +381,22 @@ def _scaled(ensemble: Ensemble, width: int, curve: Curve, began: float) -> Finit
     )
 
 
+def _without(passed: NDArray[np.bool_]) -> str:
+    return "" if passed.all() else f"; {np.sum(~passed)} of them pass no signal and are left out"
+
+
 def _on_map(kernel: Kernel) -> str:
     return "" if not kernel.positions else f" on a map of {kernel.positions[0]} x {kernel.positions[1]}"
 
 
 def _affordable(ensemble: Ensemble, width: int) -> int:
-    """The largest width, in steps of an eighth, of which `LEAST_DRAWS` networks are within the budget."""
+    """The largest width, in steps of an eighth, of which `LEAST_DRAWS` networks are within the budget.
+
+    Never less than `NARROWEST`: orders in 1/N are no law of narrow networks.
+    """
     narrow = width
-    while narrow > 16 and _cost(ensemble, (narrow,) * (ensemble.depth + 1), DENSE) * LEAST_DRAWS > BUDGET:
-        narrow = int(narrow * 0.875)
+    while (
+        narrow > NARROWEST and _cost(ensemble, (narrow,) * (ensemble.depth + 1), DENSE) * LEAST_DRAWS > BUDGET
+    ):
+        narrow = max(int(narrow * 0.875), NARROWEST)
     return narrow

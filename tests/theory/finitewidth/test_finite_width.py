@@ -6,16 +6,17 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import digamma, polygamma
 
 from isometry import predict
 from isometry.errors import InputError
 from isometry.theory import Ensemble
 from isometry.theory.activations import get_activation
-from isometry.theory.finitewidth import finite_width
+from isometry.theory.finitewidth import finite_width, sampling
 from isometry.theory.finitewidth import spread as home
 from isometry.theory.finitewidth.response import responses
 from isometry.theory.finitewidth.sampling import Kernel, sample, sample_chain
-from isometry.theory.finitewidth.slope_chain import alike_layers, log_mean_square, log_signal_value
+from isometry.theory.finitewidth.slope_chain import layers_of, log_mean_square, log_signal_value
 from isometry.theory.finitewidth.spread import log_mean
 
 
@@ -97,7 +98,7 @@ def test_a_chain_without_matrices_has_the_pre_activations_of_networks():
             np.abs(chain.mean(0) - other.mean(0)) < 4 * (chain.std(0) + other.std(0)) / math.sqrt(200)
         )
         np.testing.assert_allclose(chain.std(0), other.std(0), rtol=0.25)
-    variances = alike_layers(ensemble)[1].q
+    variances = layers_of(ensemble).q
     np.testing.assert_allclose(other.mean(0), variances, rtol=0.1)
 
 
@@ -106,12 +107,14 @@ def test_wide_networks_are_told_of_from_slopes_at_their_width_and_narrower_netwo
     curve = predict(ensemble).distribution
     direct = home._direct(ensemble, (90,) * 7, Kernel(), curve, 100, 0.0)
     monkeypatch.setattr(home, "BUDGET", 60 * home._cost(ensemble, (60,) * 7, Kernel()))
-    scaled = home._scaled(ensemble, 90, curve, 0.0)
+    scaled = home._scaled(ensemble, 90, 60, curve, 0.0)
     places = curve.quantile(np.linspace(0.1, 0.9, 9))
     one, two = direct.cdf_draws(places), scaled.cdf_draws(places)
     np.testing.assert_allclose(one.std(0), two.std(0), rtol=0.4)
     assert np.all(np.abs(one.mean(0) - two.mean(0)) < 0.015)
-    assert scaled.log_s_max.mean == pytest.approx(direct.log_s_max.mean, abs=0.03)
+    # Of 100 networks, and of 60 scaled by (60 / 90)^(2/3).
+    error = direct.log_s_max.std * math.sqrt(1 / 100 + (60 / 90) ** (4 / 3) / 60)
+    assert scaled.log_s_max.mean == pytest.approx(direct.log_s_max.mean, abs=3 * error)
     assert scaled.log_mean_squares.std() == pytest.approx(direct.log_mean_squares.std(), rel=0.3)
     assert "networks" in scaled.source
 
@@ -163,9 +166,41 @@ def test_draws_are_seeded_and_bands_are_ordered():
         again.cdf_band([1.0], confidence=1.5)
 
 
-def test_a_network_too_deep_for_its_width_is_refused():
-    with pytest.raises(InputError, match="too deep"):
-        predict("linear", 4000, sigma_w=1.0, width=256)
+def test_a_network_that_no_formula_covers_and_that_takes_long_to_draw_is_refused():
+    with pytest.raises(InputError, match="takes about"):
+        predict("linear", 4000, sigma_w=1.0, width=2000)
+
+
+def test_a_product_deeper_than_wide_drops_what_is_out_of_sight_and_nothing_else(monkeypatch):
+    # Products of Ginibre matrices: ln|J u|^2 is a sum of independent ln of chi-square (Newman 1986).
+    width, depth, draws = 16, 60, 250
+    monkeypatch.setattr(sampling, "NARROWEST", 1)
+    ensemble = Ensemble("linear", depth, sigma_w=1.0)
+    networks = list(sample(ensemble, width, draws))
+    assert np.mean([np.isneginf(one.log_values).mean() for one in networks]) > 0.2
+    found = np.array([one.log_direction for one in networks])
+    mean = depth * (digamma(width / 2) + math.log(2 / width))
+    variance = depth * polygamma(1, width / 2)
+    assert abs(found.mean() - mean) < 4 * math.sqrt(variance / draws)
+    assert found.var() == pytest.approx(variance, rel=4 * math.sqrt(2 / draws))
+    monkeypatch.setattr(sampling, "NARROWEST", 100)
+    whole = np.array(drawn(ensemble, width, draws, seed=1))[:, -3:]
+    narrowed = np.array([one.log_values[-3:] for one in networks])
+    error = np.hypot(whole.std(0), narrowed.std(0)) / math.sqrt(draws)
+    assert np.all(np.abs(whole.mean(0) - narrowed.mean(0)) < 4 * error)
+
+
+def test_layers_that_differ_are_drawn_layer_by_layer():
+    ensemble = Ensemble(
+        ("tanh", "relu", "tanh"), 3, ("gaussian", "orthogonal", "gaussian"), sigma_w=(1.2, 1.5, 0.9),
+        sigma_b=(0.1, 0.0, 0.3), q0=0.5,
+    )  # fmt: skip
+    law = predict(ensemble, width=40)
+    record = law.provenance["finite_width"]
+    values = log_mean(np.array(drawn(ensemble, 40, 150, seed=8)))
+    center = values.mean() - record["log_mean_square"]["mean"]
+    assert abs(center) < 4 * values.std() / math.sqrt(150) + 0.02
+    assert record["log_mean_square"]["std"] == pytest.approx(values.std(), rel=0.3)
 
 
 @pytest.mark.parametrize(
