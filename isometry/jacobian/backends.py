@@ -30,6 +30,8 @@ _NOT_ROUNDING = 0.1
 # Tensors of the size of the largest intermediate that are alive at once for each probe, measured on deep conv nets.
 _LIVE_TENSORS = 6
 
+Reverse = Callable[[Tensor], tuple[Tensor, Tensor]]
+
 
 @dataclass(frozen=True, eq=False)
 class Products:
@@ -75,7 +77,9 @@ class Products:
         )  # fmt: skip
 
 
-def choose_products(evaluation: Evaluation, *, check: bool = True) -> Products:
+def choose_products(
+    evaluation: Evaluation, *, check: bool = True, reverse: Reverse | None = None
+) -> Products:
     """The products of a replay that agrees with torch.func, else those of torch.func, else J^T u alone.
 
     Parameters
@@ -83,6 +87,8 @@ def choose_products(evaluation: Evaluation, *, check: bool = True) -> Products:
     evaluation : Evaluation
     check : bool
         Whether to refuse a function whose second evaluation differs.
+    reverse : callable, optional
+        J^T u and f(x) by autograd, to compare a replay with.
 
     Raises
     ------
@@ -90,7 +96,7 @@ def choose_products(evaluation: Evaluation, *, check: bool = True) -> Products:
         Where two evaluations differ, or no backend can differentiate the function.
     """
     try:
-        return _replay(evaluation, check=check)
+        return _replay(evaluation, check=check, reverse=reverse)
     except NoRule as missing:
         reason = f"no linear map for {missing}"
     except Disagreement as wrong:
@@ -109,7 +115,7 @@ def choose_products(evaluation: Evaluation, *, check: bool = True) -> Products:
     return reverse.without_forward(evaluation, f"neither forward mode nor a second derivative: {reason}")
 
 
-def _replay(evaluation: Evaluation, *, check: bool) -> Products:
+def _replay(evaluation: Evaluation, *, check: bool, reverse: Reverse | None) -> Products:
     on_output = evaluation.refuse_random if check else None
     try:
         with evaluation.numerics(), torch_warnings_silenced():
@@ -119,6 +125,7 @@ def _replay(evaluation: Evaluation, *, check: bool) -> Products:
                 evaluation.value,
                 unit=evaluation.unit,
                 on_output=on_output,
+                reverse=reverse,
             )
     except RuntimeError as error:
         if is_out_of_memory(error):

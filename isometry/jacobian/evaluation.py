@@ -148,9 +148,11 @@ def evaluate(
     tf32 = tf32 and point.device.type == "cuda"
     draws = Draws() if draws is None else draws
     first = part.function if run is None else partial(run, part.function)
-    numerics = strict_numerics(point.device, recurrent=part.recurrent, tf32=tf32)
-    with draws:
-        value = _value(first, point, numerics, part.inputs.in_words)
+
+    def numerics() -> AbstractContextManager[None]:
+        return strict_numerics(point.device, recurrent=part.recurrent, tf32=tf32)
+
+    value = draws.watched(lambda: _value(first, point, numerics(), part.inputs.in_words), point.device)
     if batched and (value.dim() < 1 or value.shape[0] != batch):
         raise InputError(
             f"batched=True: {batch} inputs gave an output of shape {tuple(value.shape)}, whose first axis "

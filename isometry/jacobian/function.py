@@ -68,6 +68,7 @@ def point_function(
     device: torch.device | str | None = None,
     private: PrivateModule | None = None,
     factories_are_placed: bool = False,
+    borrow: bool = False,
 ) -> PointFunction:
     """The function whose Jacobian is wanted, with its point.
 
@@ -89,6 +90,8 @@ def point_function(
         The copy of the model made for another input.
     factories_are_placed : bool
         Whether the caller has set a device on which new tensors are made: those of the model are then made on its own.
+    borrow : bool
+        As :class:`PrivateModule` has it, where it is made here.
     """
     model = uncompiled(model)
     module = _module_behind(model)
@@ -103,7 +106,7 @@ def point_function(
         call: Callable[..., Any] = model
         lock: AbstractContextManager[Any] = nullcontext()
     else:
-        private = private or PrivateModule(module, dtype, device)
+        private = private or PrivateModule(module, dtype, device, borrow=borrow)
         call, lock = private, private.lock
         source_module, target_module = (
             None if named is None else private.counterpart(named) for named in (source_module, target_module)

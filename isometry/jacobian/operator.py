@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class JacobianOperator:
         Bytes the intermediates of one chunk may take.
     products : {"both", "auto", "reverse"}
         "auto" takes all rows of J at once where there are at most 32 outputs, which is cheaper than a recording; both
-        products follow from them. "reverse" asks for J^T u alone, which every model has that trains: ``matmat`` raises
+        products follow from them, and large weights of the model, which nothing needs any more, are not copied. "reverse" asks for J^T u alone, which every model has that trains: ``matmat`` raises
         ModelError, and ``method="exact"`` takes rows of J. A model without a working J v is measured so in any case.
     check : bool
         Whether to test finiteness, determinism, coupling and <J v, u> = <v, J^T u> at construction.
@@ -181,8 +181,13 @@ class JacobianOperator:
         # As they are now, whatever becomes of them before a group of inputs is measured.
         self.inputs = inputs.snapshot() if batched else inputs
 
-    def _set_up(self, inputs: Inputs, private: PrivateModule | None, *, whole: bool = False) -> None:
-        """Linearise at the inputs, by a copy of the model that another operator has made."""
+    def _set_up(
+        self, inputs: Inputs, private: PrivateModule | None, *, whole: bool = False, borrow: bool = True
+    ) -> None:
+        """Linearise at the inputs, by a copy of the model that another operator has made.
+
+        With ``borrow``, a model whose rows are all taken here keeps its large weights in the memory of the original.
+        """
         model, options = self.model, self.options
         batched, source, tf32, check, chunk = (
             options[name] for name in ("batched", "source", "tf32", "check", "chunk")
@@ -193,18 +198,31 @@ class JacobianOperator:
             make = partial(
                 point_function, model, source=source, target=options["target"], output=options["output"],
                 dtype=options["dtype"], device=options["device"], factories_are_placed=factories_are_placed,
+                borrow=borrow and options["products"] == "auto",
             )  # fmt: skip
-            with draws:
+            if source is None:
                 part = make(inputs, private=private)
-            tracked = TrackedRun() if options["products"] == "auto" else None
+            else:
+                # The model runs up to there.
+                with draws:
+                    part = make(inputs, private=private)
+            # A function may write to tensors of the caller's, which torch.func refuses and autograd does not.
+            is_auto = options["products"] == "auto"
+            tracked = TrackedRun() if is_auto or part.private is not None else None
             evaluation = evaluate(part, batched=batched, source=source, tf32=tf32, run=tracked, draws=draws)
-            rows = None if tracked is None else tracked.products(evaluation)
+            rows = tracked.products(evaluation) if tracked is not None and is_auto else None
+            if rows is None and part.private is not None and not part.private.own():
+                self._set_up(inputs, private, whole=whole, borrow=False)
+                return
             if rows is not None:
                 products = rows
             elif options["products"] == "reverse":
                 products = reverse_products(evaluation, "as asked", check=check)
             else:
-                products = choose_products(evaluation, check=check)
+                reverse = (
+                    None if part.private is None else partial(cast(TrackedRun, tracked).reverse, evaluation)
+                )
+                products = choose_products(evaluation, check=check, reverse=reverse)
                 if check and products.reverse_only:
                     warn_of_another_derivative(evaluation, products)
             if chunk is None:
@@ -233,6 +251,9 @@ class JacobianOperator:
         # Without J v it is zeros here.
         is_zero = not bool((jv != 0).any()) and not bool((jtu != 0).any())
         self.zero_cause = cause_of_zero(evaluation, v) if is_zero else ""
+        if part.private is not None and not part.private.release():
+            self._set_up(inputs, private, whole=whole, borrow=False)
+            return
         self._private = part.private
         self._chunked: ChunkedProducts | BatchRows = chunked
         self._reference: BatchReference | None = None

@@ -57,12 +57,10 @@ def refuse_lazy_parameters(module: nn.Module) -> None:
 
 def _refuse_distributed(module: nn.Module | None, tensors: Sequence[Tensor]) -> None:
     """Raise ModelError where a tensor, or a module's parameters, are split over processes."""
-    split = next((t for t in tensors if any(c.__name__ == "DTensor" for c in type(t).__mro__)), None)
-    sharded = [
-        type(part).__name__
-        for part in (module.modules() if module is not None else ())
-        if any(c.__name__ == "FullyShardedDataParallel" for c in type(part).__mro__)
-    ]
+    kinds = {type(part) for part in module.modules()} if module is not None else set()
+    sharded = [kind.__name__ for kind in kinds if _descends_from(kind, "FullyShardedDataParallel")]
+    distributed = {kind for kind in {type(t) for t in tensors} if _descends_from(kind, "DTensor")}
+    split = next((t for t in tensors if type(t) in distributed), None)
     if split is None and not sharded:
         return
     how = f"by {sharded[0]}" if sharded else f"as DTensors, one of shape {tuple(split.shape)}"  # type: ignore[union-attr]
@@ -73,8 +71,12 @@ def _refuse_distributed(module: nn.Module | None, tensors: Sequence[Tensor]) -> 
     )
 
 
+def _descends_from(kind: type, name: str) -> bool:
+    return any(base.__name__ == name for base in kind.__mro__)
+
+
 def _refuse_lazy(tensors: Sequence[Tensor]) -> None:
-    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+    if any(map(nn.parameter.is_lazy, {type(tensor): tensor for tensor in tensors}.values())):
         raise ModelError(
             "the model has lazy parameters that are not yet made; call it once on an input first"
         )

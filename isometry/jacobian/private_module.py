@@ -1,7 +1,9 @@
 """A model as a pure function of its input: a private copy of its modules runs, and nothing of the user's is touched.
 
 Parameters and buffers are copied too, so that J stays that of the model as it was: whatever an optimiser, ``.data`` or
-another thread does to the weights afterwards, no product changes. It costs one copy of the weights.
+another thread does to the weights afterwards, no product changes. It costs one copy of the weights. Where no product
+is wanted later, large weights may be *borrowed* instead: the copy then has their memory for as long as it only reads
+them, and whether another thread has changed them meanwhile is seen from their versions.
 
 Copied are modules, the containers they hold, and functions, bound methods and plain objects through which they refer
 to one another. Any other attribute (a lock, a file, a generator, a trainer) is shared: it need not be copyable.
@@ -18,14 +20,16 @@ import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from operator import is_
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from isometry.errors import FallbackWarning, InputError, IsometryError, warn_caller
+from isometry.errors import FallbackWarning, InputError, IsometryError, ModelError, warn_caller
 
 from .failures import first_line
 
@@ -36,6 +40,23 @@ _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 
+# Bytes from which on copying a tensor takes longer than watching over it.
+_WORTH_BORROWING = 2**15
+_SHAPE_AND_KIND = (
+    "shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_leaf", "is_cuda", "is_cpu", "is_meta",
+    "is_nested", "is_quantized", "is_sparse", "is_sparse_csr", "is_mkldnn", "itemsize", "nbytes",
+)  # fmt: skip
+# Functions that only read their arguments, and whose result is memory of its own.
+_READING = frozenset({
+    F.linear, F.bilinear, F.multi_head_attention_forward, torch.gru, torch.lstm, torch.rnn_tanh, torch.rnn_relu,
+    torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
+    torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.add, torch.mul, torch.layer_norm,
+    Tensor.matmul, Tensor.mm, Tensor.__matmul__, Tensor.__rmatmul__, Tensor.add, Tensor.__add__, Tensor.__radd__,
+    Tensor.mul, Tensor.__mul__, Tensor.__rmul__, F.layer_norm, Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride,
+    Tensor.is_floating_point, torch.is_floating_point, Tensor.is_complex, torch.is_complex, Tensor.is_contiguous,
+    *(getattr(Tensor, name).__get__ for name in _SHAPE_AND_KIND),
+})  # fmt: skip
+
 
 class PrivateModule:
     """A private copy of a module, evaluated in ``dtype`` on ``device``: each call starts from the same state.
@@ -45,43 +66,76 @@ class PrivateModule:
     original : nn.Module
     dtype, device : optional
         Of the copies of parameters and buffers; their own if not given, as those of all other tensors.
+    borrow : bool
+        Whether large tensors keep the memory of the original, until :meth:`own`. One is copied before any function
+        but those known to read it gets it.
 
     Attributes
     ----------
     module : nn.Module
         The copy.
-    nbytes : int
-        Of the tensors that were copied.
     lock : RLock
         Held by whoever runs the copy, so that two threads may use one operator.
     """
 
     def __init__(
-        self, original: nn.Module, dtype: torch.dtype | None = None, device: torch.device | None = None
+        self,
+        original: nn.Module,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        *,
+        borrow: bool = False,
     ) -> None:
         # Tensors made under inference_mode could not be differentiated.
         with torch.inference_mode(False), torch.no_grad():
-            self._copies = _Copies(original, dtype, device)
-        self.module, self.nbytes = self._copies.of(original), self._copies.nbytes
+            self._copies = _Copies(original, dtype, device, borrow=borrow)
+        self.module = self._copies.of(original)
         self.lock = threading.RLock()
-        self._watched = False
+        self._watched = self._released = self._changed = False
         # A scripted module keeps its tensors in C++.
         parts = [part for part in self.module.modules() if not isinstance(part, torch.jit.ScriptModule)]
         self._attributes = [(part.__dict__, dict(part.__dict__)) for part in parts]
         self._changing = list(_changing_state(parts))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors that were copied."""
+        return self._copies.nbytes
+
+    def own(self) -> bool:
+        """Copy what is borrowed; whether its originals had not been written to (through ``.data`` is not seen)."""
+        loans = list(self._copies.borrowed.values())
+        for loan in loans:
+            self._copies.buy(loan)
+        return all(loan.original._version == loan.version for loan in loans)
+
+    def release(self) -> bool:
+        """End the use of what is borrowed, and say as :meth:`own` whether it was right; a later call raises ModelError.
+
+        It would have the weights as they are then.
+        """
+        self._released = bool(self._copies.borrowed)
+        return all(loan.original._version == loan.version for loan in self._copies.borrowed.values())
 
     def counterpart(self, part: nn.Module) -> nn.Module:
         """The copy of one of the original's modules."""
         return self._copies.of(part)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # Before the call, and not only after it: an interrupt may leave the copy in any state.
-        self._restore_attributes()
+        if self._released:
+            raise ModelError(
+                "the operator has the rows of J alone, not the model: make one with products='both'"
+            )
+        if self._changed:
+            # An interrupt may have left the copy in any state.
+            self._restore_attributes()
+        self._changed = True
         clones = {id(tensor): tensor.clone() for _, _, tensor in self._changing}
         for holder, name, tensor in self._changing:
             holder[name] = clones[id(tensor)]
         try:
-            return self.module(*args, **kwargs) if self._watched else self._watched_call(*args, **kwargs)
+            watched = self._watched and not self._copies.borrowed
+            return self.module(*args, **kwargs) if watched else self._watched_call(*args, **kwargs)
         finally:
             self._restore_attributes()
 
@@ -92,30 +146,39 @@ class PrivateModule:
         """
         for attributes, old in self._attributes:
             _restore_tensors(attributes, old)
+        self._changed = False
 
     def _watched_call(self, *args: Any, **kwargs: Any) -> Any:
-        """The first call, which finds out whether the copy still reaches tensors of the original."""
-        originals = self._copies.originals
-        watch = _Watch(originals)
+        """A call that finds out whether the copy still reaches tensors of the original, and guards borrowed ones."""
+        watch = _Watch(self._copies)
         try:
             with watch:
                 value = self.module(*args, **kwargs)
         except Exception as error:
             if watch.found:
                 raise InputError(
-                    f"the model fails where it uses its tensor {watch.found[0]}: it comes to it not through its "
+                    f"the model fails where it uses its tensor {watch.found[0]!r}: it comes to it not through its "
                     f"modules but through another object, which is not copied and not of {self._copies.dtype}. Convert "
                     f"the model first, model.to(dtype) ({type(error).__name__}: {first_line(error)})"
                 ) from error
             raise
-        self._watched = True
-        if watch.found:
+        first, self._watched = not self._watched, True
+        if watch.found and first:
             warn_caller(
-                f"the model comes to its tensor {watch.found[0]} not through its modules but through another object, "
+                f"the model comes to its tensor {watch.found[0]!r} not through its modules but through another object, "
                 "which is not copied: leave the weights as they are until the measurement has ended",
                 FallbackWarning,
             )
         return value
+
+
+@dataclass(frozen=True, eq=False)
+class _Loan:
+    """A tensor with the memory of an original, and the version that the original had."""
+
+    tensor: Tensor
+    original: Tensor
+    version: int
 
 
 class _Copies:
@@ -127,20 +190,29 @@ class _Copies:
         id of each parameter and buffer of the original -> its name.
     nbytes : int
         Of the tensors copied.
+    borrowed : dict
+        id of each tensor with the memory of an original -> the loan.
     """
 
     def __init__(
-        self, original: nn.Module, dtype: torch.dtype | None = None, device: torch.device | None = None
+        self,
+        original: nn.Module,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        *,
+        borrow: bool = False,
     ) -> None:
-        self.dtype, self._device = dtype, device
+        self.dtype, self._device, self._borrow = dtype, device, borrow
+        self.borrowed: dict[int, _Loan] = {}
         # With the originals, so that no identity is used twice.
         self._known: dict[int, tuple[Any, Any]] = {}
         self._replaced = self.nbytes = 0
         self.originals: dict[int, str] = {}
-        for named in (original.named_parameters, original.named_buffers):
-            for name, tensor in named(remove_duplicate=False):
-                self.originals[id(tensor)] = repr(name)
-                self._placed(tensor)
+        for path, part in original.named_modules():
+            for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+                if tensor is not None:
+                    self.originals[id(tensor)] = f"{path}.{name}" if path else name
+                    self._placed(tensor)
         # A queue and no recursion: trees may be deeper than Python's stack.
         self._empty: list[tuple[nn.Module, nn.Module]] = []
         self.of(original)
@@ -190,10 +262,26 @@ class _Copies:
         return self._tensor(tensor, dtype, self._device)
 
     def _tensor(self, tensor: Tensor, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
-        made: Tensor = tensor.detach().to(device=device, dtype=dtype, copy=True)
         self._replaced += 1
+        if self._borrow and tensor.nbytes >= _WORTH_BORROWING and _can_be_borrowed(tensor, dtype, device):
+            # A version of its own, unlike that of detach().
+            loan = _Loan(tensor.data, tensor, tensor._version)
+            self.borrowed[id(loan.tensor)] = loan
+            return self._keep(tensor, loan.tensor)
+        same = dtype in (None, tensor.dtype) and device in (None, tensor.device) and not tensor.is_inference()
+        # The same, in a third of the time.
+        made: Tensor = (
+            tensor.detach().clone() if same else tensor.detach().to(device=device, dtype=dtype, copy=True)
+        )
         self.nbytes += made.numel() * made.element_size() if made.layout == torch.strided else 0
         return self._keep(tensor, made)
+
+    def buy(self, loan: _Loan) -> None:
+        """Give a borrowed tensor memory of its own, whoever holds it."""
+        if self.borrowed.pop(id(loan.tensor), None) is not None:
+            with torch.inference_mode(False), torch.no_grad():
+                loan.tensor.data = loan.tensor.clone()
+            self.nbytes += loan.tensor.nbytes
 
     def _module(self, part: nn.Module) -> Any:
         self._replaced += 1
@@ -225,13 +313,11 @@ class _Copies:
             if hasattr(part, name):
                 object.__setattr__(made, name, self.of(getattr(part, name)))
         attributes = made.__dict__
-        for name, value in list(part.__dict__.items()):
+        attributes.update(part.__dict__)
+        for name, value in list(attributes.items()):
             if type(value) in _PLAIN:
-                attributes[name] = value
-            elif name in _OF_EVERY_MODULE and not value:
-                attributes[name] = value.copy()
-            else:
-                attributes[name] = self.of(value)
+                continue
+            attributes[name] = value.copy() if name in _OF_EVERY_MODULE and not value else self.of(value)
         # Module.compile() keeps a function of the original here.
         attributes.pop("_compiled_call_impl", None)
 
@@ -317,21 +403,38 @@ def _changing_state(parts: list[nn.Module]) -> Iterator[_Place]:
                 yield part._parameters, name, tensor
 
 
-class _Watch(TorchFunctionMode):
-    """Notes which tensors of the original the functions called inside it are given."""
+def _can_be_borrowed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | None) -> bool:
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout == torch.strided
+        and dtype in (None, tensor.dtype)
+        and device in (None, tensor.device)
+        and not tensor.is_inference()
+    )
 
-    def __init__(self, originals: dict[int, str]) -> None:
+
+class _Watch(TorchFunctionMode):
+    """Watches the functions called inside it for tensors of the original, and copies borrowed ones that they may write.
+
+    Attributes
+    ----------
+    found : list of str
+        Names of the tensors of the original that a function was given.
+    """
+
+    def __init__(self, copies: _Copies) -> None:
         super().__init__()
-        self._originals = originals
+        self._copies, self._originals, self._borrowed = copies, copies.originals, copies.borrowed
         self.found: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        for argument in (*args, *kwargs.values()):
+        for argument in (*args, *kwargs.values()) if kwargs else args:
             for item in argument if isinstance(argument, list | tuple) else (argument,):
                 if id(item) in self._originals:
                     self.found.append(self._originals[id(item)])
-        return func(*args, **kwargs)
+                elif id(item) in self._borrowed and (func not in _READING or "out" in (kwargs or {})):
+                    self._copies.buy(self._borrowed[id(item)])
+        return func(*args, **kwargs) if kwargs else func(*args)
 
 
 def _restore_tensors(attributes: dict[str, Any], old: dict[str, Any]) -> None:

@@ -7,12 +7,15 @@ is not drawn again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+Result = TypeVar("Result")
 
 
 class Draws(TorchDispatchMode):
@@ -21,6 +24,24 @@ class Draws(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen = False
+
+    def watched(self, run: Callable[[], Result], device: torch.device) -> Result:
+        """What ``run`` returns; where the global states have changed meanwhile it runs again, watched.
+
+        To watch each operation costs more than a small one takes: only a changed state asks which thread drew.
+        """
+        if device.type in ("cpu", "cuda"):
+            before = _states()
+            try:
+                found = run()
+            except Exception:
+                if _same(before, _states()):
+                    raise
+            else:
+                if _same(before, _states()):
+                    return found
+        with self:
+            return run()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -42,13 +63,21 @@ def random_state_kept() -> Iterator[Draws]:
     is left alone.
     """
     draws = Draws()
-    before = torch.get_rng_state()
-    devices = list(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else [])
-    on_devices = [torch.cuda.get_rng_state(device) for device in devices]
+    before, *on_devices = _states()
     try:
         yield draws
     finally:
         if draws.seen:
             torch.set_rng_state(before)
-            for device, state in zip(devices, on_devices, strict=True):
+            for device, state in enumerate(on_devices):
                 torch.cuda.set_rng_state(state, device)
+
+
+def _same(before: list[Tensor], after: list[Tensor]) -> bool:
+    return all(map(torch.equal, before, after))
+
+
+def _states() -> list[Tensor]:
+    """The state of the processor's generator, and of each GPU's where CUDA is in use."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]

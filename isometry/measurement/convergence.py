@@ -85,7 +85,7 @@ def warn_of_underflow(spectrum: Spectrum, dtype: str, cause: str = "") -> None:
 
 def warn_of_relative_errors(spectrum: Spectrum) -> None:
     """Say so where values that are known one by one have relative errors beyond one half."""
-    worst = spectrum.reported.relative_error
+    worst = spectrum.worst_relative_error
     if worst > _LARGE_ERROR:
         warn_caller(
             f"the relative error of some singular value is {worst:.1g}: the rounding of the products hides it; measure "

@@ -3,7 +3,14 @@
 Let g_b be log10 of the gain of block b and S their sum. A block of equal width counts with x_b = g_b. One that changes
 the number of values, m outputs of n inputs, has no gain that is right for forward and backward pass alike: random
 weights of variance 1/m keep ||J v|| (Glorot & Bengio 2010), of variance 1/n they multiply its square by m/n (He et al.
-2015, arXiv:1502.01852), and the mean of n/m values by (m/n)^2. It counts with the excess over these, 0 between them.
+2015, arXiv:1502.01852), and the mean of n/m values by (m/n)^2. It counts with the excess over these, 0 between them,
+and with that of its own mean square singular value where it is less: an average over positions passes little of what
+the layers before it have made alternate, which is their doing.
+
+Gains of a network of finite width fluctuate from block to block, and the sum of L of them as a random walk: for
+gains g of variance v in ln g with mean 1, S is normal with variance L v around -L v / 2 (Hanin & Nica 2018,
+arXiv:1812.05994, where v = 5/width for Gaussian ReLU layers). v is that of the blocks of each kind, by the median
+absolute deviation from their median; a sum within 3 of its standard deviations has no cause but chance.
 """
 
 from __future__ import annotations
@@ -28,6 +35,8 @@ SHARE = 0.5
 HARMLESS_FACTOR = 2.0
 # Where the whole is harmless, a block is at fault from this factor on.
 COMPENSATED_FACTOR = 10.0
+# Standard deviations of the sum of gains that fluctuate from block to block.
+FLUCTUATIONS = 3.0
 # A trend is one over at least so many blocks, whose rank correlation with the depth is so many of its standard errors.
 TREND_BLOCKS, TREND_ERRORS = 6, 6.0
 
@@ -51,6 +60,8 @@ class Finding:
         against the direction, where it rises or falls along them.
     alike : bool
         Whether no block of equal width is away from the others.
+    by_chance : bool
+        Whether it would grow or fall, but by no more than gains fluctuate from block to block.
     """
 
     direction: int
@@ -59,17 +70,29 @@ class Finding:
     outlier: int | None = None
     trend: tuple[float, float] | None = None
     alike: bool = False
+    by_chance: bool = False
 
 
 def find_faults(
-    log10_gain: Array, log10_gain_stderr: Array, shapes: NDArray[np.int64], kinds: Sequence[str]
+    log10_gain: Array,
+    log10_gain_stderr: Array,
+    shapes: NDArray[np.int64],
+    kinds: Sequence[str],
+    log10_chi: Array | None = None,
 ) -> Finding:
-    """What the gains of blocks of these shapes (m_b, n_b) and kinds come from; every gain is finite."""
-    counted, changes = counted_gains(log10_gain, shapes)
+    """What the gains of blocks of these shapes (m_b, n_b) and kinds come from; every gain is finite.
+
+    ``log10_chi`` are their own mean square singular values, which gains differ from as far as the blocks before pass
+    some directions and not others; the gains themselves if not given.
+    """
+    counted, changes = counted_gains(log10_gain, shapes, log10_chi)
     total, harmless = float(counted.sum()), math.log10(HARMLESS_FACTOR)
     # Both with and without the changes of shape.
     least = min(np.sign(total) * total, np.sign(total) * float(log10_gain.sum()))
-    direction = int(np.sign(total)) if least > harmless else 0
+    fluctuation = _fluctuation(counted, changes, kinds)
+    drift = 0.5 * math.log(10) * fluctuation**2 if total < 0 else 0.0
+    by_chance = harmless < least <= FLUCTUATIONS * fluctuation + drift
+    direction = int(np.sign(total)) if least > harmless and not by_chance else 0
     smallest = math.log10(SMALLEST_FACTOR)
     usual, spread = _others(counted, changes, kinds)
     away = counted - usual
@@ -85,11 +108,12 @@ def find_faults(
     trend = _trend(counted[rest], smallest)
     order = np.argsort(-np.where(out, np.abs(away), -1.0))[: int(out.sum())]
     if not order.size:
-        return Finding(direction, trend=trend, alike=alike)
+        return Finding(direction, trend=trend, alike=alike, by_chance=by_chance)
     worst = tuple(int(block) for block in order)
     if not direction:
         # Others make up for it; norms and heads usually do for each other.
-        return Finding(0, worst[:1] if abs(counted[worst[0]]) > math.log10(COMPENSATED_FACTOR) else ())
+        stands_out = abs(counted[worst[0]]) > math.log10(COMPENSATED_FACTOR)
+        return Finding(0, worst[:1] if stands_out else (), by_chance=by_chance)
     share = float(counted[order].sum() / total)
     if share >= SHARE:
         return Finding(direction, worst, share)
@@ -115,17 +139,40 @@ def _others(counted: Array, changes: NDArray[np.bool_], kinds: Sequence[str]) ->
     return usual, spread
 
 
-def counted_gains(log10_gain: Array, shapes: NDArray[np.int64]) -> tuple[Array, NDArray[np.bool_]]:
+def _fluctuation(counted: Array, changes: NDArray[np.bool_], kinds: Sequence[str]) -> float:
+    """The standard deviation of the sum of gains that are independent and vary as those of their kind do, in decades.
+
+    Kinds with fewer than three blocks show no variation.
+    """
+    variance, kind = 0.0, np.array(kinds)
+    for name in set(kinds):
+        gains = counted[~changes & (kind == name)]
+        if gains.size >= 3:
+            deviation = 1.4826 * float(np.median(np.abs(gains - np.median(gains))))
+            variance += gains.size * deviation**2
+    return math.sqrt(variance)
+
+
+def counted_gains(
+    log10_gain: Array, shapes: NDArray[np.int64], log10_chi: Array | None = None
+) -> tuple[Array, NDArray[np.bool_]]:
     """x_b of every block, and which blocks change the number of values."""
     rows, columns = shapes[:, 0].astype(float), shapes[:, 1].astype(float)
     changes = rows != columns
     entering = columns[0]
-    # ||J v||^2 where the mean is over min(m, n_0) singular values.
-    length = log10_gain + np.log10(np.minimum(rows, entering) / np.minimum(columns, entering))
     fan = np.log10(rows / columns)
     low, high = np.where(fan < 0, 2 * fan, 0.0), np.where(fan < 0, 0.0, fan)
-    excess = np.maximum(length - high, 0.0) + np.minimum(length - low, 0.0)
-    return np.where(changes, excess, log10_gain), changes
+
+    def excess(length: Array) -> Array:
+        """Of log10 of the gain of ||J v||^2."""
+        return np.maximum(length - high, 0.0) + np.minimum(length - low, 0.0)
+
+    # The mean square is over min(m, n_0) singular values.
+    found = excess(log10_gain + np.log10(np.minimum(rows, entering) / np.minimum(columns, entering)))
+    if log10_chi is not None:
+        own = excess(log10_chi + np.log10(np.minimum(rows, columns) / columns))
+        found = np.where(found > 0, np.clip(own, 0.0, found), np.clip(own, found, 0.0))
+    return np.where(changes, found, log10_gain), changes
 
 
 def _trend(gains: Array, smallest: float) -> tuple[float, float] | None:

@@ -149,7 +149,9 @@ class BlockProfile:
 
     @cached_property
     def _finding(self) -> Finding:
-        return find_faults(self.log10_gain, self.log10_gain_stderr, self.shapes, self.kinds)
+        with np.errstate(divide="ignore"):
+            own = np.log10(self.chi)
+        return find_faults(self.log10_gain, self.log10_gain_stderr, self.shapes, self.kinds, own)
 
     def verdict(self) -> str:
         """One sentence: how mean s² changes along the depth, and which block is at fault, or that all blocks are."""
@@ -170,6 +172,8 @@ class BlockProfile:
                 f"{end}: block {self.blocks[fault]} ({self.kinds[fault]}) is at fault: it multiplies it by "
                 f"{self.gain_text(fault)}{usual}{also if others else ''}"
             )
+        if found.by_chance:
+            return f"{end}, which is within the fluctuation of gains from block to block; no block stands out"
         if found.direction == 0:
             harmless = abs(total) <= math.log10(HARMLESS_FACTOR)
             return f"{end}: {'' if harmless else 'its changes of shape make it so; '}no block stands out"

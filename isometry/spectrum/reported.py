@@ -69,7 +69,7 @@ def summary_of(numbers: SpectralNumbers) -> Summary:
         floor=numbers.floor,
         zero_mass=numbers.zero_mass,
         proved_zero_mass=numbers.distribution.proved_zero_mass,
-        relative_error=numbers._relative_error(),
+        relative_error=numbers.worst_relative_error,
         scale=_representable(math.sqrt(numbers.mean_square), log10_mean_square / 2),
         log10_scale=log10_mean_square / 2,
         spread=numbers.spread_bounds(),

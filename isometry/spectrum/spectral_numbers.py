@@ -553,8 +553,9 @@ class SpectralNumbers:
             (s, _part(s, float(error))) for s, error in zip(values, errors, strict=True) if 0 < s < math.inf
         )
 
-    def _relative_error(self) -> float:
-        """Of a measurement; a prediction has none."""
+    @property
+    def worst_relative_error(self) -> float:
+        """Of a singular value known by itself, of a measurement; nan where errors are shares of s_max, or predicted."""
         return math.expm1(self.distribution.relative_error) if self.kind == "measured" else math.nan
 
     def _outside(self) -> dict[str, Any]:

@@ -438,7 +438,8 @@ def test_an_exception_at_any_call_leaves_the_model_as_it_was(
         except BaseException:
             raised += 1
         assert state_of(model) == before
-    assert raised > 0
+    # A RuntimeError may be that of a way of differentiating: another one is tried.
+    assert raised > 0 or error is RuntimeError
     Fails.left = 0
     sound(model, X)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -74,7 +76,10 @@ def test_a_value_that_is_not_differentiated_is_none_of_an_error() -> None:
         return (z * z.detach()).sum((2, 3))
 
     operator = JacobianOperator(model, X, products="auto")
-    assert operator.backend == "replay"
+    assert operator.backend == "the 3 rows of J, by autograd"
+    expected = torch.autograd.functional.jacobian(model, X).reshape(3, 48)
+    found = operator.rmatmat(torch.eye(3, dtype=D)[:, None]).reshape(3, 48)
+    assert torch.allclose(found, expected, atol=1e-15)
 
 
 class Drawing(nn.Module):
@@ -127,3 +132,103 @@ def test_a_zero_jacobian_and_a_batch_in_one_input_are_said() -> None:
     assert operator.zero_cause == "layer 1.weight is zero"
     with pytest.warns(FallbackWarning, match="looks like a batch of 3"):
         JacobianOperator(nn.Linear(4, 2).to(D), X.reshape(12, 4)[:3], products="auto")
+
+
+def test_a_difference_that_rounding_hides_is_made_up_for_by_forward_mode() -> None:
+    """J is 1e-9 of the output: no step tells of it. A wrong backward is found all the same."""
+
+    def deep(z: Tensor) -> Tensor:
+        return 1e-9 * z.sin().sum((2, 3)) + 1
+
+    assert JacobianOperator(deep, X.float(), products="auto").backend == "the 3 rows of J, by autograd"
+    with pytest.raises(AdjointError):
+        JacobianOperator(lambda z: 1e-9 * sine(0.5).apply(z).sum((2, 3)) + 1, X.float(), products="auto")
+
+
+class Large(nn.Module):
+    """A head whose weight is worth borrowing; ``use`` may do more with it than read it."""
+
+    def __init__(self, use=lambda _: None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.use = nn.Linear(48, 1024), nn.Linear(1024, 5), use
+
+    def forward(self, z: Tensor) -> Tensor:
+        hidden = torch.tanh(self.body(z.flatten()))
+        self.use(self.body.weight)
+        return self.head(hidden)
+
+
+def test_weights_are_borrowed_for_rows_alone() -> None:
+    model = Large()
+    large, whole = model.body.weight.nbytes, sum(p.nbytes for p in model.parameters())
+    assert JacobianOperator(model, X, products="auto").copied_bytes == whole - large
+    assert JacobianOperator(model, X).copied_bytes == whole
+    operator = JacobianOperator(model, X, products="auto")
+    with pytest.raises(ModelError, match="rows of J alone"):
+        operator.evaluation.function(operator.point)
+
+
+def by_data(weight: Tensor) -> None:
+    weight.data.mul_(0.5)
+
+
+def in_place(weight: Tensor) -> None:
+    weight.add_(1)
+
+
+def by_numpy(weight: Tensor) -> None:
+    weight.detach().numpy()[:] = 0
+
+
+def by_a_view(weight: Tensor) -> None:
+    weight.T[3:].zero_()
+
+
+def as_output(weight: Tensor) -> None:
+    torch.mul(weight.clone(), 2, out=weight)
+
+
+def by_an_operator(weight: Tensor) -> None:
+    torch.ops.aten.mul_.Scalar(weight, 2.0)
+
+
+@pytest.mark.parametrize("write", [by_data, in_place, by_numpy, by_a_view, as_output, by_an_operator])
+def test_a_model_that_writes_to_its_weights_writes_to_a_copy(write) -> None:
+    model = Large(lambda weight: torch.no_grad()(write)(weight))
+    before, version = model.body.weight.detach().clone(), model.body.weight._version
+    # The second evaluation sees what the first has written: refused, or measured, but not on the caller's weights.
+    with contextlib.suppress(ModelError):
+        JacobianOperator(model, X, products="auto")
+    assert torch.equal(model.body.weight, before)
+    assert model.body.weight._version == version
+
+
+class Trainer:
+    """Another thread that doubles a weight once; slots are not copied with a model."""
+
+    __slots__ = ("begun", "weight")
+
+    def __init__(self, weight: Tensor) -> None:
+        self.begun, self.weight = False, weight
+
+    def step(self) -> None:
+        with torch.no_grad():
+            self.weight.mul_(2)
+
+    def __call__(self, _: Tensor) -> None:
+        if not self.begun:
+            self.begun = True
+            thread = threading.Thread(target=self.step)
+            thread.start()
+            thread.join()
+
+
+def test_weights_that_another_thread_changes_meanwhile_are_copied_and_measured_again(dense_jacobian) -> None:
+    model = Large()
+    trainer = model.use = Trainer(model.body.weight)
+    operator = JacobianOperator(model, X, products="auto")
+    found = operator.rmatmat(torch.eye(5)).reshape(5, 48)
+    assert trainer.begun
+    assert operator.copied_bytes > model.body.weight.nbytes
+    assert torch.allclose(found.double(), dense_jacobian(model.double(), X), atol=1e-6)

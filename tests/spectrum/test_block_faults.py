@@ -86,3 +86,37 @@ def test_pooling_is_no_fault_and_a_head_that_is_far_off_is() -> None:
     # The mean of 16 values: 8 singular values of 1/4 each.
     assert found([1.0, 1 / 16], [(128, 128), (8, 128)]).faults == ()
     assert found([1.0] * 9 + [1e-8], [(64, 64)] * 9 + [(10, 64)]).faults == (9,)
+
+
+def test_a_walk_of_gains_that_chance_explains_is_neither_growth_nor_loss() -> None:
+    """Thirty healthy layers of width 24: ln gains of variance 5/24 and mean gain 1, whatever their kinds."""
+    generator = np.random.default_rng(1)
+    variance = 5 / 24
+
+    def drawn(mean: float) -> np.ndarray:
+        return np.exp(generator.normal(math.log(mean) - variance / 2, variance**0.5, 30))
+
+    healthy = [found(drawn(1.0)) for _ in range(100)]
+    # 3 standard deviations around the drift, with a standard deviation from 30 gains.
+    assert sum(result.direction != 0 for result in healthy) <= 6
+    assert sum(result.by_chance for result in healthy) > 60
+    assert sum(found(drawn(1.8)).direction == 1 for _ in range(50)) >= 45
+    # The two kinds of a layer differ: that is no fluctuation.
+    kinds = ["Linear", "ReLU"] * 15
+    assert found([3.0, 0.5] * 15, kinds=kinds).direction == 1
+    # One that loses by far more is blamed in any case.
+    gains = drawn(1.0)
+    gains[7] = 1e-4
+    assert found(gains).faults == (7,)
+
+
+def test_an_average_over_what_the_layers_before_made_alternate_is_not_blamed() -> None:
+    """Its own mean square is as its fan has it: 1/64 for 64 positions."""
+    gains, shapes = np.log10([1.0, 1.0, 1e-5]), np.array([(512, 512), (512, 512), (8, 512)])
+    blamed = find_faults(gains, np.full(3, 1e-3), shapes, ["Conv2d", "Conv2d", "AvgPool"])
+    assert blamed.faults == (2,)
+    own = np.log10([1.0, 1.0, 1 / 64])
+    assert find_faults(gains, np.full(3, 1e-3), shapes, ["Conv2d", "Conv2d", "AvgPool"], own).direction == 0
+    # A head that is small itself is blamed.
+    small = np.log10([1.0, 1.0, 1e-5])
+    assert find_faults(gains, np.full(3, 1e-3), shapes, ["Conv2d", "Conv2d", "Linear"], small).faults == (2,)

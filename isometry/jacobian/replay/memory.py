@@ -91,11 +91,11 @@ class WrittenMemory:
         content = self.contents.get(storage)
         if content is None:
             content = self._before_the_first_write(target)
-        places = _places(target, content.size)
-        whole = places.numel() == content.size
-        if whole and bool((places == torch.arange(content.size)).all()):
+        if _is_in_order(target, content.size):
             now: int = value
         else:
+            places = _places(target, content.size)
+            whole = places.numel() == content.size
             now = self._tape.add_gather(value, _inverse(places, content.size), places.numel())
             if content.value is not None and not whole:
                 kept = torch.arange(content.size)
@@ -116,10 +116,10 @@ class WrittenMemory:
             return _Content(None, size, 0, target)
         if _real_type(origin.tensor) != _real_type(target):
             raise NoRule("memory seen as two types of number")
-        places = _places(origin.tensor, size)
-        if places.numel() == size and bool((places == torch.arange(size)).all()):
+        if _is_in_order(origin.tensor, size):
             return _Content(origin.value, size, 0, target)
         assert origin.value is not None
+        places = _places(origin.tensor, size)
         now = self._tape.add_gather(origin.value, _inverse(places, size), places.numel())
         return _Content(now, size, 0, target)
 
@@ -137,6 +137,8 @@ class WrittenMemory:
             raise NoRule("memory seen as two types of number")
         if tensor.is_conj() or tensor.is_neg():
             raise NoRule("memory seen as conjugate or negative")
+        if _is_in_order(tensor, content.size):
+            return content.value
         return self._tape.add_gather(content.value, _places(tensor, content.size), content.size)
 
 
@@ -153,6 +155,12 @@ def _inverse(places: Tensor, size: int) -> Tensor:
     inverse = torch.full((size,), -1)
     inverse[places] = torch.arange(places.numel())
     return inverse
+
+
+def _is_in_order(tensor: Tensor, size: int) -> bool:
+    """Whether a tensor is all ``size`` real numbers of its storage in row-major order."""
+    count = tensor.numel() * (2 if tensor.is_complex() else 1)
+    return count == size and tensor.storage_offset() == 0 and tensor.is_contiguous()
 
 
 def _places(tensor: Tensor, size: int) -> Tensor:

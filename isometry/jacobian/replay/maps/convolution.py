@@ -92,6 +92,9 @@ class Convolution:
         taps = elements(self.weight.shape[2:])
         if g.transposed or taps == 1:
             return None
+        # One channel tells of nearly every kernel that it has more taps.
+        if int(self.weight[0, 0].count_nonzero()) > 1:
+            return None
         nonzero = (self.weight != 0).reshape(-1, taps).any(0).tolist()
         if sum(nonzero) != 1:
             return None
@@ -160,7 +163,9 @@ class Convolution:
             return polyphase_transpose(self.weight, g, self.source, self.result) or self._strided_transpose(
                 reach
             )
-        flipped = swap_channels(self.weight, g.groups).flip(tuple(range(2, self.weight.dim())))
+        flipped = swap_channels(self.weight, g.groups)
+        if elements(self.weight.shape[2:]) > 1:
+            flipped = flipped.flip(tuple(range(2, self.weight.dim())))
         if self.circular is not None:
             return self._circular_transpose(flipped, reach, self.circular)
         padding = tuple(r - p for r, p in zip(reach, g.padding, strict=True))
