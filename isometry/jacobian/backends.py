@@ -78,7 +78,7 @@ class Products:
 
 
 def choose_products(
-    evaluation: Evaluation, *, check: bool = True, reverse: Reverse | None = None
+    evaluation: Evaluation, *, check: bool = True, by_autograd: Reverse | None = None
 ) -> Products:
     """The products of a replay that agrees with torch.func, else those of torch.func, else J^T u alone.
 
@@ -87,7 +87,7 @@ def choose_products(
     evaluation : Evaluation
     check : bool
         Whether to refuse a function whose second evaluation differs.
-    reverse : callable, optional
+    by_autograd : callable, optional
         J^T u and f(x) by autograd, to compare a replay with.
 
     Raises
@@ -96,7 +96,7 @@ def choose_products(
         Where two evaluations differ, or no backend can differentiate the function.
     """
     try:
-        return _replay(evaluation, check=check, reverse=reverse)
+        return _replay(evaluation, check=check, by_autograd=by_autograd)
     except NoRule as missing:
         reason = f"no linear map for {missing}"
     except Disagreement as wrong:
@@ -115,7 +115,7 @@ def choose_products(
     return reverse.without_forward(evaluation, f"neither forward mode nor a second derivative: {reason}")
 
 
-def _replay(evaluation: Evaluation, *, check: bool, reverse: Reverse | None) -> Products:
+def _replay(evaluation: Evaluation, *, check: bool, by_autograd: Reverse | None) -> Products:
     on_output = evaluation.refuse_random if check else None
     try:
         with evaluation.numerics(), torch_warnings_silenced():
@@ -125,7 +125,7 @@ def _replay(evaluation: Evaluation, *, check: bool, reverse: Reverse | None) -> 
                 evaluation.value,
                 unit=evaluation.unit,
                 on_output=on_output,
-                reverse=reverse,
+                by_autograd=by_autograd,
             )
     except RuntimeError as error:
         if is_out_of_memory(error):

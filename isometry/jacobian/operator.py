@@ -80,8 +80,9 @@ class JacobianOperator:
         Bytes the intermediates of one chunk may take.
     products : {"both", "auto", "reverse"}
         "auto" takes all rows of J at once where there are at most 32 outputs, which is cheaper than a recording; both
-        products follow from them, and large weights of the model, which nothing needs any more, are not copied. "reverse" asks for J^T u alone, which every model has that trains: ``matmat`` raises
-        ModelError, and ``method="exact"`` takes rows of J. A model without a working J v is measured so in any case.
+        products follow from them, and large weights of the model, which nothing needs any more, are not copied.
+        "reverse" asks for J^T u alone, which every model has that trains: ``matmat`` raises ModelError, and
+        ``method="exact"`` takes rows of J. A model without a working J v is measured so in any case.
     check : bool
         Whether to test finiteness, determinism, coupling and <J v, u> = <v, J^T u> at construction.
     tf32 : bool
@@ -219,10 +220,10 @@ class JacobianOperator:
             elif options["products"] == "reverse":
                 products = reverse_products(evaluation, "as asked", check=check)
             else:
-                reverse = (
+                by_autograd = (
                     None if part.private is None else partial(cast(TrackedRun, tracked).reverse, evaluation)
                 )
-                products = choose_products(evaluation, check=check, reverse=reverse)
+                products = choose_products(evaluation, check=check, by_autograd=by_autograd)
                 if check and products.reverse_only:
                     warn_of_another_derivative(evaluation, products)
             if chunk is None:

@@ -31,15 +31,16 @@ class Draws(TorchDispatchMode):
         To watch each operation costs more than a small one takes: only a changed state asks which thread drew.
         """
         if device.type in ("cpu", "cuda"):
-            before = _states()
+            before, ended = _states(), False
             try:
                 found = run()
-            except Exception:
-                if _same(before, _states()):
-                    raise
-            else:
-                if _same(before, _states()):
-                    return found
+                ended = True
+            finally:
+                changed = not all(map(torch.equal, before, _states()))
+                # An error or an interrupt is not run again.
+                self.seen = self.seen or (changed and not ended)
+            if not changed:
+                return found
         with self:
             return run()
 
@@ -71,10 +72,6 @@ def random_state_kept() -> Iterator[Draws]:
             torch.set_rng_state(before)
             for device, state in enumerate(on_devices):
                 torch.cuda.set_rng_state(state, device)
-
-
-def _same(before: list[Tensor], after: list[Tensor]) -> bool:
-    return all(map(torch.equal, before, after))
 
 
 def _states() -> list[Tensor]:

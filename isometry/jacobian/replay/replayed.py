@@ -153,11 +153,11 @@ def checked_replay(
     unit: float | None = None,
     seed: int = 5381,
     on_output: Callable[[Tensor], None] | None = None,
-    reverse: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    by_autograd: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Replay:
     """A replay whose products of random vectors are those of torch.func, as far as rounding allows.
 
-    J^T u is compared with ``reverse``, or ``vjp`` (plain autograd where that fails), and J v with J^T u by
+    J^T u is compared with ``by_autograd``, or ``vjp`` (plain autograd where that fails), and J v with J^T u by
     <J v, u> = <v, J^T u>. Forward mode, which runs batch-norm in Python and costs more than all of the rest, is asked
     too where evaluations differ. What a comparison leaves open is in ``error``.
 
@@ -171,7 +171,7 @@ def checked_replay(
         Of rounding; that of the type if not given.
     on_output : callable, optional
         Called with the output of each further evaluation: that of ``vjp``, the one recorded, that of forward mode.
-    reverse : callable, optional
+    by_autograd : callable, optional
         J^T u and the output by autograd; the output is ``value`` itself where that evaluation was tracked. By ``vjp``
         if not given.
 
@@ -186,7 +186,7 @@ def checked_replay(
     observe = on_output or (lambda _: None)
     (v, w), (u, t) = generic_vectors(point, 2, seed), generic_vectors(value, 2, seed + 1)
     try:
-        expected, output = reference_rmatmat(function, point, u) if reverse is None else reverse(u)
+        expected, output = reference_rmatmat(function, point, u) if by_autograd is None else by_autograd(u)
     except NoReference as missing:
         raise NoRule(str(missing)) from missing
     if output is not value:
