@@ -43,6 +43,10 @@ CASES: list[Case] = [
     ("randomized", (20_480, 20_480), 8, "float32", {"rank": 20, "memory_limit": 60_000_000}),
     ("randomized", (400, 40_000), 0, "float32", {"rank": 50}),
     ("randomized", (40_000, 400), 2, "float32", {"rank": 50}),
+    ("chain", (500, 500), 0, "float64", {}),
+    ("chain", (10, 20_000), 0, "float64", {}),
+    ("chain", (2000, 200), 0, "float32", {}),
+    ("chain", (30, 30), 0, "float64", {}),
 ]  # fmt: skip
 
 
@@ -62,6 +66,14 @@ def network(m: int, n: int, dtype: Any) -> Any:
     return Diagonal() if m == n > 4000 else nn.Linear(n, m, bias=False, dtype=dtype)
 
 
+def deep(m: int, n: int, dtype: Any) -> Any:
+    """Eight factors."""
+    from torch import nn
+
+    layers = [nn.Linear(n if number == 0 else m, m, bias=False, dtype=dtype) for number in range(4)]
+    return nn.Sequential(*(part for layer in layers for part in (layer, nn.Tanh())))
+
+
 def peaks(case: Case) -> tuple[int, int]:
     """(predicted, measured) bytes, in this process."""
     import torch
@@ -75,9 +87,10 @@ def peaks(case: Case) -> tuple[int, int]:
     # What is loaded at the first use is no part of the prediction.
     for warm in ("exact", "lanczos", "randomized"):
         measure(network(60, 50, dtype), torch.ones(50, dtype=dtype), warm, progress=False)
+    measure(deep(20, 20, torch.float64), torch.ones(20, dtype=torch.float64), "chain", progress=False)
     # Nor may it find room that an earlier case has left in the heap.
     ctypes.CDLL(None).malloc_trim(0)
-    model = network(m, n, dtype)
+    model = (deep if method == "chain" else network)(m, n, dtype)
     x = torch.randn(*([inputs] if inputs else []), n, dtype=dtype) * 0.1
     limit = {name: options.pop(name) for name in ("memory_limit",) if name in options}
     operator = JacobianOperator(model, x, batched=inputs > 0, **limit)

@@ -5,9 +5,9 @@ Public is what `__all__` lists; everything else in the modules of this package i
 
 from .blocks import Operator
 from .chain import chain
+from .chain_factors import ChainFactor, MatrixFactor
 from .exact import exact
 from .golub_kahan import golub_kahan
-from .graded_chain import ChainFactor, MatrixFactor
 from .lanczos import lanczos
 from .probe_rules import ProbeRules, measure_probes, merge, probe_groups
 from .quadrature import gauss_rules

@@ -13,7 +13,8 @@ from isometry.progress import StepProgress
 from isometry.spectrum import ErrorModel, LogValues, Spectrum
 from isometry.spectrum.error_model import NO_PROBES
 
-from .graded_chain import ChainFactor, chain_singular_values
+from .chain_factors import ChainFactor
+from .graded_chain import chain_singular_values
 
 
 @keeps_torch_state
@@ -36,7 +37,7 @@ def chain(
     device : optional
         Where blocks of vectors lie.
     progress : callable, optional
-        Called with (done, total) factors of all sweeps.
+        Called with (done, total) factors.
 
     Returns
     -------
@@ -57,7 +58,7 @@ def chain(
     See :mod:`isometry.estimators.graded_chain`. The error of a value is four times the root mean square of its
     movements when all factors are perturbed at random by more than their rounding: ``2 sqrt(n)`` units, or twice what
     their products round where that is more. It is measured, not proved: over the cases of the tests, against
-    multi-precision arithmetic, the true error was at most a third of it, and in the median of a case a fiftieth.
+    multi-precision arithmetic, the true error was at most two thirds of it, and in the median of a case a fiftieth.
 
     Examples
     --------
@@ -76,12 +77,12 @@ def chain(
         ),
         method="chain",
         shape=(factors[-1].shape[0], factors[0].shape[1]),
-        products=found.vectors * found.sweeps + 1,
+        products=found.vectors + 1,
         seconds=time.perf_counter() - began,
         provenance={
             "factors": len(factors),
             "decompositions": found.decompositions,
             "condition": found.condition,
-            "sweeps": found.sweeps,
+            "perturbed": found.perturbed,
         },
     )  # fmt: skip

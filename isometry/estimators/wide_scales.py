@@ -33,6 +33,10 @@ class Scales:
         mantissa, exponent = torch.frexp(self.mantissa * factors)
         return Scales(mantissa, self.exponent + exponent)
 
+    def raised(self, exponent: int) -> Scales:
+        """Each times 2^exponent."""
+        return Scales(self.mantissa, self.exponent + exponent)
+
     def __getitem__(self, index: Tensor | slice) -> Scales:
         return Scales(self.mantissa[index], self.exponent[index])
 

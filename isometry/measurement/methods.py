@@ -14,7 +14,7 @@ from isometry.errors import InputError, ModelError
 from isometry.estimators import chain, defaults, exact, lanczos, randomized
 from isometry.estimators.blocks import PROBES, random_bytes
 from isometry.estimators.golub_kahan import recurrence_bytes
-from isometry.estimators.graded_chain import chain_bytes, chain_sweeps
+from isometry.estimators.graded_chain import chain_bytes, chain_vectors
 from isometry.estimators.probe_rules import basis_bytes, probe_groups
 from isometry.estimators.randomized import predicted_bytes, predicted_products, search_bytes
 from isometry.jacobian import JacobianOperator
@@ -311,9 +311,8 @@ class Chain(_Method):
     tol: ClassVar[float | None] = None
 
     def products(self, operator: JacobianOperator) -> int:
-        """min(m, n) for each sweep of each input, and one that finds zeros: two sweeps, more where min(m, n) < 200."""
-        short = min(operator.shape)
-        return _inputs(operator) * (short * chain_sweeps(short) + 1)
+        """min(m, n) of each input, 4 that carry the error, and one that finds zeros."""
+        return _inputs(operator) * (chain_vectors(min(operator.shape)) + 1)
 
     def inputs_per_group(self, operator: JacobianOperator) -> int:
         """1: each input has factors of its own."""

@@ -166,9 +166,9 @@ def _products(point: Point, side: int) -> int:
     if values["method"] == "randomized":
         sampled += 4 * values.get("rank", defaults.RANK)
     if values["method"] == "chain":
-        from isometry.estimators.graded_chain import chain_sweeps
+        from isometry.estimators.graded_chain import chain_vectors
 
-        return int(chain_sweeps(side) * side * values.get("inputs", 1))
+        return int(chain_vectors(side) * values.get("inputs", 1))
     exact = values["method"] == "exact" or (values["method"] == "auto" and side <= sampled)
     return int((side if exact else sampled) * values.get("inputs", 1))
 

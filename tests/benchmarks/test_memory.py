@@ -19,6 +19,7 @@ QUICK: list[memory.Case] = [
     ("randomized", (5000, 5000), 3, "float32", {"rank": 10}),
     ("randomized", (5000, 5000), 0, "float32", {"rank": 100}),
     ("lanczos", (20_480, 20_480), 0, "float32", {"rtol": 0.01, "quantity": "s_max"}),
+    ("chain", (300, 300), 0, "float64", {}),
 ]
 
 
