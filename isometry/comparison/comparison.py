@@ -35,7 +35,7 @@ from isometry.comparison.replicas import network_width, replicas
 from isometry.comparison.significance import LEVEL, UNKNOWN, PValues, Tests, sample_of
 from isometry.errors import InputError
 from isometry.spectrum import Spectrum
-from isometry.spectrum.formatting import json_ready, plain
+from isometry.spectrum.formatting import json_ready, plain, power_text
 from isometry.spectrum.plotting import report_package
 
 Array = NDArray[np.float64]
@@ -105,8 +105,8 @@ class Comparison:
     s_max, s_min : Edge
     width : float
         Number of independent units a layer of the network has; nan if unknown.
-    floor : float
-        s below which nothing is compared but the total mass.
+    log_floor : float
+        ln s below which nothing is compared but the total mass; -inf for none.
     tolerance : float
         Difference in ln s within which two places are one.
     """
@@ -120,9 +120,14 @@ class Comparison:
     s_max: Edge
     s_min: Edge
     width: float
-    floor: float
+    log_floor: float
     tolerance: float
     _tests: Tests | None = field(repr=False)
+
+    @property
+    def floor(self) -> float:
+        """s below which nothing is compared but the total mass; 0 also where it is below the range of floats."""
+        return exponential(self.log_floor)
 
     @property
     def inside_band(self) -> float:
@@ -170,9 +175,8 @@ class Comparison:
     def expected_fluctuation(self) -> ExpectedFluctuation:
         """Ranges that finite width and finitely many probes cause; nan where the width is not known."""
         drawn = None if self._tests is None else self._tests.replicas
-        log_floor = math.log(self.floor) if self.floor > 0 else -math.inf
         return expected_fluctuation(
-            drawn, self.predicted.distribution, log_floor=log_floor, tolerance=self.tolerance
+            drawn, self.predicted.distribution, log_floor=self.log_floor, tolerance=self.tolerance
         )
 
     @cached_property
@@ -263,7 +267,7 @@ class Comparison:
         lines += ["  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
                   for row in table]  # fmt: skip
         lines.append(
-            f"  width {known}; floor s = {self.floor:.2g}; places within {self.tolerance:.1g} are one"
+            f"  width {known}; floor s = {power_text(self.log_floor / LN10)}; places within {self.tolerance:.1g} are one"
         )
         if self.expected_fluctuation.source:
             lines.append(f"  chance: {self.expected_fluctuation.source}")
@@ -300,6 +304,7 @@ class Comparison:
             "agrees_in_shape": self.agrees_in_shape,
             "width": self.width,
             "floor": self.floor,
+            "log10_floor": self.log_floor / LN10,
             "tolerance": self.tolerance,
             "raw": _distances_dict(self.raw),
             "shape": _distances_dict(self.shape),
@@ -417,7 +422,7 @@ def compare(
         s_max=edge_of(measured, predicted, top=True),
         s_min=edge_of(measured, predicted, top=False),
         width=width,
-        floor=exponential(log_floor),
+        log_floor=log_floor,
         tolerance=tolerance,
         _tests=tests,
     )

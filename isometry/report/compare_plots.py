@@ -81,8 +81,8 @@ def _draw_cdfs(comparison: Comparison, ax: Axes, limits: tuple[float, float]) ->
 def _limits(comparison: Comparison) -> tuple[float, float]:
     """As every picture of the two, and not far below the floor: nothing is compared there."""
     low, high = panel_limits([spectrum for spectrum, _ in _shown(comparison)], log=True)
-    if comparison.floor > 0:
-        floor = math.log10(comparison.floor)
+    if math.isfinite(comparison.log_floor):
+        floor = comparison.log_floor / math.log(10)
         if floor < high:
             low = max(low, floor - BELOW_FLOOR * (high - floor))
     return low, high

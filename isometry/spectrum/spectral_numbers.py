@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -132,6 +133,43 @@ class SpectralNumbers:
             return logs[0] if self.n_inputs == 1 else logs
         with np.errstate(divide="ignore"):
             return np.log(self.singular_values)
+
+    def exponents(self, layers: int) -> tuple[Array, Array]:
+        """(values, errors): ln s / layers of each rank, the mean over the inputs, and its standard error over them.
+
+        The Lyapunov exponents of depth, as far as ``layers`` of them show. Both arrays are (d,), descending; -inf with
+        an error of 0 for a zero. The error of one input is nan: how far others are from it is unknown. Bounds of the
+        errors of a single ln s are in :attr:`relative_errors`.
+
+        Parameters
+        ----------
+        layers : int
+            Layers, or steps in time, of the measured Jacobian.
+
+        Raises
+        ------
+        InputError
+            When the values were not computed one by one, or an input has a zero where another has none.
+
+        Examples
+        --------
+        >>> from isometry.spectrum import Spectrum
+        >>> values, errors = Spectrum.from_singular_values([1024.0, 1.0]).exponents(10)
+        >>> (values / np.log(2)).round(12).tolist(), errors.tolist()
+        ([1.0, 0.0], [nan, nan])
+        """
+        if not (isinstance(layers, Integral) and layers >= 1):
+            raise InputError(f"layers is a whole number of at least 1; got {layers!r}")
+        logs = np.atleast_2d(self.log_singular_values) / int(layers)
+        zero = np.isneginf(logs)
+        if np.any(zero.any(axis=0) != zero.all(axis=0)):
+            raise InputError(
+                "some inputs have a zero singular value where others have none, and the mean of their exponents is "
+                "-inf: take them one by one, spectrum.input(i).exponents(layers)"
+            )
+        finite = np.where(zero, 0.0, logs)
+        spread = finite.std(axis=0, ddof=1) / math.sqrt(len(logs)) if len(logs) > 1 else np.full(logs.shape[1], np.nan)
+        return np.where(zero[0], -np.inf, finite.mean(axis=0)), np.where(zero[0], 0.0, spread)
 
     @property
     def relative_errors(self) -> Array:

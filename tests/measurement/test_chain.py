@@ -7,11 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.special import digamma
 from torch import nn
 
 import isometry
 from isometry import Chain, JacobianOperator, measure
 from isometry.errors import InputError, ModelError
+from isometry.estimators import MatrixFactor, chain
+from isometry.spectrum import LogValues
 from isometry.store import open_store
 
 
@@ -85,6 +88,11 @@ def test_values_beyond_floats_are_compared_and_drawn(deep):
     same = isometry.compare(deep, deep.log_shifted(1e-9))
     assert same.raw.ks == 0
     assert same.raw.wasserstein_log10 < 1e-8
+    # A tenth of the smallest value, which is no float.
+    smallest = deep.log_singular_values[-1] / math.log(10)
+    assert same.log_floor / math.log(10) == pytest.approx(smallest - 1, abs=1e-6)
+    assert f"floor s = 1e{smallest - 1:+.2f};" in str(same)
+    assert same.to_dict()["log10_floor"] == pytest.approx(smallest - 1, abs=1e-6)
     shifted = isometry.compare(deep, deep.log_shifted(math.log(10)))
     assert shifted.raw.wasserstein_log10 == pytest.approx(1.0)
     assert shifted.raw.ks >= 0.25
@@ -95,6 +103,30 @@ def test_values_beyond_floats_are_compared_and_drawn(deep):
         assert low <= ends[0] < ends[1] <= high < -325
         lines = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) > 10]
         assert kind == "density" or np.ptp(lines[0]) == 1.0
+
+
+def test_exponents_are_those_of_gaussian_matrices():
+    """Newman 1986, Commun. Math. Phys. 103, 121: mu_i = (ln(2 / N) + psi((N - i + 1) / 2)) / 2 for variance 1 / N."""
+    generator = torch.Generator().manual_seed(3)
+    size, layers, networks = 3, 40, 6
+    found = []
+    for _ in range(networks):
+        weights = torch.randn(layers, size, size, generator=generator, dtype=torch.float64) / math.sqrt(size)
+        found.append(chain([MatrixFactor(weight) for weight in weights]).distribution)
+    together = LogValues(
+        np.concatenate([one.log_values for one in found]), np.concatenate([one.log_error for one in found]),
+        np.zeros(networks, int),
+    )  # fmt: skip
+    values, errors = isometry.Spectrum(together, method="chain", shape=(size, size)).exponents(layers)
+    expected = (math.log(2 / size) + digamma((size - np.arange(size)) / 2)) / 2
+    # Random singular vectors at both ends: some units in ln s, over all layers.
+    assert np.all(np.abs(values - expected) < 4 * errors + 3 / layers)
+    assert np.all(errors < 0.2)
+    one, unknown = isometry.Spectrum(found[0], method="chain", shape=(size, size)).exponents(layers)
+    assert np.array_equal(one, found[0].log_values[0] / layers)
+    assert np.all(np.isnan(unknown))
+    with pytest.raises(InputError, match="at least 1"):
+        isometry.Spectrum(found[0], method="chain", shape=(size, size)).exponents(0)
 
 
 def test_auto_goes_over_to_the_chain_where_the_dense_matrix_ends():
