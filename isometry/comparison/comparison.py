@@ -267,7 +267,8 @@ class Comparison:
         lines += ["  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
                   for row in table]  # fmt: skip
         lines.append(
-            f"  width {known}; floor s = {power_text(self.log_floor / LN10)}; places within {self.tolerance:.1g} are one"
+            f"  width {known}; floor s = {power_text(self.log_floor / LN10)}; "
+            f"places within {self.tolerance:.1g} are one"
         )
         if self.expected_fluctuation.source:
             lines.append(f"  chance: {self.expected_fluctuation.source}")

@@ -43,7 +43,7 @@ from .perturbed_chain import followed, outside_errors
 Array = NDArray[np.float64]
 
 # Vectors that a product of factors makes this dependent (length over the part orthogonal to those before) are
-# orthogonalised: 1e2 for 128 values or fewer, 5e7 for 1,024. Each digit saves QRs, which take most of the time of many
+# orthogonalised: 1e2 for 128 values or fewer, 3e7 for 1,024. Each digit saves QRs, which take most of the time of many
 # values, and costs the smallest values one. Where it is exceeded by so many times, it is done again with fewer factors.
 _LEAST_DEPENDENCE, _MOST_DEPENDENCE, _EXCESS = 1e2, 1e8, 30.0
 _MOST_FACTORS = 64
@@ -189,7 +189,7 @@ def _sweep(
     errors = ErrorSamples.none(len(perturbed), product)
     generator = torch.Generator().manual_seed(int(np.random.default_rng(seed).integers(2**62)))
     most_rank, decompositions, start, ahead = short, 0, 0, 1
-    allowed = min(_LEAST_DEPENDENCE * max(short / 128, 1.0) ** 6.3, _MOST_DEPENDENCE)
+    allowed = min(_LEAST_DEPENDENCE * max(short / 128, 1.0) ** 6, _MOST_DEPENDENCE)
     while start < len(steps) and product.scales.size:
         block, stop = GradedBlock(product, errors, generator), start
         while stop < min(start + ahead, len(steps)):

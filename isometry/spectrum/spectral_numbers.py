@@ -168,7 +168,11 @@ class SpectralNumbers:
                 "-inf: take them one by one, spectrum.input(i).exponents(layers)"
             )
         finite = np.where(zero, 0.0, logs)
-        spread = finite.std(axis=0, ddof=1) / math.sqrt(len(logs)) if len(logs) > 1 else np.full(logs.shape[1], np.nan)
+        spread = (
+            finite.std(axis=0, ddof=1) / math.sqrt(len(logs))
+            if len(logs) > 1
+            else np.full(logs.shape[1], np.nan)
+        )
         return np.where(zero[0], -np.inf, finite.mean(axis=0)), np.where(zero[0], 0.0, spread)
 
     @property
