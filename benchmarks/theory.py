@@ -73,6 +73,12 @@ def several_kinds() -> list[isometry.Ensemble]:
         isometry.Ensemble("selu", 10, weights="orthogonal", sigma_w=1.0, sigma_b=0.0, q0=2.0),
         isometry.Ensemble("elu", 30, weights="orthogonal", sigma_w=1.1, sigma_b=0.1, q0=0.2),
         isometry.Ensemble("softplus", 6, sigma_w=0.8, sigma_b=0.1, q0=3.0),
+        isometry.Ensemble("gelu", 50, sigma_w=1.4, sigma_b=0.1, q0=5.0),
+        isometry.Ensemble("hard_tanh", 10_000, weights="orthogonal", sigma_w=1.05, sigma_b=0.05, q0=3.0),
+        isometry.Ensemble("relu", 100, widths=tuple(range(100, 201))),
+        isometry.Ensemble(
+            "tanh", 50, weights="orthogonal", sigma_w=tuple(np.linspace(0.9, 1.4, 50)), sigma_b=0.1, q0=1.0
+        ),
         isometry.Ensemble("tanh", 6, weights=both * 3, q_star=0.3),
         isometry.Ensemble("tanh", 3, sigma_w=1.2, q_star=0.4, widths=(50, 100, 200, 80)),
         isometry.Ensemble("erf", 4, sigma_w=1.3, sigma_b=0.1, q0=2.0, widths=(100, 64, 128, 64, 10)),

@@ -28,7 +28,8 @@ def critical_command(
 ) -> None:
     """Find the critical point with a given q*, sigma_b or sigma_w.
 
-    Exactly one of the three is given. In JSON, null stands for an infinite depth scale.
+    Exactly one of the three is given, one number for all layers: layers that differ have no critical point, and
+    `isometry predict` takes lists of theirs. In JSON, null stands for an infinite depth scale.
     """
     if sum(value is not None for value in (q_star, sigma_b, sigma_w)) != 1:
         raise click.UsageError(

@@ -68,7 +68,8 @@ def linear_slopes(function: ArrayFunction, kinks: Sequence[float]) -> tuple[floa
         values = function(points)
         slope = (values[-1] - values[0]) / (points[-1] - points[0])
         line = values[0] + slope * (points - points[0])
-        if np.max(np.abs(values - line)) > 1e-13 * (1.0 + np.max(np.abs(values))):
+        # Values beyond the range of floats are on no line.
+        if not np.max(np.abs(values - line)) <= 1e-13 * (1.0 + np.max(np.abs(values))):
             return None
         # Slopes are mostly round numbers; the end points are not exact enough to say more than this.
         rounded = round(float(slope), 12)

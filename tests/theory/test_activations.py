@@ -301,3 +301,8 @@ def test_an_activation_comes_back_and_takes_no_second_derivative() -> None:
 def test_pieces_and_kinks_must_fit(fields: dict) -> None:
     with pytest.raises(InputError, match="kinks"):
         Activation("bad", np.tanh, np.cosh, **fields)
+
+
+def test_a_function_that_leaves_the_range_of_floats_is_on_no_line() -> None:
+    with np.errstate(all="ignore"):
+        assert get_activation(lambda h: np.exp(h * h / 10.0)).slopes is None

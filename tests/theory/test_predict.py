@@ -574,6 +574,22 @@ def test_rare_slopes_of_layers_that_differ(
     assert curve.log_moment(2 + 1e-9) == pytest.approx(curve.log_moment(2), abs=2e-6)
 
 
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+def test_variances_that_fall_through_many_decades_are_few_kinds_of_layers(weights: str) -> None:
+    # sigma_w < 1: q falls to nothing, over a kink of phi''. E log lambda is a sum over layers.
+    depth, sigma_w2 = 20_000, 0.97**2
+    ensemble = Ensemble("elu", depth, weights=weights, sigma_w=math.sqrt(sigma_w2), q0=1.0)
+    variances = layer_variances(ensemble, (get_activation("elu"),))
+    places, counts = representative_variances(variances.q, variances.counts)
+    assert places.size <= 40
+    assert counts.sum() == pytest.approx(depth, rel=1e-12)
+    # E phi'^2 = 1/2 + exp(2 q) P(x > 2 sqrt q).
+    root = np.sqrt(np.append(variances.q, places))
+    logs = np.log(0.5 + 0.5 * special.erfcx(np.sqrt(2.0) * root))
+    exact = logs[: variances.q.size] @ variances.counts
+    assert logs[variances.q.size :] @ counts == pytest.approx(float(exact), abs=1e-7)
+
+
 @pytest.mark.parametrize("small", [0.0, 0.2, 0.7])
 def test_plateaus_of_rare_slopes_count_directions(small: float) -> None:
     # The bands of layers with rare slopes lie apart from the point mass of the frequent one, and between them the cdf

@@ -80,3 +80,10 @@ class AverageTable:
         values = np.array([self._direct(float(q)) for q in places])
         coefficients = _TO_COEFFICIENTS @ values
         return [chebyshev.cheb2poly(column)[::-1].tolist() for column in coefficients.T]
+
+
+def distinct(
+    layers: Sequence[tuple[Activation, float, float]],
+) -> list[tuple[Activation, float, float]]:
+    """The layers that are not the same object, in order."""
+    return list({id(layer): layer for layer in layers}.values())

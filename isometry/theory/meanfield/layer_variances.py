@@ -19,7 +19,7 @@ from scipy.linalg import eigh_tridiagonal
 from isometry.errors import InputError, TheoryError
 from isometry.theory.activations import Activation, ArrayFunction, without_rounding
 from isometry.theory.ensemble import Ensemble
-from isometry.theory.meanfield.average_table import AverageTable
+from isometry.theory.meanfield.average_table import AverageTable, distinct
 from isometry.theory.meanfield.critical import critical_point
 from isometry.theory.meanfield.variance import fixed_point, q_map
 
@@ -31,6 +31,10 @@ SAME = 1e-12
 SUM_TOLERANCE = 1e-9
 # Relative change of q, with all changes to come, at which it has converged.
 CONVERGED = 1e-14
+# Ratio of the largest to the smallest q beyond which a root of q is a better coordinate than log q.
+WIDE = 1e12
+# Length of a stretch of log q whose points a Gauss rule of so many nodes replaces to rounding.
+STRETCH, STRETCH_NODES = 0.5, 12
 # Smallest q that is followed; below it every activation is linear to all digits.
 SMALLEST_Q = 1e-60
 # Largest q: beyond it the bends of phi are too narrow on the scale of h, unless phi is linear by pieces.
@@ -122,8 +126,10 @@ def _squared(values: float | tuple[float, ...] | None) -> Array:
 def layers_of(
     ensemble: Ensemble, activations: Sequence[Activation], sigma_w2: Array, sigma_b2: Array
 ) -> list[tuple[Activation, float, float]]:
-    """(activation, sigma_w^2, sigma_b^2) of every layer."""
+    """(activation, sigma_w^2, sigma_b^2) of every layer; one object where all are alike."""
     depth = ensemble.depth
+    if ensemble.is_uniform:
+        return [(activations[0], float(sigma_w2[0]), float(sigma_b2[0]))] * depth
     columns = [
         list(column) if len(column) > 1 else [column[0]] * depth
         for column in (activations, sigma_w2.tolist(), sigma_b2.tolist())
@@ -229,7 +235,7 @@ def _residual_variances(
     Yang and Schoenholz (2017, arXiv 1712.08969); a phi with a mean adds it up coherently. The input has mean zero.
     """
     tables = {}
-    for activation in dict.fromkeys(layer[0] for layer in layers):
+    for activation in dict.fromkeys(layer[0] for layer in distinct(layers)):
         tables[activation] = AverageTable(activation, [without_rounding(activation), _square(activation)])
     _, sigma_w2, sigma_b2 = layers[0]
     if first < sigma_b2:
@@ -275,26 +281,46 @@ def representative_variances(q: Array, counts: Array | None = None, *, most: int
     if values.size <= max(most, 1):
         return values, counts
     exact = _typical(values) @ counts
-    far_first = np.argsort(-np.abs(np.log(values) - np.median(np.log(ordered))))
+    # Where q falls through many decades most layers are linear to all digits, and log q tells them apart in vain.
+    wide = values[-1] > WIDE * values[0]
+    coordinate = (lambda q: np.log1p(np.sqrt(q))) if wide else np.log
+    back = (lambda x: np.expm1(x) ** 2) if wide else np.exp
+    points, weights_of = _condensed(coordinate(values), counts, 0.1 * STRETCH if wide else STRETCH)
+    far_first = np.argsort(-np.abs(points - coordinate(np.median(ordered))))
     choices = sorted((alone + nodes, alone, nodes) for alone in (0, 2, 4, 7) for nodes in range(2, 33, 2))
     for total, alone, nodes in choices:
-        if total >= values.size:
+        if total >= points.size:
             break
         single, rest = far_first[:alone], far_first[alone:]
-        places, weights = _gauss_rule(np.log(values[rest]), counts[rest], nodes)
-        places, weights = np.append(values[single], places), np.append(counts[single], weights)
+        places, weights = _gauss_rule(points[rest], weights_of[rest], nodes)
+        places = back(np.append(points[single], places))
+        weights = np.append(weights_of[single], weights)
         if np.max(np.abs(_typical(places) @ weights - exact)) < SUM_TOLERANCE:
             return places, weights
     return values, counts
 
 
 def _typical(q: Array) -> Array:
-    """log(1 + c q) for several c, (c, q)."""
-    return np.log1p(np.array([[0.3], [1.0], [3.0], [10.0], [30.0]]) * q)
+    """log(1 + c q) for several c, and log(1 + sqrt(c q)), for a kink of phi' at zero; (2 c, q)."""
+    scaled = np.array([[0.3], [1.0], [3.0], [10.0], [30.0]]) * q
+    return np.log1p(np.concatenate([scaled, np.sqrt(scaled)]))
+
+
+def _condensed(points: Array, weights: Array, length: float) -> tuple[Array, Array]:
+    """The measure with the many points of every short stretch replaced by a Gauss rule, exact to rounding there."""
+    stretch = np.floor((points - points[0]) / length)
+    starts = np.flatnonzero(np.diff(stretch, prepend=-1.0))
+    parts = []
+    for own in np.split(np.arange(points.size), starts[1:]):
+        many = own.size > 2 * STRETCH_NODES
+        parts.append(
+            _gauss_rule(points[own], weights[own], STRETCH_NODES) if many else (points[own], weights[own])
+        )
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
 def _gauss_rule(points: Array, weights: Array, nodes: int) -> tuple[Array, Array]:
-    """exp(nodes) and weights of the Gauss rule of a discrete measure, by the Lanczos (Stieltjes) recurrence."""
+    """Nodes and weights of the Gauss rule of a discrete measure, by the Lanczos (Stieltjes) recurrence."""
     low, high = points.min(), points.max()
     x = (2.0 * points - low - high) / (high - low)
     total = weights.sum()
@@ -312,4 +338,4 @@ def _gauss_rule(points: Array, weights: Array, nodes: int) -> tuple[Array, Array
             off_diagonal.append(size)
             basis.append(image / size)
     places, vectors = eigh_tridiagonal(np.array(diagonal), np.array(off_diagonal))
-    return np.exp(0.5 * (low + high + (high - low) * places)), total * vectors[0] ** 2
+    return 0.5 * (low + high + (high - low) * places), total * vectors[0] ** 2

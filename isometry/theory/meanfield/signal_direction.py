@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isometry.theory.activations import Activation
-from isometry.theory.meanfield.average_table import AverageTable
+from isometry.theory.meanfield.average_table import AverageTable, distinct
 
 Array = NDArray[np.float64]
 
@@ -54,7 +54,8 @@ def log_signal_gain(
     first : float
         Variance of the first pre-activation; the input has mean zero.
     """
-    tables = {activation: _table(activation) for activation in dict.fromkeys(layer[0] for layer in layers)}
+    kinds = distinct(layers)
+    tables = {activation: _table(activation) for activation in dict.fromkeys(layer[0] for layer in kinds)}
     unit = {phi: table(1.0) if phi.is_homogeneous else None for phi, table in tables.items()}
     _, sigma_w2, bias = layers[0]
     square, mean = (first - bias) / sigma_w2, 0.0
@@ -62,7 +63,7 @@ def log_signal_gain(
     log_scale, shrunk, last = 0.0, 1.0, None
     a, a2 = strength, strength**2
     # Without biases, layers alike end by multiplying all moments by one factor.
-    alike = len(set(layers)) == 1 and all(averages is not None for averages in unit.values()) and bias == 0.0
+    alike = len(set(kinds)) == 1 and all(averages is not None for averages in unit.values()) and bias == 0.0
     for number, (phi, sigma_w2, sigma_b2) in enumerate(layers):
         before = s11 + s22
         q = sigma_w2 * square + sigma_b2 * shrunk
