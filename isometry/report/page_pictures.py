@@ -51,6 +51,10 @@ class Picture:
     legend: Sequence[LegendEntry] = ()
 
 
+# Over so many decades a picture over s is left out where half of the values not zero are below a thousandth of s_max.
+MOST_DECADES = 20
+
+
 def small_figure() -> tuple[Figure, Axes]:
     """A figure of the page's size with one axes, in the style of isometry's figures."""
     figure, (ax,) = new_figure(height=SIZE[1])
@@ -104,9 +108,16 @@ def _panel(kind: str, shown: Sequence[tuple[Spectrum, str]], *, log: bool, name:
 
 
 def _fits_a_plain_axis(spectrum: Spectrum) -> bool:
-    """Whether s itself can be drawn: its largest value a float that Matplotlib can scale."""
-    highest = spectrum.distribution.log_range[1]
-    return math.isnan(highest) or abs(highest) < 250 * LN10
+    """Whether a picture over s itself shows something.
+
+    Its largest value is a float that Matplotlib can scale, and not all but a few values lie in its first pixel.
+    """
+    lowest, highest = spectrum.distribution.log_range
+    if math.isnan(highest):
+        return True
+    middle = float(spectrum.distribution.quantile(1 - (1 - spectrum.zero_mass) / 2))
+    crowded = highest - lowest > MOST_DECADES * LN10 and highest - middle > 3 * LN10
+    return abs(highest) < 250 * LN10 and not crowded
 
 
 def _described(shown: Sequence[tuple[Spectrum, str]], kind: str, over: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isometry.spectrum import Spectrum
+from isometry.spectrum import LogValues, Spectrum
 from isometry.spectrum.formatting import number_text, plain
 
 # Keys of the record that are arguments of `isometry.measure`, by the method that takes them.
@@ -49,7 +49,7 @@ def how_known(spectrum: Spectrum) -> str:
         "exact": "by a dense SVD of J",
         "lanczos": f"by Golub-Kahan quadrature with {probes}{steps}",
         "randomized": f"by randomized SVD of the leading part and {probes}{steps} for the rest",
-        "chain": f"from {record.get('factors', 'the')} factors of J, each value with a relative error",
+        "chain": f"from {record.get('factors', 'the')} factors of the Jacobian",
     }.get(spectrum.method, f"by {spectrum.method}")
     point = record.get("input_spec") or record.get("input")
     inputs = "one input" if spectrum.n_inputs == 1 else f"{spectrum.n_inputs} inputs"
@@ -61,7 +61,10 @@ def how_known(spectrum: Spectrum) -> str:
     )
     spent = ", ".join(part for part in (cost, took, where) if part)
     model = record.get("model_spec") or record.get("model")
-    return f"Measured {how}{_of(model)}{at}{': ' + spent if spent else ''}."
+    known = ""
+    if isinstance(spectrum.distribution, LogValues):
+        known = f" Each value is known to a relative error of {number_text(spectrum.relative_errors.max())} or better."
+    return f"Measured {how}{_of(model)}{at}{': ' + spent if spent else ''}.{known}"
 
 
 def recipe(spectrum: Spectrum) -> Recipe | None:

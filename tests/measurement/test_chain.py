@@ -105,6 +105,20 @@ def test_values_beyond_floats_are_compared_and_drawn(deep):
         assert kind == "density" or np.ptp(lines[0]) == 1.0
 
 
+def test_the_page_says_how_well_values_are_known_and_draws_them_over_logarithms_alone(deep):
+    from isometry.report.page_pictures import distribution_pictures
+    from isometry.report.reproduction import how_known
+
+    assert "factors of the Jacobian of" in how_known(deep)
+    assert how_known(deep).endswith("or better.")
+    wide = measure(perceptron(6, 12, 1e-3), torch.ones(6, dtype=torch.float64), "chain")
+    shown = chain([MatrixFactor(torch.diag(10.0 ** -torch.arange(0.0, 32, 4).double()))])
+    assert len(distribution_pictures(wide, None, name="wide")) == 4
+    assert [one.heading for one in distribution_pictures(shown, None, name="graded")] == [
+        "Density over log10 s", "Cumulative share over log10 s",
+    ]  # fmt: skip
+
+
 def test_exponents_are_those_of_gaussian_matrices():
     """Newman 1986, Commun. Math. Phys. 103, 121: mu_i = (ln(2 / N) + psi((N - i + 1) / 2)) / 2 for variance 1 / N."""
     generator = torch.Generator().manual_seed(3)
