@@ -66,6 +66,11 @@ def _likely_cause(text: str) -> str:
             "it uses flex_attention, which has no derivative on a processor: take another attention "
             "(attn_implementation='sdpa' in transformers)"
         )
+    if "TransformType." in text or "HigherOrderOperator" in text:
+        return (
+            "it uses an operator of the compiler's, as torch.cond or torch.while_loop, which has no derivative without "
+            "compilation: write the branch or the loop in Python, of which the one that runs at this input is measured"
+        )
     if "use_reentrant" in text:
         return "it uses gradient checkpointing with use_reentrant=True, which has no second derivative: pass False"
     if "in-place" in text:

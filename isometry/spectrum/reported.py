@@ -9,6 +9,8 @@ from .log_scale import exponential
 from .spectral_numbers import SpectralNumbers
 from .summary import REPORTED_QUANTILES, Summary, quantile_text, recorded_shares, verdict_text
 
+_LONGEST_REASON = 160
+
 
 def summary_of(numbers: SpectralNumbers) -> Summary:
     """The summary of a spectrum: every rendering of it takes its numbers from here."""
@@ -87,6 +89,7 @@ def summary_of(numbers: SpectralNumbers) -> Summary:
         ),
         unlisted=numbers.unlisted,
         instead_of=str(numbers.provenance.get("instead_of", "")),
+        slow_products=_slow_products(numbers.provenance.get("products_by")),
         stopped=numbers.stopped or None,
         shares=recorded_shares(numbers.provenance.get("shares")),
         **numbers._outside(),
@@ -94,6 +97,14 @@ def summary_of(numbers: SpectralNumbers) -> Summary:
         dtype=numbers.provenance.get("dtype"),
         device=numbers.provenance.get("device"),
     )  # fmt: skip
+
+
+def _slow_products(products_by: object) -> str:
+    """The backend of products, in one short line, where it is not a replay or rows that are there."""
+    if not isinstance(products_by, str) or ("torch.func" not in products_by and "alone" not in products_by):
+        return ""
+    line = " ".join(products_by.split())
+    return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + " ..."
 
 
 def verdict_of(numbers: SpectralNumbers, low: float = 0.5, high: float = 2.0) -> str:

@@ -28,6 +28,7 @@ LOW, HIGH = 0.5, 2.0
 LABELS: Mapping[str, str] = {
     "shape": "J",
     "method": "method",
+    "slow_products": "slow products",
     "null_dimension": "null dimension",
     "s_max": "s_max",
     "unlisted": "not listed",
@@ -98,6 +99,8 @@ class Summary:
         How many more are as large as the last of these; None for a prediction.
     instead_of : str
         The method that was tried before, and why it did not do; empty where there was none.
+    slow_products : str
+        What made the products, and why, where it was no replay of the recorded maps; empty where it was.
     seed, dtype, device, stopped, shares
         As recorded with the measurement, None where nothing was.
     """
@@ -146,6 +149,7 @@ class Summary:
     top: Sequence[tuple[float, float]] = ()
     unlisted: Unlisted | None = None
     instead_of: str = ""
+    slow_products: str = ""
     seed: Any = None
     dtype: Any = None
     device: Any = None
@@ -209,6 +213,8 @@ class Summary:
             values["stopped"] = self.stopped
         if self.instead_of:
             values["instead_of"] = self.instead_of
+        if self.slow_products:
+            values["slow_products"] = self.slow_products
         if self.shares:
             values["shares"] = [dict(share) for share in self.shares]
         if self.outside_text:
@@ -274,6 +280,7 @@ class Summary:
                     *([f"instead of {self.instead_of}"] if self.instead_of else []),
                 ]
             ),
+            "slow_products": self.slow_products,
             "null_dimension": str(self.null_dimension) if self.null_dimension else "",
             "s_max": error_text(self.s_max, self.s_max_residual, self.log10_s_max),
             "unlisted": "" if self.unlisted is None else self.unlisted.text(),

@@ -250,3 +250,22 @@ def test_gradient_checkpointing_inside_a_module() -> None:
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
     with pytest.raises(ModelError, match=r"use_reentrant=True.*pass False"):
         JacobianOperator(Checkpointed(True).double(), x)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::isometry.errors.FallbackWarning")
+def test_a_branch_of_the_compilers_is_named() -> None:
+    def model(z: Tensor) -> Tensor:
+        return torch.cond(z.sum() > 0, torch.sin, torch.cos, (z,))
+
+    with pytest.raises(ModelError, match=r"an operator of the compiler's, as torch\.cond"):
+        JacobianOperator(model, torch.ones(40))
+
+
+def test_the_report_says_when_products_are_slow_and_why() -> None:
+    spectrum = measure(lambda z: torch.linalg.matrix_exp(z), torch.eye(6), progress=False)
+    assert spectrum.provenance["products_by"] == "replay, with torch.func for linalg_matrix_exp"
+    assert ("slow products", spectrum.provenance["products_by"]) in spectrum.reported.rows()
+    assert spectrum.to_dict()["slow_products"] == spectrum.provenance["products_by"]
+    plain = measure(nn.Linear(6, 6), torch.ones(6), progress=False)
+    assert "slow products" not in dict(plain.reported.rows())
