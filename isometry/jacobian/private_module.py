@@ -91,7 +91,7 @@ class PrivateModule:
             self._copies = _Copies(original, dtype, device, borrow=borrow)
         self.module = self._copies.of(original)
         self.lock = threading.RLock()
-        self._watched = self._released = self._changed = False
+        self._watched = self._released = self._stale = self._changed = False
         # A scripted module keeps its tensors in C++.
         parts = [part for part in self.module.modules() if not isinstance(part, torch.jit.ScriptModule)]
         self._attributes = [(part.__dict__, dict(part.__dict__)) for part in parts]
@@ -110,12 +110,19 @@ class PrivateModule:
         return all(loan.original._version == loan.version for loan in loans)
 
     def release(self) -> bool:
-        """End the use of what is borrowed, and say as :meth:`own` whether it was right; a later call raises ModelError.
-
-        It would have the weights as they are then.
-        """
+        """End the use of what is borrowed; whether it was right, as for :meth:`own`. A later call copies it first."""
         self._released = bool(self._copies.borrowed)
         return all(loan.original._version == loan.version for loan in self._copies.borrowed.values())
+
+    def _buy_back(self) -> None:
+        """Copy what was borrowed, where it is still what it was; afterwards that it was not is known for good."""
+        self._stale = self._stale or not self.own()
+        if self._stale:
+            raise ModelError(
+                "the weights of the model have changed since the rows of J were taken, and no copy of them was kept: "
+                "make the operator with products='both'"
+            )
+        self._released = False
 
     def counterpart(self, part: nn.Module) -> nn.Module:
         """The copy of one of the original's modules."""
@@ -123,9 +130,7 @@ class PrivateModule:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._released:
-            raise ModelError(
-                "the operator has the rows of J alone, not the model: make one with products='both'"
-            )
+            self._buy_back()
         if self._changed:
             # An interrupt may have left the copy in any state.
             self._restore_attributes()

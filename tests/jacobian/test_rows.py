@@ -164,9 +164,16 @@ def test_weights_are_borrowed_for_rows_alone() -> None:
     large, whole = model.body.weight.nbytes, sum(p.nbytes for p in model.parameters())
     assert JacobianOperator(model, X, products="auto").copied_bytes == whole - large
     assert JacobianOperator(model, X).copied_bytes == whole
-    operator = JacobianOperator(model, X, products="auto")
-    with pytest.raises(ModelError, match="rows of J alone"):
-        operator.evaluation.function(operator.point)
+    operator, other = (JacobianOperator(model, X, products="auto") for _ in range(2))
+    # Whoever needs the model later, as the chain method does, has a copy, or is told that it is too late for one.
+    value = operator.evaluation.function(operator.point)
+    assert operator._private.nbytes == whole
+    with torch.no_grad():
+        model.body.weight.mul_(2)
+    assert torch.equal(operator.evaluation.function(operator.point), value)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="have changed since the rows"):
+            other.evaluation.function(other.point)
 
 
 def by_data(weight: Tensor) -> None:
