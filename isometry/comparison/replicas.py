@@ -47,6 +47,8 @@ class Replicas:
         Mean and standard deviation of ln m_1 over networks, where theory has them in closed form.
     source : str
         What was drawn, as a sentence.
+    spread_error : float
+        Relative error, about, of standard deviations over replicas that are not draws of the very networks.
     """
 
     log_nodes: Array = field(repr=False)
@@ -56,6 +58,7 @@ class Replicas:
     log_s_minima: Array = field(repr=False)
     mean_square: tuple[float, float] | None
     source: str
+    spread_error: float = 0.0
 
     @property
     def count(self) -> int:
@@ -106,6 +109,7 @@ class _Networks:
     log_s_minima: Array
     mean_square: tuple[float, float] | None
     source: str
+    spread_error: float = 0.0
 
 
 def replicas(measured: Spectrum, law: Spectrum, *, width: float) -> Replicas | None:
@@ -171,7 +175,13 @@ def _of_ensemble(
         return None
     closed = (found.log_mean_square.mean, found.log_mean_square.std) if found.closed_mean_square else None
     return _Networks(
-        found.log_values, found.log_mean_squares, found.log_s_maxima, found.log_s_minima, closed, found.source
+        found.log_values,
+        found.log_mean_squares,
+        found.log_s_maxima,
+        found.log_s_minima,
+        closed,
+        found.source,
+        found.spread_error,
     )
 
 
@@ -242,7 +252,7 @@ def _measured_like(networks: _Networks, measured: Spectrum) -> Replicas:
         mean = networks.log_mean_squares + change
     return Replicas(
         nodes, cumulative, mean, networks.log_s_maxima, networks.log_s_minima,
-        networks.mean_square if nodes is values else None, networks.source,
+        networks.mean_square if nodes is values else None, networks.source, networks.spread_error,
     )  # fmt: skip
 
 

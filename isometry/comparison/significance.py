@@ -164,6 +164,7 @@ class Tests:
         # One value of one network, moved past one of another's.
         step = 1.0 / self.replicas.log_nodes.size
         least = np.array([max(2 * self.tolerance, TINY), *[step] * (features.shape[1] - 1)])
+        least = np.maximum(least, self.replicas.spread_error * features.std(axis=0))
         self._joint, self._shape = Hotelling(features, least), Hotelling(features[:, 1:], least[1:])
 
     @property

@@ -51,7 +51,11 @@ FEWEST_DRAWS = 24
 LONGEST_DRAW = 2.5
 # Beyond this variance of ln m_1 the recursion of order 1/N is not trusted, nor are differences scaled by their order.
 LARGEST_CLOSED_VARIANCE = 0.1
-LARGEST_SCALED_VARIANCE = 1.0
+LARGEST_SCALED_VARIANCE = 0.3
+# ... or, where nothing else is affordable, beyond this one.
+LAST_SCALED_VARIANCE = 1.0
+# Standard deviations of moments of the shape, scaled from narrower networks, against draws at the width.
+SCALED_SPREAD_ERROR = 0.25
 LEVELS = 129
 MOST_VALUES = 2000
 REPORTED_LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -76,6 +80,9 @@ class FiniteWidth:
         Of the same networks; nan where a minimum is unknown.
     closed_mean_square : bool
         Whether `log_mean_square` is the closed form, not that of the draws.
+    spread_error : float
+        Relative error, about, of standard deviations over the draws where they are scaled from narrower networks; else
+        zero.
     source : str
         How the draws were made, as a sentence.
     seconds : float
@@ -89,6 +96,7 @@ class FiniteWidth:
     log_s_maxima: Array = field(repr=False)
     log_s_minima: Array = field(repr=False)
     closed_mean_square: bool
+    spread_error: float
     source: str
     seconds: float
 
@@ -188,7 +196,8 @@ def _cached(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel, law: _L
     cost = _cost(ensemble, widths, kernel, law.curve)
     if cost * LEAST_DRAWS <= BUDGET:
         return _direct(ensemble, widths, kernel, law.curve, int(min(BUDGET / cost, MOST_DRAWS)), began)
-    narrow = _narrow(ensemble, widths, kernel)
+    most = LARGEST_SCALED_VARIANCE if cost <= LONGEST_DRAW else LAST_SCALED_VARIANCE
+    narrow = _narrow(ensemble, widths, kernel, most)
     if narrow is not None:
         return _scaled(ensemble, widths[0], narrow, law.curve, began)
     if cost > LONGEST_DRAW:
@@ -200,15 +209,18 @@ def _cached(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel, law: _L
     return _direct(ensemble, widths, kernel, law.curve, FEWEST_DRAWS, began)
 
 
-def _narrow(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel) -> int | None:
-    """The width of networks whose differences from the response scale to those of the wide one; None where none do."""
+def _narrow(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel, most: float) -> int | None:
+    """The width of networks whose differences from the response scale to those of the wide one; None where none do.
+
+    ``most`` is the variance of ln m_1 up to which they do.
+    """
     if len(set(widths)) > 1 or kernel.positions or ensemble.residual is not None or ensemble.readout:
         return None
     narrow = _affordable(ensemble, widths[0])
     if narrow == widths[0]:
         return None
     closed = log_mean_square(ensemble, (narrow,) * (ensemble.depth + 1))
-    return narrow if closed is not None and closed.std**2 <= LARGEST_SCALED_VARIANCE else None
+    return narrow if closed is not None and closed.std**2 <= most else None
 
 
 def _affordable_map(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel) -> Kernel:
@@ -295,6 +307,7 @@ def _direct(
         values[:, -1],
         values[:, 0],
         closed is not None,
+        0.0,
         f"{draws} networks drawn at this width{_on_map(kernel)}, seed {SEED}{_without(passed)}",
         time.process_time() - began,
     )
@@ -326,12 +339,15 @@ def _scaled(ensemble: Ensemble, width: int, narrow: int, curve: Curve, began: fl
 
     rest = []
     top = curve.log_ends[1]
+    # Below it narrow networks hold rounding, and nothing is known.
+    floor = -math.inf
     for one in sample(ensemble, narrow, count, seed=SEED, keep_pre_activations=True):
         if not np.isfinite(one.log_values[-1]):
             continue
         assert one.pre_activations is not None
         cdf, edge, mean = linear(one.pre_activations)
         own = np.searchsorted(one.log_values, places + SAME_PLACE, side="right") / narrow
+        floor = max(floor, float(one.log_values[-1]) + math.log(SMALLEST_RATIO))
         rest.append(
             (
                 narrow / width * (own - law - cdf),
@@ -353,6 +369,7 @@ def _scaled(ensemble: Ensemble, width: int, narrow: int, curve: Curve, began: fl
         shift = np.interp(uniform - shift, law, moved, right=0.0)
         place = np.clip(uniform - shift, 0.0, 1.0)
         drawn = np.sort(quantiles[np.rint(place * (table.size - 1)).astype(int)])
+        drawn[drawn < floor] = -np.inf
         if curve.zero_mass > 0:
             # The rank is that of the layer with the fewest units of any slope.
             active = min(
@@ -375,6 +392,7 @@ def _scaled(ensemble: Ensemble, width: int, narrow: int, curve: Curve, began: fl
         np.array(maxima),
         np.full(len(values), np.nan),
         closed is not None,
+        SCALED_SPREAD_ERROR,
         f"the response to {CHAIN_DRAWS} draws of the slopes at this width, and {len(rest)} networks {narrow} wide for "
         f"the directions, seed {SEED}",
         time.process_time() - began,
