@@ -50,13 +50,14 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 def few_networks() -> Iterator[None]:
     """Where a test runs a comparison, a page or a sweep through, and does not ask how many right networks agree.
 
-    A tenth of the networks of finite width are drawn. Nobody outside the module gets them from the cache.
+    Few networks of finite width are drawn, and narrow ones. Nobody outside the module gets them from the cache.
     """
     from isometry.theory.finitewidth import spread
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spread, "BUDGET", 0.05)
         patch.setattr(spread, "MOST_DRAWS", 24)
-        patch.setattr(spread, "CHAIN_DRAWS", 24)
+        patch.setattr(spread, "CHAIN_DRAWS", 4)
         spread._cached.cache_clear()
         yield
     spread._cached.cache_clear()
