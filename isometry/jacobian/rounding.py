@@ -25,6 +25,15 @@ _UNITS_ALLOWED = 16
 _TIMES_NONLINEARITY = 8
 
 
+def rounding_by_depth(operations: int, unit: float) -> float:
+    """The relative rounding that a product through so many operations has: each adds half a unit of random sign.
+
+    Where one direction dominates, what products of a few vectors differ by is a single random number, and may be small
+    by chance.
+    """
+    return math.sqrt(operations) * unit / 2
+
+
 def generic_vectors(like: Tensor, count: int, seed: int) -> Tensor:
     """(count, \\*shape) vectors of about unit length with generic entries, such that the sum of any two is exact.
 

@@ -20,7 +20,7 @@ from .evaluation import Evaluation
 from .failures import FAILURES_OF_DERIVATIVES
 from .numerics import torch_warnings_silenced
 from .reference import reference_matmat, reference_rmatmat
-from .rounding import UNITS_OF_A_CAST, generic_vectors, length, relative_difference
+from .rounding import UNITS_OF_A_CAST, generic_vectors, length, relative_difference, rounding_by_depth
 
 # Setting up a replay costs what so many rows cost.
 MOST_OUTPUTS = 32
@@ -78,7 +78,7 @@ class TrackedRun:
             (v, jv, u, jtu),
             True,
             # Where J has nearly rank one, the error of one combination is a single random number.
-            2 * error,
+            2 * max(error, rounding_by_depth(_operations(value), at.unit)),
         )
 
     def reverse(self, evaluation: Evaluation, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,6 +89,17 @@ class TrackedRun:
             with suppress(*FAILURES_OF_DERIVATIVES):
                 return torch.autograd.grad(value, z, u, materialize_grads=True)[0], evaluation.value
         return reference_rmatmat(evaluation.function, evaluation.point, u)
+
+
+def _operations(value: Tensor) -> int:
+    """Number of operations in the graph of a value."""
+    seen, left = set(), [value.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [before for before, _ in node.next_functions]
+    return len(seen)
 
 
 def _difference_from_another(evaluation: Evaluation, v: Tensor, jv: Tensor) -> float:

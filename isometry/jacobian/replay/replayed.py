@@ -20,7 +20,13 @@ from isometry.jacobian.reference import (
     sensitivity_of_matmat,
     sensitivity_of_rmatmat,
 )
-from isometry.jacobian.rounding import generic_vectors, nonlinearity, relative_difference, with_sum
+from isometry.jacobian.rounding import (
+    generic_vectors,
+    nonlinearity,
+    relative_difference,
+    rounding_by_depth,
+    with_sum,
+)
 
 from .cheaper_convolutions import use_fourier_blocks, use_single_taps
 from .check import compare, compare_adjoint
@@ -198,6 +204,7 @@ def checked_replay(
         # In a new process the first evaluation may differ from all others by the order of its sums.
         expected, output = reference_rmatmat(function, point, u)
         observe(output)
+    depth = rounding_by_depth(len(tape.operations), unit)
     with _failures_are_no_rules():
         replay = _from_tape(tape, point)
         forward, direct_bytes = replay.direct.with_peak_bytes(with_sum(v, w))
@@ -210,7 +217,7 @@ def checked_replay(
     of_jtu = partial(sensitivity_of_rmatmat, function, point, u, expected)
     # Evaluations that differ by rounding have Jacobians that do.
     allowed = max(nonlinear, relative_difference(tape.output, output))
-    error = max(nonlinear, compare("J^T u", jtu, expected, unit, allowed, of_jtu))
+    error = max(depth, nonlinear, compare("J^T u", jtu, expected, unit, allowed, of_jtu))
     difference = compare_adjoint(v, jv, u, jtu, unit, 2 * allowed, of_jtu)
     # Of an error in a generic direction, <J v, u> shows one part in sqrt(m).
     error = max(error, 2 * difference * math.sqrt(value.numel()))
