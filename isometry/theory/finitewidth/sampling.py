@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 SMALLEST_RATIO = 1e-13
 # Layers after which the product is looked at, relative to those before: columns are dropped where many are in the dark.
 LOOK = 1.25
-FIRST_LOOK = 12
+FIRST_LOOK = 40
 KEPT_SHARE = 0.8
 # Narrower products cost less than looking at them.
 NARROWEST = 48
