@@ -167,7 +167,7 @@ def predicted(kind: Kind, depth: int, size: int) -> dict[str, Any]:
     row: dict[str, Any] = {"seconds": seconds, "draws": np.int32(found.get("draws", 0))}
     row["closed"] = found.get("closed_mean_square", False)
     unknown = {"mean": np.nan, "std": np.nan}
-    numbers = {name: found.get(name, unknown) for name in ("log_mean_square", "log_s_max")}
+    numbers = {name: found.get(name) or unknown for name in ("log_mean_square", "log_s_max")}
     if kind.side:
         numbers["log_direction"] = unknown
     else:

@@ -201,6 +201,8 @@ def finite_width_text(record: Mapping[str, Any], width: int) -> str:
     """What networks of one width do, in 95 % of draws, and how that is known."""
     lines = [f"Networks of width {width}, 95 % of them:"]
     for label, key in (("mean s²", "log_mean_square"), ("s_max", "log_s_max")):
+        if record[key] is None:
+            continue
         mean, spread = record[key]["mean"], 1.96 * record[key]["std"]
         low, high = (power_text((mean + side * spread) / LN10) for side in (-1, 1))
         lines.append(f"  {label:8s}{low} .. {high}")

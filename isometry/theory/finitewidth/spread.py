@@ -77,7 +77,7 @@ class FiniteWidth:
     log_values : (D, M) array
         ln s of D networks drawn, each increasing, -inf below rounding.
     log_mean_squares, log_s_maxima, log_s_minima : (D,) arrays
-        Of the same networks; nan where a minimum is unknown.
+        Of the same networks; nan where they are unknown, as those of a map of which only a part was drawn.
     closed_mean_square : bool
         Whether `log_mean_square` is the closed form, not that of the draws.
     spread_error : float
@@ -117,7 +117,9 @@ class FiniteWidth:
         bands = own[[low, middle, self.draws - 1 - low]]
         return {
             "log_mean_square": {"mean": self.log_mean_square.mean, "std": self.log_mean_square.std},
-            "log_s_max": {"mean": self.log_s_max.mean, "std": self.log_s_max.std},
+            "log_s_max": None
+            if math.isnan(self.log_s_max.mean)
+            else {"mean": self.log_s_max.mean, "std": self.log_s_max.std},
             "log_s_quantiles": {
                 f"{level:g}": [float(value) if math.isfinite(value) else None for value in column]
                 for level, column in zip(REPORTED_LEVELS, bands.T, strict=True)
@@ -191,8 +193,19 @@ class _Law:
 
 @lru_cache(maxsize=64)
 def _cached(ensemble: Ensemble, widths: tuple[int, ...], kernel: Kernel, law: _Law) -> FiniteWidth:
+    affordable = _affordable_map(ensemble, widths, kernel)
+    if affordable != kernel:
+        # The largest of many positions is not that of a few.
+        part = _cached(ensemble, widths, affordable, law)
+        unknown = np.full(part.draws, math.nan)
+        return replace(
+            part,
+            log_s_max=LogNormal(math.nan, math.nan),
+            log_s_maxima=unknown,
+            log_s_minima=unknown,
+            source=f"{part.source}, a part of the map, whose edges are not those of the whole",
+        )
     began = time.process_time()
-    kernel = _affordable_map(ensemble, widths, kernel)
     cost = _cost(ensemble, widths, kernel, law.curve)
     if cost * LEAST_DRAWS <= BUDGET:
         return _direct(ensemble, widths, kernel, law.curve, int(min(BUDGET / cost, MOST_DRAWS)), began)

@@ -236,3 +236,19 @@ def test_what_describes_no_network_is_named(options, word):
 def test_a_width_a_map_or_a_profile_that_is_none_is_refused(given):
     with pytest.raises(InputError):
         predict("relu", 3, sigma_w=2**0.5, q0=1.0, **given)
+
+
+def test_a_part_of_the_map_says_nothing_of_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    curve, ensemble = predict("tanh", 2, q_star=0.5).distribution, Ensemble("tanh", 2, q_star=0.5)
+    whole = finite_width(ensemble, curve, 8, positions=(16, 16))
+    assert np.isfinite(whole.log_s_maxima).all()
+    assert "part of the map" not in whole.source
+    monkeypatch.setattr(home, "BUDGET", home.LEAST_DRAWS * 4.5e-5)
+    home._cached.cache_clear()
+    part = finite_width(ensemble, curve, 8, positions=(16, 16))
+    home._cached.cache_clear()
+    assert np.isnan(part.log_s_maxima).all()
+    assert np.isnan(part.log_s_minima).all()
+    assert part.to_dict()["log_s_max"] is None
+    assert "part of the map" in part.source
+    assert np.isfinite(part.log_mean_squares).all()
