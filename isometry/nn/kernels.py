@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from isometry.errors import InputError
 
@@ -106,17 +107,27 @@ def random_projections(
     Tensor
         (count, c, c), float64, P = P^T = P P.
     """
+    basis, kept = projection_bases(count, channels, rank=rank, generator=generator)
+    return (basis * kept[:, None, :]) @ basis.mT
+
+
+def projection_bases(
+    count: int, channels: int, *, rank: str | int = "binomial", generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Orthogonal matrices B, (count, c, c), and zeros and ones D, (count, c), of projections B D B^T, float64.
+
+    The parameters are those of `random_projections`.
+    """
     check_rank(rank, channels)
     basis = haar_matrices(count, channels, generator=generator)
     if rank == "binomial":
         coins = torch.rand(
             (count, channels), generator=generator, dtype=torch.float64, device=draw_device(generator)
         )
-        kept = (coins < 0.5).to(torch.float64)
-    else:
-        dimension = channels // 2 if rank == "half" else int(rank)
-        kept = (torch.arange(channels, device=basis.device) < dimension).to(torch.float64).expand(count, -1)
-    return (basis * kept[:, None, :]) @ basis.mT
+        return basis, (coins < 0.5).to(torch.float64)
+    dimension = channels // 2 if rank == "half" else int(rank)
+    kept = (torch.arange(channels, device=basis.device) < dimension).to(torch.float64)
+    return basis, kept.expand(count, -1)
 
 
 def orthogonal_convolution_kernels(
@@ -156,13 +167,13 @@ def orthogonal_convolution_kernels(
         for axis, size in enumerate(kernel_size):
             if step < size:
                 projection = random_projections(count, channels, rank=rank, generator=generator)
-                kernels = _append_two_taps(kernels, projection, axis + 1)
+                kernels = append_two_taps(kernels, projection, axis + 1)
     # The square kernel is orthogonal: any of its columns are an isometry of fewer channels, any rows a co-isometry.
     kernels = kernels[..., :channels_out, :channels_in]
     return kernels.movedim((-2, -1), (1, 2))
 
 
-def _append_two_taps(kernels: Tensor, projection: Tensor, axis: int) -> Tensor:
+def append_two_taps(kernels: Tensor, projection: Tensor, axis: int) -> Tensor:
     """Block convolution of `kernels` (count, *taps, c, c) with the taps (P, 1 - P) along `axis`."""
     spread = projection.reshape(projection.shape[0], *([1] * (kernels.ndim - 3)), *projection.shape[1:])
     stays = kernels @ spread
@@ -199,13 +210,12 @@ def strided_kernels(coarse: Tensor, stride: Sequence[int], kernel_size: Sequence
     order = [axis for pair in zip(across, within, strict=True) for axis in pair]
     extent = [m * s for m, s in zip(taps, stride, strict=True)]
     fine = split.permute(0, 1, 2, *order).reshape(count, channels_out, channels_in, *extent)
-    kernels = fine.new_zeros((count, channels_out, channels_in, *kernel_size))
-    window: tuple[Any, ...] = tuple(
-        slice(min((k - 1) // 2, k - used), min((k - 1) // 2, k - used) + used)
-        for k, used in zip(kernel_size, extent, strict=True)
+    # By padding, not by writing into zeros: a trainable kernel is differentiated through this, also under vmap.
+    before = [min((k - 1) // 2, k - used) for k, used in zip(kernel_size, extent, strict=True)]
+    after = [k - used - b for k, used, b in zip(kernel_size, extent, before, strict=True)]
+    return functional.pad(
+        fine, [edge for pair in zip(before[::-1], after[::-1], strict=True) for edge in pair]
     )
-    kernels[(..., *window)] = fine
-    return kernels
 
 
 def gaussian_kernels(
