@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isometry import nn
     from isometry.comparison import Comparison, compare
-    from isometry.depth import lyapunov_exponents, measure_blocks, predict_for, predict_from_layers
+    from isometry.depth import lyapunov_exponents, measure_blocks, predict_for, predict_from_layers, tune_
     from isometry.jacobian import JacobianOperator
     from isometry.measurement import Chain, Exact, Goal, Lanczos, Randomized, measure
     from isometry.nn import init
@@ -51,6 +51,7 @@ _HOMES = {
     "predict_for": "isometry.depth",  # the former name of predict_from_layers
     "predict_from_layers": "isometry.depth",
     "sweep": "isometry.sweeps",
+    "tune_": "isometry.depth",
 }
 __all__ = [
     "Chain",
@@ -75,6 +76,7 @@ __all__ = [
     "predict_for",
     "predict_from_layers",
     "sweep",
+    "tune_",
 ]
 
 

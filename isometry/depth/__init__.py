@@ -1,4 +1,4 @@
-"""Along the depth: the gain of every block, the law of the free product of layers, and Lyapunov exponents.
+"""Along the depth: the gain of every block, the law of the free product of layers, Lyapunov exponents, and tuning.
 
 Names that are not in `__all__` are internal.
 """
@@ -8,5 +8,15 @@ from __future__ import annotations
 from isometry.depth.block_gains import measure_blocks
 from isometry.depth.layer_prediction import predict_for, predict_from_layers
 from isometry.depth.lyapunov import LyapunovExponents, lyapunov_exponents
+from isometry.depth.tuning import tune_
+from isometry.depth.tuning_report import TuningReport
 
-__all__ = ["LyapunovExponents", "lyapunov_exponents", "measure_blocks", "predict_for", "predict_from_layers"]
+__all__ = [
+    "LyapunovExponents",
+    "TuningReport",
+    "lyapunov_exponents",
+    "measure_blocks",
+    "predict_for",
+    "predict_from_layers",
+    "tune_",
+]

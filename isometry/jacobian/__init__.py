@@ -1,7 +1,7 @@
 """A function and a point -> its Jacobian as a map on blocks of vectors. What ``__all__`` does not list is internal."""
 
 from .checks import refuse_training_mode
-from .function import point_function
+from .function import point_function, private_copy, uncompiled
 from .inputs import InputPart, Inputs, Wrt, model_inputs
 from .layers import LayerInfo, named_layers
 from .matrix import MatrixOperator
@@ -10,10 +10,11 @@ from .operator import DEFAULT_MEMORY_LIMIT, JacobianOperator
 from .outputs import Output
 from .replay import ModuleCall
 from .segments import JacobianSegment, JacobianSegments, SegmentOperator
+from .tangents import Arrival, RecordedTangents, push_tangents
 
 __all__ = [
-    "DEFAULT_MEMORY_LIMIT", "InputPart", "Inputs", "JacobianOperator", "JacobianSegment", "JacobianSegments",
-    "LayerInfo", "MatrixOperator", "ModuleCall", "Output", "SegmentOperator", "Wrt", "forward_mode_turn",
-    "keeps_torch_state", "model_inputs", "named_layers", "point_function", "refuse_training_mode", "strict_numerics",
-    "warnings_silenced",
+    "DEFAULT_MEMORY_LIMIT", "Arrival", "InputPart", "Inputs", "JacobianOperator", "JacobianSegment", "JacobianSegments",
+    "LayerInfo", "MatrixOperator", "ModuleCall", "Output", "RecordedTangents", "SegmentOperator", "Wrt",
+    "forward_mode_turn", "keeps_torch_state", "model_inputs", "named_layers", "point_function", "private_copy",
+    "push_tangents", "refuse_training_mode", "strict_numerics", "uncompiled", "warnings_silenced",
 ]  # fmt: skip

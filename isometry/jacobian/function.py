@@ -147,6 +147,11 @@ def uncompiled(model: Any) -> Any:
     return model if inner is None else inner
 
 
+def private_copy(model: nn.Module) -> nn.Module:
+    """A copy of a module and its tensors, which are plain ones: a trial of other weights, and no module to train."""
+    return PrivateModule(uncompiled(model)).module
+
+
 def _module_behind(model: Any) -> nn.Module | None:
     """The model where it is a module, None where it is another function of one tensor."""
     if isinstance(model, torch.jit.ScriptModule):

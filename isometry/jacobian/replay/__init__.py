@@ -10,13 +10,13 @@ compares the products with torch.func, :mod:`.diagnosis` finds the operation tha
 from .check import Disagreement
 from .cuts import Segment, joined
 from .diagnosis import first_nonfinite, module_names
-from .graph import Graph
+from .graph import Edge, Graph
 from .module_calls import ModuleCall
-from .recorded_segments import RecordedSegments, recorded_segments
+from .recorded_segments import RecordedSegments, recorded_graph, recorded_segments
 from .replayed import Replay, checked_replay, linearise, replay_of
 from .tape import NoRule
 
 __all__ = [
-    "Disagreement", "Graph", "ModuleCall", "NoRule", "RecordedSegments", "Replay", "Segment", "checked_replay",
-    "first_nonfinite", "joined", "linearise", "module_names", "recorded_segments", "replay_of",
+    "Disagreement", "Edge", "Graph", "ModuleCall", "NoRule", "RecordedSegments", "Replay", "Segment", "checked_replay",
+    "first_nonfinite", "joined", "linearise", "module_names", "recorded_graph", "recorded_segments", "replay_of",
 ]  # fmt: skip

@@ -1,17 +1,19 @@
-"""One recorded run as segments between cuts, with the calls of modules that each operation ran in."""
+"""One recorded run, whole or as segments between cuts, with the calls of modules that each operation ran in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+import torch
+from torch import Size, Tensor, nn
 
 from .cuts import Segment, segments_of, value_shapes
-from .graph import graph_of
+from .graph import Graph, graph_of
 from .module_calls import ModuleCalls
 from .recording import record
 from .replayed import parameters_of
+from .tape import Tape, flat_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +35,33 @@ class RecordedSegments:
         return list(found.values())
 
 
+@dataclass(frozen=True, eq=False)
+class RecordedGraph:
+    """The graph of one run, not fused, with the shapes of its values; ``calls`` and ``parameters`` as above.
+
+    ``squares`` are the sums of squares of the values that enter an operation, where they were asked for.
+    """
+
+    graph: Graph
+    shapes: dict[int, Size]
+    calls: ModuleCalls
+    parameters: dict[int, list[tuple[Tensor, int]]]
+    squares: dict[int, float]
+
+
 def recorded_segments(
     function: Callable[[Tensor], Tensor], point: Tensor, module: nn.Module | None
 ) -> RecordedSegments:
-    """The segments of the Jacobian of ``function`` at ``point``.
+    """The segments of the Jacobian of ``function`` at ``point``; arguments and errors as for `recorded_graph`."""
+    whole = recorded_graph(function, point, module)
+    segments = segments_of(whole.graph, point.shape, whole.shapes)
+    return RecordedSegments(segments, whole.calls, whole.parameters)
+
+
+def recorded_graph(
+    function: Callable[[Tensor], Tensor], point: Tensor, module: nn.Module | None, *, squares: bool = False
+) -> RecordedGraph:
+    """The graph of the Jacobian of ``function`` at ``point``.
 
     Parameters
     ----------
@@ -44,6 +69,8 @@ def recorded_segments(
     point : Tensor
     module : nn.Module or None
         The module behind the function, whose calls are noted.
+    squares : bool
+        Whether to take the sums of squares of the values.
 
     Raises
     ------
@@ -59,5 +86,17 @@ def recorded_segments(
         held = parameters_of([operation])
         for value in operation.results.values() if held else ():
             parameters.setdefault(value, []).extend(held)
-    graph = graph_of(tape)
-    return RecordedSegments(segments_of(graph, point.shape, shapes), calls, parameters)
+    of_values = _squares(tape) if squares else {}
+    return RecordedGraph(graph_of(tape), shapes, calls, parameters, of_values)
+
+
+def _squares(tape: Tape) -> dict[int, float]:
+    """Of the arguments, which are as they were: a result may have been written over."""
+    found: dict[int, float] = {}
+    for operation in tape.operations:
+        tensors = list(flat_tensors(operation.args, operation.kwargs)) if operation.function else []
+        for position, value in operation.sources.items():
+            if value not in found and position < len(tensors):
+                length = torch.linalg.vector_norm(tensors[position].detach(), dtype=torch.float64)
+                found[value] = float(length) ** 2
+    return found

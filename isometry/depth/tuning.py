@@ -1,0 +1,337 @@
+"""`tune_`: scale the weights of a model until the Jacobian of every block keeps the mean square, at given inputs.
+
+What LSUV does to activations (Mishkin and Matas 2015, arXiv 1511.06422) is done to Jacobians: tangents are pushed
+through the recorded run, and each layer is scaled so that the running mean square behind it is 1. A layer acts on what
+leaves it in proportion to its weights, so one step is exact for the layers as they are; it changes the activations
+behind it, so recording and step are repeated until all agree, first block first: block b depends on blocks before it
+alone. Weights behind which an activation lies (of a branch, of the last layer) take secant steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isometry.depth.block_gains import measure_blocks
+from isometry.depth.tuning_plan import Plan, plan_of
+from isometry.depth.tuning_report import TuningReport, top_over_scale
+from isometry.depth.tuning_steps import LN10, Secant, Solver
+from isometry.errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    InputError,
+    IsometryError,
+    ModelError,
+)
+from isometry.jacobian import (
+    DEFAULT_MEMORY_LIMIT,
+    JacobianOperator,
+    Output,
+    Wrt,
+    keeps_torch_state,
+    private_copy,
+    refuse_training_mode,
+    uncompiled,
+)
+from isometry.measurement import measure
+from isometry.progress import Progress, progress_listener
+from isometry.spectrum import Spectrum
+from isometry.spectrum.block_profile import BlockProfile
+
+DEFAULT_PROBES, DEFAULT_TOLERANCE, DEFAULT_SWEEPS = 32, 0.01, 60
+# Measured anew, with other probes: by so much, beyond three standard errors, a mean square may be off.
+_WORSE = 0.05
+_TRIALS = 4
+
+
+@keeps_torch_state
+def tune_(
+    model: nn.Module,
+    x: Any = None,
+    *,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    wrt: Wrt = None,
+    output: Output = None,
+    batched: bool = False,
+    branch_gain: float = 0.5,
+    leave: str | None = None,
+    dry_run: bool = False,
+    probes: int = DEFAULT_PROBES,
+    tolerance: float = DEFAULT_TOLERANCE,
+    sweeps: int = DEFAULT_SWEEPS,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    progress: Progress | Callable[[int, int], None] | bool | None = None,
+    name: str = "",
+) -> TuningReport:
+    """Scale weights of ``model``, in place, so that at ``x`` the running mean square singular value is 1 all along.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model whose run can be recorded. Only the scales of its weights change: no sign, direction or bias.
+    x : Tensor, or a tuple, list, dict or dataclass of tensors
+        One input, exactly as the model takes it; with ``batched``, B of them stacked first, and mean squares are those
+        over all. Take what the model will see: real data, or noise of their size.
+    args, kwargs, wrt, output, batched, dtype, device, memory_limit, progress, name :
+        As for `isometry.measure`.
+    branch_gain : float
+        c: a branch f of x + f(x) may have the mean square c^2 / (number of branches) relative to its stream x, and let
+        the sum grow by as much, so that all together multiply it by at most e^(c^2). Larger ones are scaled down;
+        smaller ones stay, and so do those that start at zero.
+    leave : str, optional
+        Regular expression: modules and parameters whose whole name matches it are left as they are.
+    dry_run : bool
+        Leave the model bit for bit; the report says what would change, and ``after`` is measured on a copy.
+    probes : int
+        Random tangents; up to twice as many input numbers are taken one by one, which is exact.
+    tolerance : float
+        How far a running mean square may be off, relative.
+    sweeps : int
+        At most so many recordings of the model.
+    seed : int
+        Of the tangents.
+
+    Returns
+    -------
+    TuningReport
+        Spectrum and profile before and after, every factor with chi before and after and their errors, and what was
+        left alone and why.
+
+    Raises
+    ------
+    InputError
+        Nothing to tune (all normalised, frozen, computed), shared or quantised weights, nothing that passes at these
+        inputs (dead units), an argument out of its range.
+    ModelError
+        The run cannot be recorded, or the model is in training mode.
+    ConvergenceError
+        A mean square stays off its target, with the block; or the tuned model is worse, in mean square or spread.
+    NonFiniteError
+        NaN or inf.
+
+    All is tried on a copy: whatever is raised, an interrupt included, the model is as it was, bit for bit.
+
+    Notes
+    -----
+    The mean square M = ||J||_F^2 / r of the product so far is over the r singular values that can differ from zero: r
+    is the least number of values that everything has passed through, the input included. At a layer between two
+    others, M is taken at what leaves it, before its activation, so that a block is an activation with the layer behind
+    it; at the last, at the output. For a chain at its critical point this is chi_1 = 1 in every layer (Schoenholz et
+    al. 2017, arXiv 1611.01232, eq. 8) without a theory of its activations.
+
+    Branches of mean square c^2/L: Tarnowski et al. 2019, arXiv 1809.08848 (the spectrum depends on the sum of these
+    alone); Hayou et al. 2021, arXiv 2010.12859; De and Smith 2020, arXiv 2002.10444; Zhang, Dauphin and Ma 2019, arXiv
+    1901.09321. The last weights of the branch are scaled, of a branch that ends in a normalisation those of the
+    normalisation (Goyal et al. 2017, arXiv 1706.02677, sec. 5.1, set these to zero).
+
+    Scaling cannot make a Gaussian matrix orthogonal: it moves the spectrum to 1 and leaves its spread.
+    `isometry.init` fills new weights.
+
+    Examples
+    --------
+    >>> layers = [torch.nn.Linear(16, 16) for _ in range(6)]
+    >>> model = torch.nn.Sequential(*(m for layer in layers for m in (layer, torch.nn.Tanh())))
+    >>> report = tune_(model, torch.ones(16), progress=False)
+    >>> report.before.mean_square < 0.01, 0.9 < report.after.mean_square < 1.1
+    (True, True)
+    """
+    _check_arguments(model, branch_gain, probes, tolerance, sweeps, seed)
+    model = uncompiled(model)
+    refuse_training_mode(model)
+    _refuse_quantised(model)
+    began = time.perf_counter()
+    call: dict[str, Any] = {
+        "args": args, "kwargs": kwargs, "wrt": wrt, "output": output, "batched": batched, "dtype": dtype,
+        "device": device, "memory_limit": memory_limit,
+    }  # fmt: skip
+    # As it is now, also while another thread trains it.
+    copy = private_copy(model)
+    measured: dict[str, Any] = {**call, "progress": False, "on_interrupt": "raise", "seed": seed}
+    with warnings.catch_warnings():
+        # That J is as good as zero is what is to be cured.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        solver = Solver(JacobianOperator(copy, x, **call), probes, seed)
+        before = measure(copy, x, name=name, **measured)
+    plan = plan_of(
+        solver.tangents, solver.module, frozen=_frozen(model), aliases=_aliases(model), leave=leave,
+        branch_gain=branch_gain,
+    )  # fmt: skip
+    with progress_listener(progress, "sweeps") as listener:
+        logs = solver.solve(plan, tolerance, sweeps, listener)
+    profile = _profile(copy, x, call, seed, name, before)
+    factors, after = _settled(
+        copy, plan, logs, before, tolerance, lambda: measure(copy, x, name=name, **measured)
+    )
+    _refuse_worse(before, after, plan)
+    report = TuningReport(
+        before=before,
+        after=after,
+        profile_before=profile,
+        profile_after=_profile(copy, x, call, seed, name, after) if factors else profile,
+        weights=tuple(solver.entries(plan, logs)),
+        left_alone=tuple((one.name, one.reason) for one in plan.left),
+        sweeps=solver.sweeps,
+        dry_run=dry_run,
+        name=name,
+        seconds=time.perf_counter() - began,
+    )
+    if not dry_run:
+        _apply(model, factors)
+    return report
+
+
+# ---- the arguments -----------------------------------------------------------------------------------------
+
+
+def _check_arguments(
+    model: object, branch_gain: float, probes: int, tolerance: float, sweeps: int, seed: int
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"tune_ scales the weights of an nn.Module; got {type(model).__name__}")
+    for option, number, least in (("probes", probes, 2), ("sweeps", sweeps, 1), ("seed", seed, 0)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise InputError(f"{option} is a whole number of {least} or more; got {number!r}")
+    for option, value, most in (("branch_gain", branch_gain, math.inf), ("tolerance", tolerance, 1.0)):
+        if not isinstance(value, int | float) or not (math.isfinite(value) and 0 < value <= most):
+            limit = "" if math.isinf(most) else f" and at most {most:g}"
+            raise InputError(f"{option} is a finite number above zero{limit}; got {value!r}")
+
+
+def _refuse_quantised(model: nn.Module) -> None:
+    for name, part in model.named_modules():
+        quantised = "quantized" in type(part).__module__.split(".")
+        for key, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if isinstance(tensor, Tensor) and (tensor.is_quantized or _whole_weights(key, tensor)):
+                quantised = True
+        if quantised:
+            raise InputError(
+                f"the weights of module {name or 'itself'!r} ({type(part).__name__}) are quantised, and whole numbers "
+                "have no scale to tune: tune the model before it is quantised"
+            )
+
+
+def _whole_weights(key: str, tensor: Tensor) -> bool:
+    return "weight" in key and tensor.dtype in (torch.int8, torch.uint8, torch.int32, torch.int16)
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    return {name for name, tensor in model.named_parameters() if not tensor.requires_grad}
+
+
+def _aliases(model: nn.Module) -> dict[str, list[str]]:
+    """Name of each parameter -> the other names that share its memory."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(tensor), []).append(name)
+    return {name: [n for n in all_ if n != name] for all_ in names.values() for name in all_}
+
+
+# ---- before and after ----------------------------------------------------------------------------------------
+
+
+def _profile(
+    module: nn.Module, x: Any, call: Mapping[str, Any], seed: int, name: str, whole: Spectrum
+) -> BlockProfile | None:
+    with suppress(ModelError):
+        return measure_blocks(module, x, **call, seed=seed, name=name, whole=whole, progress=False)
+    return None
+
+
+def _settled(
+    copy: nn.Module,
+    plan: Plan,
+    logs: list[float],
+    before: Spectrum,
+    tolerance: float,
+    measured: Callable[[], Spectrum],
+) -> tuple[dict[str, float], Spectrum]:
+    """The factors, and the spectrum of the copy with them; its last layer takes up what the tangents left open.
+
+    Of few outputs the spectrum knows the mean square better than random tangents do.
+    """
+    after, factors, secant = before, dict[str, float](), Secant()
+    parameters = dict(copy.named_parameters())
+    originals = {name: parameters[name].clone() for name in _factors(plan, [1.0] * len(logs))}
+    for trial in range(_TRIALS):
+        factors = _factors(plan, logs)
+        if not factors:
+            break
+        with torch.no_grad():
+            for parameter, factor in factors.items():
+                parameters[parameter].copy_(originals[parameter] * factor)
+        after = measured()
+        off = _off_the_whole(after, plan)
+        sure = 2 * after.mean_square_stderr / after.mean_square if after.mean_square > 0 else math.inf
+        if plan.last is None or trial == _TRIALS - 1 or not abs(off) > max(tolerance, sure):
+            break
+        logs[plan.last] -= off / secant.slope(logs[plan.last], off)
+    return factors, after
+
+
+def _factors(plan: Plan, logs: Sequence[float]) -> dict[str, float]:
+    return {
+        parameter: math.exp(log)
+        for station, log in zip(plan.stations, logs, strict=True)
+        for parameter in station.parameters
+        if log != 0.0
+    }
+
+
+def _off_the_whole(spectrum: Spectrum, plan: Plan) -> float:
+    """ln of the mean square of the whole over what it should be: 1 for each value that can differ from zero."""
+    assert spectrum.shape is not None
+    wanted = math.log(plan.output_values / min(spectrum.shape))
+    return spectrum.reported.log10_mean_square * LN10 - wanted
+
+
+def _refuse_worse(before: Spectrum, after: Spectrum, plan: Plan) -> None:
+    """Raise where the tuned model is further from isometry, in mean square or in spread."""
+    if before is after:
+        return
+    offs, errors = [], []
+    for spectrum in (before, after):
+        offs.append(abs(_off_the_whole(spectrum, plan)))
+        errors.append(spectrum.mean_square_stderr / spectrum.mean_square if spectrum.mean_square > 0 else 0.0)
+    if not offs[1] <= offs[0] + _WORSE + 3 * math.hypot(*(e for e in errors if math.isfinite(e))):
+        raise ConvergenceError(
+            f"tuning made the mean square worse: {before.reported.cells()['mean_square']} before, "
+            f"{after.reported.cells()['mean_square']} after. The model is as it was. Take more probes=, or inputs of "
+            "the size that it will see"
+        )
+    tops = [top_over_scale(spectrum) for spectrum in (before, after)]
+    far = [abs(spectrum.reported.log10_s_max) for spectrum in (before, after)]
+    if tops[1] > tops[0] + math.log(2) and far[1] >= far[0]:
+        raise ConvergenceError(
+            f"tuning made the spread worse: s_max / rms was {math.exp(tops[0]):.3g} and became "
+            f"{math.exp(tops[1]):.3g}. The model is as it was. Fill its weights anew by isometry.init"
+        )
+
+
+def _apply(model: nn.Module, factors: Mapping[str, float]) -> None:
+    """Scale the weights of the user's model, all or none."""
+    parameters = dict(model.named_parameters())
+    originals: dict[str, Tensor] = {}
+    try:
+        with torch.no_grad():
+            for name in factors:
+                originals[name] = parameters[name].detach().clone()
+            for name, factor in factors.items():
+                parameters[name].mul_(factor)
+    except BaseException as error:
+        with torch.no_grad():
+            for name, tensor in originals.items():
+                parameters[name].copy_(tensor)
+        if isinstance(error, IsometryError) or not isinstance(error, Exception):
+            raise
+        raise InputError(f"the weights cannot be written to: {error}. The model is as it was") from error
