@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isometry import nn
     from isometry.comparison import Comparison, compare
-    from isometry.depth import lyapunov_exponents, measure_blocks, predict_for, predict_from_layers, tune_
+    from isometry.depth import (
+        critical_init_,
+        lyapunov_exponents,
+        measure_blocks,
+        predict_for,
+        predict_from_layers,
+        tune_,
+    )
     from isometry.jacobian import JacobianOperator
     from isometry.measurement import Chain, Exact, Goal, Lanczos, Randomized, measure
     from isometry.nn import init
@@ -40,6 +47,7 @@ _HOMES = {
     "Randomized": "isometry.measurement",
     "Spectrum": "isometry.spectrum",
     "compare": "isometry.comparison",
+    "critical_init_": "isometry.depth",
     "critical_point": "isometry.theory",
     "init": "isometry.nn.init",
     "lyapunov_exponents": "isometry.depth",
@@ -65,6 +73,7 @@ __all__ = [
     "Randomized",
     "Spectrum",
     "compare",
+    "critical_init_",
     "critical_point",
     "init",
     "lyapunov_exponents",

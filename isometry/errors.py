@@ -39,6 +39,10 @@ class ConvergenceError(IsometryError, ArithmeticError):
     """An iteration stopped before it reached what was asked of it."""
 
 
+class NotImprovedError(IsometryError):
+    """New weights would have made the spectrum worse, and were undone."""
+
+
 class TheoryError(InputError):
     """The mathematics has no answer: no fixed point, no critical point, a law outside its domain."""
 

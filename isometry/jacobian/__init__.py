@@ -1,6 +1,7 @@
 """A function and a point -> its Jacobian as a map on blocks of vectors. What ``__all__`` does not list is internal."""
 
 from .checks import refuse_training_mode
+from .dataflow import Dataflow, DataflowOperation
 from .function import point_function, private_copy, uncompiled
 from .inputs import InputPart, Inputs, Wrt, model_inputs
 from .layers import LayerInfo, named_layers
@@ -13,8 +14,9 @@ from .segments import JacobianSegment, JacobianSegments, SegmentOperator
 from .tangents import Arrival, RecordedTangents, push_tangents
 
 __all__ = [
-    "DEFAULT_MEMORY_LIMIT", "Arrival", "InputPart", "Inputs", "JacobianOperator", "JacobianSegment", "JacobianSegments",
-    "LayerInfo", "MatrixOperator", "ModuleCall", "Output", "RecordedTangents", "SegmentOperator", "Wrt",
-    "forward_mode_turn", "keeps_torch_state", "model_inputs", "named_layers", "point_function", "private_copy",
-    "push_tangents", "refuse_training_mode", "strict_numerics", "uncompiled", "warnings_silenced",
+    "DEFAULT_MEMORY_LIMIT", "Arrival", "Dataflow", "DataflowOperation", "InputPart", "Inputs", "JacobianOperator",
+    "JacobianSegment", "JacobianSegments", "LayerInfo", "MatrixOperator", "ModuleCall", "Output", "RecordedTangents",
+    "SegmentOperator", "Wrt", "forward_mode_turn", "keeps_torch_state", "model_inputs", "named_layers",
+    "point_function", "private_copy", "push_tangents", "refuse_training_mode", "strict_numerics", "uncompiled",
+    "warnings_silenced",
 ]  # fmt: skip

@@ -1,9 +1,11 @@
-"""`critical_init_`: bring the convolutions and dense layers of any model to the critical point of its activation."""
+"""`critical_init_`: bring the convolutions and dense layers of a chain to the critical point of its activation.
+
+What else stands between the layers of a model is not seen from its modules: `isometry.critical_init_` sees it in a run.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,8 +21,9 @@ from isometry.nn.initialisers import (
     orthogonal_,
     orthogonal_conv_,
 )
-from isometry.nn.layers import ConvolutionLayer, DenseLayer
+from isometry.nn.layers import ConvolutionLayer, DenseLayer, Trunk
 from isometry.nn.mirrored import mirrored_
+from isometry.nn.network import Network
 from isometry.nn.options import CONVOLUTION_INITS
 from isometry.nn.variances import Variances, choose_variances, mirrored_gain
 
@@ -37,6 +40,7 @@ _NORMALISATIONS = (
     nn.modules.instancenorm._InstanceNorm,
 )
 
+LAYER_TYPES = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED, ConvolutionLayer, DenseLayer)
 Layer = (
     nn.Linear
     | nn.Conv1d
@@ -61,7 +65,7 @@ def critical_init_(
     input_mean_square: float | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Fill the weights and biases of every convolution and dense layer so that a signal of variance q* keeps it.
+    """Fill the weights and biases of every layer of a chain so that a signal of variance q* keeps it.
 
     At the critical point chi_1 = sigma_w^2 E phi'(sqrt(q*) z)^2 = 1 gradients keep their size as well. Layers are
     filled in the order in which the model registers them.
@@ -69,7 +73,9 @@ def critical_init_(
     Parameters
     ----------
     model : torch.nn.Module
-        Any model; its ``nn.Linear``, ``nn.Conv*``, ``nn.ConvTranspose*`` and the layers of `isometry.nn`.
+        ``torch.nn.Sequential`` of modules without children, nested as well, one such module, or a network of
+        `isometry.nn`. Filled are ``nn.Linear``, ``nn.Conv*``, ``nn.ConvTranspose*`` and the layers of `isometry.nn`.
+        Any other model: `isometry.critical_init_`, which sees sums, attention and normalisations in a run of it.
     activation : str or Activation, optional
         phi; None reads it off the activation modules of the model, which must then all be the same.
     q_star : float, optional
@@ -96,8 +102,8 @@ def critical_init_(
     Raises
     ------
     InputError
-        When the activation is not found, mixed or unknown, or a layer cannot be filled (it is lazy, parametrised or of
-        channels or padding that the law cannot have).
+        When the model is no chain, the activation is not found, mixed or unknown, or a layer cannot be filled (it is
+        lazy, parametrised, frozen, or of channels or padding that the law cannot have).
     TheoryError
         When the activation has no critical point there.
 
@@ -112,25 +118,55 @@ def critical_init_(
     ----------
     Poole et al. 2016, arXiv 1606.05340; Schoenholz et al. 2017, arXiv 1611.01232; Xiao et al. 2018, arXiv 1806.05393.
     """
-    _check_arguments(weights, input_mean_square)
-    layers = list(_layers(model))
-    if not layers:
-        raise InputError("this model has no convolution and no dense layer to initialise.")
-    for name, layer in layers:
-        _check_fillable(name, layer)
-    phi = _detect_activation(model) if activation is None else activation
+    check_arguments(weights, input_mean_square)
+    layers = fillable_layers(model)
+    holder = _holder_without_order(model)
+    if holder is not None:
+        name, kind = holder
+        raise InputError(
+            f"{f'module {name!r}' if name else 'this model'} ({kind}) calls the modules that it holds in an order of "
+            "its own: sums, products or attention may lie between the layers, and gains of a chain make it worse. Call "
+            "isometry.critical_init_(model, x) with one of its inputs, which sees them."
+        )
+    phi = detected_activation(model) if activation is None else activation
     if any(isinstance(module, _NORMALISATIONS) for module in model.modules()):
         warn_caller(
             "this model normalises its activations, so its variance and its gradients follow the normalisation and not "
             "the critical point; critical_init_ fills the weights all the same.",
             IsometryWarning,
         )
+    filled, _ = chain_weights(
+        layers, phi, q_star=q_star, sigma_w=sigma_w, sigma_b=sigma_b, weights=weights,
+        input_mean_square=input_mean_square, generator=generator,
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter, values in filled:
+            parameter.copy_(values)
+    return model
+
+
+def chain_weights(
+    layers: list[tuple[str, Layer]],
+    phi: str | Activation,
+    *,
+    q_star: float | None,
+    sigma_w: float | None,
+    sigma_b: float | None,
+    weights: str,
+    input_mean_square: float | None,
+    generator: torch.Generator | None,
+) -> tuple[list[tuple[Tensor, Tensor]], list[float]]:
+    """Parameters of the layers of a chain with their new values, in float64, and the gains of the layers.
+
+    Arguments as for `critical_init_`.
+    """
     if weights == "mirrored":
         variances = _mirrored_variances(phi, q_star, sigma_w, sigma_b)
     else:
         variances = choose_variances(phi, sigma_w=sigma_w, sigma_b=sigma_b, q_star=q_star, depth=len(layers))
     # Drawn into copies first: an error in the last layer leaves the model as it was.
-    filled = []
+    filled: list[tuple[Tensor, Tensor]] = []
+    gains: list[float] = []
     for number, (name, layer) in enumerate(layers):
         gain, bias_sigma = variances.sigma_w, variances.sigma_b
         if number == 0 and input_mean_square is not None:
@@ -138,52 +174,99 @@ def critical_init_(
             gain = math.sqrt(max(signal, 0.0) / input_mean_square)
         position = "first" if number == 0 else "last" if number == len(layers) - 1 else "middle"
         weight = torch.empty(layer.weight.shape, dtype=torch.float64)
-        try:
-            _fill_layer(weight, layer, gain, weights, position, generator)
-        except InputError as error:
-            raise InputError(f"layer {name!r}: {error}") from error
-        bias = None
+        fill_weight(weight, layer, gain, weights, position=position, name=name, generator=generator)
+        filled.append((layer.weight, weight))
+        gains.append(gain)
         if layer.bias is not None:
-            bias = laws.normal(layer.bias.shape, generator=generator) * bias_sigma
-        filled.append((layer, weight, bias))
-    with torch.no_grad():
-        for layer, weight, bias in filled:
-            layer.weight.copy_(weight)
-            if bias is not None and layer.bias is not None:
-                layer.bias.copy_(bias)
-    return model
+            filled.append((layer.bias, laws.normal(layer.bias.shape, generator=generator) * bias_sigma))
+    return filled, gains
 
 
-def _check_arguments(weights: str, input_mean_square: float | None) -> None:
+def check_arguments(weights: str, input_mean_square: float | None) -> None:
+    """Raise InputError where an argument is out of its range."""
     if weights not in CONVOLUTION_INITS:
         raise InputError(f"weights must be one of {', '.join(CONVOLUTION_INITS)}, got {weights!r}.")
     if input_mean_square is not None and not (math.isfinite(input_mean_square) and input_mean_square > 0):
         raise InputError(f"input_mean_square must be a finite number above zero, got {input_mean_square!r}.")
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
-    """The layers to fill, by name; shared weights once."""
+def fillable_layers(model: nn.Module) -> list[tuple[str, Layer]]:
+    """The layers to fill, by name, in the order in which the model registers them; shared weights once.
+
+    Raises
+    ------
+    InputError
+        When there is none, or one of them cannot be filled.
+    """
+    found: list[tuple[str, Layer]] = []
     seen: set[int] = set()
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED, ConvolutionLayer, DenseLayer)):
-            if id(module.weight) in seen:
-                continue
+        if isinstance(module, LAYER_TYPES) and id(module.weight) not in seen:
             seen.add(id(module.weight))
-            yield name or type(module).__name__, module
+            found.append((name or type(module).__name__, module))
+    if not found:
+        raise InputError("this model has no convolution and no dense layer to initialise.")
+    for name, layer in found:
+        _check_fillable(name, layer)
+    return found
 
 
 def _check_fillable(name: str, layer: Layer) -> None:
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
         raise InputError(f"layer {name!r} is lazy and has no shape yet: run the model once before.")
+    check_own_weight(name, layer)
+    check_parameter(f"{name}.weight", layer.weight)
+    if layer.bias is not None:
+        check_parameter(f"{name}.bias", layer.bias)
+
+
+def check_own_weight(name: str, layer: Layer) -> None:
+    """Raise InputError where the weight of a layer is computed from other parameters."""
     if parametrize.is_parametrized(layer, "weight") or not isinstance(layer.weight, nn.Parameter):
         raise InputError(
-            f"the weight of layer {name!r} is computed by a parametrisation (weight_norm, spectral_norm, ...), which "
-            "would undo an initialisation: remove it first."
+            f"the weight of layer {name!r} is computed by a parametrisation (weight_norm, spectral_norm, ...) or "
+            "quantised, which would undo an initialisation: remove it first."
         )
 
 
-def _detect_activation(model: nn.Module) -> str:
-    """Name of the one activation of a model."""
+def check_parameter(name: str, parameter: Tensor) -> None:
+    """Raise InputError where a parameter is not to be filled: frozen, or not of floating-point numbers."""
+    if not parameter.is_floating_point():
+        raise InputError(
+            f"parameter {name!r} is of type {parameter.dtype}: quantised weights cannot be initialised. Initialise the "
+            "model before it is quantised."
+        )
+    if not parameter.requires_grad:
+        raise InputError(
+            f"parameter {name!r} is frozen (requires_grad is False), and an initialisation would overwrite it: call "
+            "requires_grad_(True) on what may be initialised anew, or initialise the other parts of the model alone."
+        )
+
+
+def _holder_without_order(model: nn.Module, name: str = "") -> tuple[str, str] | None:
+    """Name and class of the first module that holds others and is no chain of them; None where there is none."""
+    if isinstance(model, Network | ConvolutionLayer | DenseLayer) or not any(True for _ in model.children()):
+        return None
+    if not isinstance(model, nn.Sequential) or type(model).forward not in (
+        nn.Sequential.forward,
+        Trunk.forward,
+    ):
+        return name, type(model).__name__
+    inside = (
+        _holder_without_order(child, f"{name}.{own}" if name else own)
+        for own, child in model.named_children()
+    )
+    return next((found for found in inside if found is not None), None)
+
+
+def detected_activation(model: nn.Module) -> str:
+    """Name of the one activation of a model, from its modules.
+
+    Raises
+    ------
+    InputError
+        Where there are several or none, or one that the theory does not know.
+    """
     found: dict[str, str] = {}
     for name, module in model.named_modules():
         if isinstance(module, (ConvolutionLayer, DenseLayer)):
@@ -201,13 +284,14 @@ def _detect_activation(model: nn.Module) -> str:
     if not found:
         raise InputError(
             "this model has no activation modules to read the activation off (it may call a function in its forward): "
-            'pass activation="tanh" or whichever it is.'
+            'pass activation="tanh" or whichever it is, or call isometry.critical_init_(model, x) with an input.'
         )
     if len(found) > 1:
         where = ", ".join(f"{known} at {name!r}" for known, name in found.items())
         raise InputError(
-            f"this model mixes activations ({where}), and each has a critical point of its own: call critical_init_ on "
-            "the parts of the model, or pass the activation= that all layers should be set for."
+            f"this model mixes activations ({where}), and each has a critical point of its own: call "
+            "isometry.critical_init_(model, x) with an input, which sees where each of them stands, or pass the "
+            "activation= that all layers should be set for."
         )
     return next(iter(found))
 
@@ -222,15 +306,37 @@ def _mirrored_variances(
     return Variances(mirrored_gain(phi if isinstance(phi, str) else phi.name), 0.0, None)
 
 
-def _fill_layer(
+def fill_weight(
     weight: Tensor,
-    layer: Layer,
+    layer: nn.Module,
+    gain: float,
+    weights: str,
+    *,
+    name: str,
+    position: str = "middle",
+    generator: torch.Generator | None = None,
+) -> None:
+    """Fill a float64 copy of a layer's weight with rows of norm `gain` (in mean square, if Gaussian).
+
+    Raises
+    ------
+    InputError
+        Where the law of that name in `critical_init_` has no such weight; the message begins with the layer's name.
+    """
+    try:
+        _fill(weight, layer, gain, weights, position, generator)
+    except InputError as error:
+        raise InputError(f"layer {name!r}: {error}") from error
+
+
+def _fill(
+    weight: Tensor,
+    layer: nn.Module,
     gain: float,
     weights: str,
     position: str,
     generator: torch.Generator | None,
 ) -> None:
-    """Fill a float64 copy of a layer's weight with rows of norm `gain` (in mean square, if Gaussian)."""
     transposed = isinstance(layer, _TRANSPOSED)
     groups = int(getattr(layer, "groups", 1))
     kernel_size = tuple(weight.shape[2:])

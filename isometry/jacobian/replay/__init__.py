@@ -12,11 +12,12 @@ from .cuts import Segment, joined
 from .diagnosis import first_nonfinite, module_names
 from .graph import Edge, Graph
 from .module_calls import ModuleCall
-from .recorded_segments import RecordedSegments, recorded_graph, recorded_segments
+from .recorded_segments import RecordedSegments, recorded_graph, recorded_operations, recorded_segments
 from .replayed import Replay, checked_replay, linearise, replay_of
-from .tape import NoRule
+from .tape import NoRule, Operation, flat_tensors
 
 __all__ = [
-    "Disagreement", "Edge", "Graph", "ModuleCall", "NoRule", "RecordedSegments", "Replay", "Segment", "checked_replay",
-    "first_nonfinite", "joined", "linearise", "module_names", "recorded_graph", "recorded_segments", "replay_of",
+    "Disagreement", "Edge", "Graph", "ModuleCall", "NoRule", "Operation", "RecordedSegments", "Replay", "Segment",
+    "checked_replay", "first_nonfinite", "flat_tensors", "joined", "linearise", "module_names", "recorded_graph",
+    "recorded_operations", "recorded_segments", "replay_of",
 ]  # fmt: skip

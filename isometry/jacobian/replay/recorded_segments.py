@@ -13,7 +13,7 @@ from .graph import Graph, graph_of
 from .module_calls import ModuleCalls
 from .recording import record
 from .replayed import parameters_of
-from .tape import Tape, flat_tensors
+from .tape import Operation, Tape, flat_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,3 +100,19 @@ def _squares(tape: Tape) -> dict[int, float]:
                 length = torch.linalg.vector_norm(tensors[position].detach(), dtype=torch.float64)
                 found[value] = float(length) ** 2
     return found
+
+
+def recorded_operations(
+    function: Callable[[Tensor], Tensor], point: Tensor, module: nn.Module | None
+) -> tuple[list[Operation], int | None, ModuleCalls]:
+    """The operations of one run, the number of the value of its output, and the calls of modules that it made.
+
+    Raises
+    ------
+    NoRule
+        Where dependence on the input cannot be followed.
+    """
+    calls = ModuleCalls()
+    with calls.watching(module):
+        tape = record(function, point, current_module=calls.label)
+    return tape.operations, tape.result, calls
