@@ -19,7 +19,7 @@ from isometry.errors import InputError
 from .inputs import Inputs
 from .numerics import default_device
 from .outputs import Output, select_output
-from .placement import working_dtype_and_device
+from .placement import parameters_and_buffers, working_dtype_and_device
 from .private_module import PrivateModule
 from .submodel import named_module, run_between, tensor_entering
 
@@ -99,7 +99,9 @@ def point_function(
         raise InputError(
             "source= and target= name modules, but a plain function was passed; pass the nn.Module"
         )
-    dtype, device = working_dtype_and_device(module, inputs, dtype, device)
+    parts = [] if module is None else list(module.modules())
+    parameters, buffers = parameters_and_buffers(parts)
+    dtype, device = working_dtype_and_device(parts, [*parameters, *buffers], inputs, dtype, device)
     inputs = inputs.placed(dtype, device)
     source_module, target_module = named_module(module, source), named_module(module, target)
     if module is None:
@@ -134,8 +136,13 @@ def point_function(
                 return select_output(run_between(run, source_module, z, target_module, target), output)
 
     part = "" if source is None and target is None else f" [{source or 'input'} -> {target or 'output'}]"
-    recurrent = module is not None and any(isinstance(part_, nn.RNNBase) for part_ in module.modules())
-    return PointFunction(function, point, inputs, private, recurrent, _describe(model, module) + part)
+    recurrent = any(isinstance(each, nn.RNNBase) for each in parts)
+    described = (
+        getattr(model, "__qualname__", type(model).__name__)
+        if module is None
+        else _describe(module, parameters)
+    )
+    return PointFunction(function, point, inputs, private, recurrent, described + part)
 
 
 def uncompiled(model: Any) -> Any:
@@ -168,8 +175,5 @@ def _module_behind(model: Any) -> nn.Module | None:
     return None
 
 
-def _describe(model: Any, module: nn.Module | None) -> str:
-    if module is None:
-        return getattr(model, "__qualname__", type(model).__name__)
-    count = sum(p.numel() for p in module.parameters())
-    return f"{type(module).__name__} ({count} parameters)"
+def _describe(module: nn.Module, parameters: list[Tensor]) -> str:
+    return f"{type(module).__name__} ({sum([p.numel() for p in parameters])} parameters)"

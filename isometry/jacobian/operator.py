@@ -209,12 +209,19 @@ class JacobianOperator:
                     part = make(inputs, private=private)
             # A function may write to tensors of the caller's, which torch.func refuses and autograd does not.
             is_auto = options["products"] == "auto"
+            if part.private is not None:
+                # Rows need no later evaluation, and their graph tells which weights it has come to.
+                part.private.watches = not is_auto
             tracked = TrackedRun() if is_auto or part.private is not None else None
             evaluation = evaluate(part, batched=batched, source=source, tf32=tf32, run=tracked, draws=draws)
             rows = tracked.products(evaluation) if tracked is not None and is_auto else None
-            if rows is None and part.private is not None and not part.private.own():
-                self._set_up(inputs, private, whole=whole, borrow=False)
-                return
+            if part.private is not None:
+                part.private.watches = True
+                if rows is None and not part.private.own():
+                    self._set_up(inputs, private, whole=whole, borrow=False)
+                    return
+                if rows is not None:
+                    part.private.warn_of(cast(TrackedRun, tracked).leaves)
             if rows is not None:
                 products = rows
             elif options["products"] == "reverse":

@@ -19,7 +19,7 @@ import threading
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
@@ -31,17 +31,19 @@ from torch.overrides import TorchFunctionMode
 
 from isometry.errors import FallbackWarning, InputError, IsometryError, ModelError, warn_caller
 
-from .failures import first_line
+from .failures import FAILURES_OF_DERIVATIVES, first_line
 
 _Place = tuple[dict[str, Any], str, Tensor]
 """A dict of a module, a name in it, and the tensor to put there."""
+_DICTS = (dict, OrderedDict)
 _CONTAINERS = (list, deque, set, dict, OrderedDict, defaultdict)
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 
-# Bytes from which on copying a tensor takes longer than watching over it.
-_WORTH_BORROWING = 2**15
+# Bytes from which on copying a tensor takes longer than watching over it, and those for each module from which on
+# copying all of them takes longer than watching the functions that the modules call.
+_WORTH_BORROWING, _WORTH_WATCHING = 2**15, 2**17
 _SHAPE_AND_KIND = (
     "shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_leaf", "is_cuda", "is_cpu", "is_meta",
     "is_nested", "is_quantized", "is_sparse", "is_sparse_csr", "is_mkldnn", "itemsize", "nbytes",
@@ -76,6 +78,9 @@ class PrivateModule:
         The copy.
     lock : RLock
         Held by whoever runs the copy, so that two threads may use one operator.
+    watches : bool
+        Whether one call, the first, looks for tensors of the original that the copy still reaches; it may wait for a
+        later one where :meth:`warn_of` is told of those that are trained. Calls with borrowed tensors always look.
     """
 
     def __init__(
@@ -92,8 +97,9 @@ class PrivateModule:
         self.module = self._copies.of(original)
         self.lock = threading.RLock()
         self._watched = self._released = self._stale = self._changed = False
+        self.watches = True
         # A scripted module keeps its tensors in C++.
-        parts = [part for part in self.module.modules() if not isinstance(part, torch.jit.ScriptModule)]
+        parts = [part for part in self._copies.modules() if not isinstance(part, torch.jit.ScriptModule)]
         self._attributes = [(part.__dict__, dict(part.__dict__)) for part in parts]
         self._changing = list(_changing_state(parts))
 
@@ -139,8 +145,13 @@ class PrivateModule:
         for holder, name, tensor in self._changing:
             holder[name] = clones[id(tensor)]
         try:
-            watched = self._watched and not self._copies.borrowed
-            return self.module(*args, **kwargs) if watched else self._watched_call(*args, **kwargs)
+            if self._copies.borrowed or (self.watches and not self._watched):
+                return self._watched_call(*args, **kwargs)
+            return self.module(*args, **kwargs)
+        except FAILURES_OF_DERIVATIVES:
+            # The next call says why, if it fails too.
+            self.watches = True
+            raise
         finally:
             self._restore_attributes()
 
@@ -169,12 +180,22 @@ class PrivateModule:
             raise
         first, self._watched = not self._watched, True
         if watch.found and first:
-            warn_caller(
-                f"the model comes to its tensor {watch.found[0]!r} not through its modules but through another object, "
-                "which is not copied: leave the weights as they are until the measurement has ended",
-                FallbackWarning,
-            )
+            _warn_of(watch.found[0])
         return value
+
+    def warn_of(self, reached: Sequence[Tensor]) -> None:
+        """Warn where one of these tensors, which a call has used, is one of the original's."""
+        names = [self._copies.originals[id(t)] for t in reached if id(t) in self._copies.originals]
+        if names and not self._watched:
+            _warn_of(names[0])
+
+
+def _warn_of(name: str) -> None:
+    warn_caller(
+        f"the model comes to its tensor {name!r} not through its modules but through another object, which is not "
+        "copied: leave the weights as they are until the measurement has ended",
+        FallbackWarning,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +228,8 @@ class _Copies:
         *,
         borrow: bool = False,
     ) -> None:
-        self.dtype, self._device, self._borrow = dtype, device, borrow
+        self.dtype, self._device = dtype, device
+        self._borrow = borrow and _is_worth_watching(original)
         self.borrowed: dict[int, _Loan] = {}
         # With the originals, so that no identity is used twice.
         self._known: dict[int, tuple[Any, Any]] = {}
@@ -224,10 +246,14 @@ class _Copies:
         while self._empty:
             self._fill(*self._empty.pop())
 
+    def modules(self) -> list[nn.Module]:
+        """The modules that were copied, as copies."""
+        return [made for _, made in self._known.values() if isinstance(made, nn.Module)]
+
     def of(self, value: Any) -> Any:
         """The copy of a value, or the value itself where it is shared."""
         kind = type(value)
-        if kind in _PLAIN:
+        if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, value))):
             return value
         if id(value) in self._known:
             made = self._known[id(value)][1]
@@ -268,7 +294,7 @@ class _Copies:
 
     def _tensor(self, tensor: Tensor, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
         self._replaced += 1
-        if self._borrow and tensor.nbytes >= _WORTH_BORROWING and _can_be_borrowed(tensor, dtype, device):
+        if self._borrow and _is_large(tensor) and _can_be_borrowed(tensor, dtype, device):
             # A version of its own, unlike that of detach().
             loan = _Loan(tensor.data, tensor, tensor._version)
             self.borrowed[id(loan.tensor)] = loan
@@ -318,11 +344,14 @@ class _Copies:
             if hasattr(part, name):
                 object.__setattr__(made, name, self.of(getattr(part, name)))
         attributes = made.__dict__
-        attributes.update(part.__dict__)
-        for name, value in list(attributes.items()):
-            if type(value) in _PLAIN:
-                continue
-            attributes[name] = value.copy() if name in _OF_EVERY_MODULE and not value else self.of(value)
+        for name, value in list(part.__dict__.items()):
+            kind = type(value)
+            if kind in _PLAIN:
+                attributes[name] = value
+            elif kind in _DICTS and not value and name in _OF_EVERY_MODULE:
+                attributes[name] = kind()
+            else:
+                attributes[name] = self.of(value)
         # Module.compile() keeps a function of the original here.
         attributes.pop("_compiled_call_impl", None)
 
@@ -400,7 +429,7 @@ class _Copies:
 def _changing_state(parts: list[nn.Module]) -> Iterator[_Place]:
     """Where the modules keep the tensors that a call may change."""
     # An embedding with max_norm rescales its weight in place whenever it is called.
-    rescaled = {id(p) for part in parts if getattr(part, "max_norm", None) for p in part.parameters()}
+    rescaled = {id(p) for part in parts if part.__dict__.get("max_norm") for p in part.parameters()}
     for part in parts:
         yield from ((part._buffers, name, t) for name, t in part._buffers.items() if t is not None)
         for name, tensor in part._parameters.items():
@@ -408,10 +437,19 @@ def _changing_state(parts: list[nn.Module]) -> Iterator[_Place]:
                 yield part._parameters, name, tensor
 
 
+def _is_worth_watching(original: nn.Module) -> bool:
+    """Whether watching over the large tensors of a model takes less time than copying them."""
+    large = {id(t): t.nbytes for t in (*original.parameters(), *original.buffers()) if _is_large(t)}
+    return sum(large.values()) >= _WORTH_WATCHING * sum(1 for _ in original.modules())
+
+
+def _is_large(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.nbytes >= _WORTH_BORROWING
+
+
 def _can_be_borrowed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | None) -> bool:
     return (
         type(tensor) in (Tensor, nn.Parameter)
-        and tensor.layout == torch.strided
         and dtype in (None, tensor.dtype)
         and device in (None, tensor.device)
         and not tensor.is_inference()
@@ -433,12 +471,15 @@ class _Watch(TorchFunctionMode):
         self.found: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        originals, borrowed = self._originals, self._borrowed
         for argument in (*args, *kwargs.values()) if kwargs else args:
-            for item in argument if isinstance(argument, list | tuple) else (argument,):
-                if id(item) in self._originals:
-                    self.found.append(self._originals[id(item)])
-                elif id(item) in self._borrowed and (func not in _READING or "out" in (kwargs or {})):
-                    self._copies.buy(self._borrowed[id(item)])
+            # Most arguments are one tensor: a model calls some hundred functions, and this is run for each.
+            kind = type(argument)
+            for item in argument if kind is tuple or kind is list else (argument,):
+                if id(item) in originals:
+                    self.found.append(originals[id(item)])
+                elif id(item) in borrowed and (func not in _READING or (kwargs and "out" in kwargs)):
+                    self._copies.buy(borrowed[id(item)])
         return func(*args, **kwargs) if kwargs else func(*args)
 
 

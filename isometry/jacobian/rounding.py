@@ -20,7 +20,7 @@ UNITS_OF_A_CAST = 64
 # Units of rounding of s_max that a product of a shallow network may be off by.
 UNITS_OF_ROUNDING = 8
 # Units by which two computations of one product may differ without further question.
-_UNITS_ALLOWED = 16
+UNITS_ALLOWED = 16
 # Multiples of the nonlinearity that a product shows by which it may differ from another computation of it.
 _TIMES_NONLINEARITY = 8
 
@@ -90,7 +90,7 @@ def explained(difference: float, unit: float, nonlinear: float, sensitivity: Cal
         By how much rounding inside the model and its derivative moves the product, relative. It takes a few products,
         and is asked only where 16 units and 8 times the nonlinearity do not explain the difference.
     """
-    if difference <= max(_UNITS_ALLOWED * unit, _TIMES_NONLINEARITY * nonlinear):
+    if difference <= max(UNITS_ALLOWED * unit, _TIMES_NONLINEARITY * nonlinear):
         return True
     return difference <= TIMES_SENSITIVITY * sensitivity()
 

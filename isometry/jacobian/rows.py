@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,10 +32,17 @@ _CONTRADICTED = 0.2
 
 
 class TrackedRun:
-    """The first evaluation of a function with the graph of its derivative, for :meth:`products` or :meth:`reverse`."""
+    """The first evaluation of a function with the graph of its derivative, for :meth:`products` or :meth:`reverse`.
+
+    Attributes
+    ----------
+    leaves : list of Tensor
+        What the graph ends at beside the point: tensors that require gradients. Filled by :meth:`products`.
+    """
 
     def __init__(self) -> None:
         self._ends: tuple[Tensor, Tensor] | None = None
+        self.leaves: list[Tensor] = []
 
     def __call__(self, function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
         """f(x); without a graph where f fails on tensors that have one."""
@@ -56,6 +64,8 @@ class TrackedRun:
             return None
         z, value = ends
         self._ends = None
+        nodes = _nodes(value)
+        self.leaves = [node.variable for node in nodes if hasattr(node, "variable")]
         (u,), (v,) = generic_vectors(at.value, 1, seed=1), generic_vectors(at.point, 1, seed=2)
         block = torch.cat([torch.eye(m, dtype=u.dtype, device=u.device).view(m, *u.shape), u[None]])
         try:
@@ -78,7 +88,7 @@ class TrackedRun:
             (v, jv, u, jtu),
             True,
             # Where J has nearly rank one, the error of one combination is a single random number.
-            2 * max(error, rounding_by_depth(_operations(value), at.unit)),
+            2 * max(error, rounding_by_depth(len(nodes), at.unit)),
         )
 
     def reverse(self, evaluation: Evaluation, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,15 +101,15 @@ class TrackedRun:
         return reference_rmatmat(evaluation.function, evaluation.point, u)
 
 
-def _operations(value: Tensor) -> int:
-    """Number of operations in the graph of a value."""
+def _nodes(value: Tensor) -> set[Any]:
+    """The nodes of the graph of a value: operations, and leaves."""
     seen, left = set(), [value.grad_fn]
     while left:
         node = left.pop()
         if node is not None and node not in seen:
             seen.add(node)
             left += [before for before, _ in node.next_functions]
-    return len(seen)
+    return seen
 
 
 def _difference_from_another(evaluation: Evaluation, v: Tensor, jv: Tensor) -> float:
@@ -122,10 +132,10 @@ def _difference_from_another(evaluation: Evaluation, v: Tensor, jv: Tensor) -> f
 def _step(evaluation: Evaluation, v: Tensor, jv: Tensor) -> float | None:
     """The step along v that changes f by a thousand units of its rounding, so that kinks and curvature are far.
 
-    None where that is too far, and a hundred units are, too.
+    None where that is too far, and ten units are, too: what agrees then may agree by chance.
     """
     eps, size = torch.finfo(v.dtype).eps, length(v)
     of_input = (length(evaluation.point) or 1.0) / size
     of_output = length(evaluation.value) / (length(jv) or math.inf)
     wanted, most = 1000 * eps * max(of_input, of_output), eps ** (1 / 3) * of_input
-    return min(wanted, most) if wanted < 10 * most else None
+    return min(wanted, most) if wanted < 100 * most else None

@@ -151,7 +151,7 @@ class Large(nn.Module):
     def __init__(self, use=lambda _: None) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.body, self.head, self.use = nn.Linear(48, 1024), nn.Linear(1024, 5), use
+        self.body, self.head, self.use = nn.Linear(48, 2048), nn.Linear(2048, 3), use
 
     def forward(self, z: Tensor) -> Tensor:
         hidden = torch.tanh(self.body(z.flatten()))
@@ -174,6 +174,33 @@ def test_weights_are_borrowed_for_rows_alone() -> None:
     for _ in range(2):
         with pytest.raises(ModelError, match="have changed since the rows"):
             other.evaluation.function(other.point)
+
+
+def test_many_small_weights_are_copied_at_once() -> None:
+    """To watch over each function that reads one takes longer."""
+    layers = [nn.Linear(100, 100) for _ in range(6)]
+    model = nn.Sequential(nn.Flatten(0), nn.Linear(48, 100), *layers, nn.Linear(100, 3))
+    whole = sum(p.nbytes for p in model.parameters())
+    assert layers[0].weight.nbytes > 2**15
+    assert JacobianOperator(model, X, products="auto").copied_bytes == whole
+
+
+class Beside(nn.Module):
+    """A head that comes to its layer through an object that is not copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(48, 3)
+        self.inner = Trainer(self.layer)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.inner.weight(z.flatten().to(self.inner.weight.weight.dtype)).to(z)
+
+
+def test_rows_through_weights_that_are_not_copied_are_said() -> None:
+    with pytest.warns(FallbackWarning, match=r"its tensor 'layer\.(weight|bias)' not through its modules"):
+        operator = JacobianOperator(Beside(), X, products="auto")
+    assert operator.backend == "the 3 rows of J, by autograd"
 
 
 def by_data(weight: Tensor) -> None:
@@ -235,7 +262,7 @@ def test_weights_that_another_thread_changes_meanwhile_are_copied_and_measured_a
     model = Large()
     trainer = model.use = Trainer(model.body.weight)
     operator = JacobianOperator(model, X, products="auto")
-    found = operator.rmatmat(torch.eye(5)).reshape(5, 48)
+    found = operator.rmatmat(torch.eye(3)).reshape(3, 48)
     assert trainer.begun
     assert operator.copied_bytes > model.body.weight.nbytes
     assert torch.allclose(found.double(), dense_jacobian(model.double(), X), atol=1e-6)

@@ -14,7 +14,7 @@ from .rules import Link, links
 from .tape import NoRule, Operation, Tape
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Edge:
     """A map from one value to another, and the operation and module that it comes from."""
 
@@ -83,8 +83,10 @@ def _needed_values(tape: Tape, result: int) -> set[int]:
     """The values that the output depends on."""
     needed = {result}
     for operation in reversed(tape.operations):
-        if any(value in needed for value in operation.results.values()):
-            needed.update(operation.sources.values())
+        for value in operation.results.values():
+            if value in needed:
+                needed.update(operation.sources.values())
+                break
     return needed
 
 

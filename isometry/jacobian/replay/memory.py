@@ -67,23 +67,31 @@ class WrittenMemory:
         if self._users is not None:
             self._add_user(self._users, operation)
 
-    def copy_for_users(self, target: Tensor) -> None:
-        """Give the operations that refer to the storage of ``target`` a copy of its present content."""
+    def copy_for_users(self, target: Tensor) -> Tensor | None:
+        """Give the operations that refer to the storage of ``target`` a copy of its present content.
+
+        Returns the copy of ``target`` itself; None where none of them has it.
+        """
         storage = _storage(target)
         if self._users is None:
             self._users = {}
             for operation in self._tape.operations:
                 self._add_user(self._users, operation)
+        # With the originals, so that no identity is used twice.
+        copies: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def copied(_: int, tensor: Tensor) -> Tensor:
+            if _storage(tensor) != storage:
+                return tensor
+            if id(tensor) not in copies:
+                copies[id(tensor)] = tensor.clone(), tensor
+            return copies[id(tensor)][0]
+
         for operation in self._users.pop(storage, []):
-            copies: dict[int, Tensor] = {}
-
-            def copied(_: int, tensor: Tensor, copies: dict[int, Tensor] = copies) -> Tensor:
-                if _storage(tensor) != storage:
-                    return tensor
-                return copies.setdefault(id(tensor), tensor.clone())
-
             operation.args, operation.kwargs = map_tensors(operation.args, operation.kwargs, copied)
+            operation.tensors = flat_tensors(operation.args, operation.kwargs)
             operation.output = map_tensors((operation.output,), {}, copied)[0][0]
+        return copies[id(target)][0] if id(target) in copies else None
 
     def write(self, target: Tensor, value: int) -> None:
         """The storage of ``target`` now holds ``value`` where ``target`` lies in it."""
@@ -105,7 +113,7 @@ class WrittenMemory:
         self._tape.held[id(target)] = HeldValue(target, value, content.version + 1)
 
     def _add_user(self, users: dict[int, list[Operation]], operation: Operation) -> None:
-        for tensor in flat_tensors((*operation.args, operation.output), operation.kwargs):
+        for tensor in (*operation.tensors, *flat_tensors((operation.output,), {})):
             users.setdefault(_storage(tensor), []).append(operation)
 
     def _before_the_first_write(self, target: Tensor) -> _Content:

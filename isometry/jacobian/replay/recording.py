@@ -8,7 +8,6 @@ whose arguments depend on the input are constants and are not recorded. Writes i
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +15,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .memory import WrittenMemory
-from .tape import HeldValue, NoRule, Operation, Tape, TapeWriter, flat_tensors, map_tensors
+from .tape import (
+    HeldValue,
+    NoRule,
+    Operation,
+    Tape,
+    TapeWriter,
+    cached_by_identity,
+    flat_tensors,
+    map_tensors,
+)
 
 # Operations that read nothing but the shape and type of their argument.
 _SHAPE_ONLY = frozenset(
@@ -66,7 +74,7 @@ class _Recorder(TorchDispatchMode):
         written = _written_arguments(func)
         if written is None:
             return func(*args, **kwargs)
-        tensors = list(flat_tensors(args, kwargs))
+        tensors = flat_tensors(args, kwargs)
         sources = {}
         for position, tensor in enumerate(tensors):
             value = self.value_of(tensor)
@@ -89,14 +97,13 @@ class _Recorder(TorchDispatchMode):
     def _record(
         self, func: Any, args: Any, kwargs: Any, out: Any, sources: dict[int, int], tensors: list[Tensor]
     ) -> None:
-        operation = Operation(func, args, kwargs, out, sources, module=self.tape.current_module())
+        results = {}
         for position, made in enumerate(out if isinstance(out, list | tuple) else (out,)):
-            if not isinstance(made, Tensor):
-                continue
-            if made.is_floating_point() or made.is_complex():
-                operation.results[position] = self._hold_new_value(made)
-        if operation.results:
-            self._add(operation, tensors)
+            if isinstance(made, Tensor) and (made.is_floating_point() or made.is_complex()):
+                results[position] = self._hold_new_value(made)
+        if results:
+            module = self.tape.current_module()
+            self._add(Operation(func, args, kwargs, tensors, out, sources, results, module))
 
     def _run_in_place(
         self,
@@ -112,8 +119,9 @@ class _Recorder(TorchDispatchMode):
             if sources:
                 raise NoRule(f"{func} (writes to a list of tensors)")
             return func(*args, **kwargs)
+        copied = None
         for target in targets:
-            self._memory.copy_for_users(target)
+            copied = self._memory.copy_for_users(target)
         if not sources:
             return func(*args, **kwargs)
         if len(targets) != 1 or isinstance(written[0], str):
@@ -121,34 +129,38 @@ class _Recorder(TorchDispatchMode):
         target = targets[0]
         if not (target.is_floating_point() or target.is_complex()) or target.is_conj() or target.is_neg():
             raise NoRule(f"{func} (writes to {target.dtype}, or to a conjugate)")
-        before = target.clone()
+        before = target.clone() if copied is None else copied
         args_before, kwargs_before = map_tensors(
             args, kwargs, lambda _, tensor: before if tensor is target else tensor
         )
+        tensors_before = flat_tensors(args_before, kwargs_before)
         out = func(*args, **kwargs)
         value = self.tape.new_value()
-        operation = Operation(
-            func, args_before, kwargs_before, target.clone(), sources, {0: value}, self.tape.current_module()
+        module = self.tape.current_module()
+        # The next write to it gives the operation a copy.
+        self._add(
+            Operation(func, args_before, kwargs_before, tensors_before, target, sources, {0: value}, module)
         )
-        self._add(operation, [tensor for tensor in tensors if tensor is not target])
         self._memory.write(target, value)
         return out
 
-    def _add(self, operation: Operation, tensors: list[Tensor]) -> None:
+    def _add(self, operation: Operation) -> None:
         if not torch.is_grad_enabled():
             raise NoRule(f"{operation.function} (under torch.no_grad, or in a custom autograd function)")
-        if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors):
-            raise NoRule(f"{operation.function} (on a subclass of torch.Tensor)")
+        for tensor in operation.tensors:
+            if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
+                raise NoRule(f"{operation.function} (on a subclass of torch.Tensor)")
         self.tape.operations.append(operation)
         self._memory.note_user(operation)
 
     def _hold_new_value(self, tensor: Tensor) -> int:
         value = self.tape.new_value()
-        self.tape.held[id(tensor)] = HeldValue(tensor, value, self._memory.version_of(tensor))
+        version = self._memory.version_of(tensor) if self._memory.contents else 0
+        self.tape.held[id(tensor)] = HeldValue(tensor, value, version)
         return value
 
 
-@cache
+@cached_by_identity
 def _written_arguments(func: Any) -> tuple[str | int, ...] | None:
     """The arguments that an operation writes to: positions, or names of those passed by keyword only.
 

@@ -5,10 +5,9 @@ A *value* is the content of a tensor at one moment, numbered in the order in whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +17,24 @@ class NoRule(Exception):
     """An operation, or a use of one, that has no linear map here. The text names it."""
 
 
-@dataclass(eq=False)
+_T = TypeVar("_T")
+
+
+def cached_by_identity(of: Callable[[Any], _T]) -> Callable[[Any], _T]:
+    """A cache of a function of an aten operation: PyTorch computes the hash of one in Python."""
+    known: dict[int, tuple[_T, Any]] = {}
+
+    def cached(function: Any) -> _T:
+        found = known.get(id(function))
+        if found is None:
+            # With the operation, so that no identity is used twice.
+            found = known[id(function)] = of(function), function
+        return found[0]
+
+    return cached
+
+
+@dataclass(eq=False, slots=True)
 class Operation:
     """One aten operation with arguments of which some depend on the input.
 
@@ -29,6 +45,8 @@ class Operation:
         and the number of entries of the source.
     args, kwargs :
         As they were when it ran, also where they were overwritten later.
+    tensors : list of Tensor
+        Those among ``args`` and ``kwargs``, as :func:`flat_tensors` finds them.
     output : Tensor or tuple
         The result.
     sources : dict
@@ -46,6 +64,7 @@ class Operation:
     function: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    tensors: list[Tensor]
     output: Any
     sources: dict[int, int]
     results: dict[int, int] = field(default_factory=dict)
@@ -78,7 +97,7 @@ class Tape:
     output: Tensor
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class HeldValue:
     """A tensor and the value that it holds, as of a version of its storage."""
 
@@ -116,12 +135,13 @@ class TapeWriter:
         With ``result`` the gather is added to that value; else it is a new one.
         """
         result = self.new_value() if result is None else result
-        operation = Operation(None, (index, size), {}, None, {0: source}, {0: result}, self.current_module())
-        self.operations.append(operation)
+        self.operations.append(
+            Operation(None, (index, size), {}, [index], None, {0: source}, {0: result}, self.current_module())
+        )
         return result
 
 
-@cache
+@cached_by_identity
 def operation_name(function: Any) -> str:
     """The name of an aten operation without its overload and the underscore of writing in place."""
     schema = function._schema
@@ -129,7 +149,7 @@ def operation_name(function: Any) -> str:
     return name.rstrip("_") if schema.is_mutable else name
 
 
-@cache
+@cached_by_identity
 def _functional_form(function: Any) -> Any:
     """The overload with the same arguments that writes to none of them; its own name may differ (transpose_)."""
     packet = getattr(torch.ops.aten, operation_name(function), None)
@@ -144,15 +164,15 @@ def _functional_form(function: Any) -> Any:
     return next((o for o in overloads if types(o) == types(function) and not o._schema.is_mutable), None)
 
 
-def flat_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+def flat_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors among arguments and inside lists of them, in order."""
+    found = []
     for argument in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(argument, Tensor):
-            yield argument
+            found.append(argument)
         elif isinstance(argument, list | tuple):
-            for item in argument:
-                if isinstance(item, Tensor):
-                    yield item
+            found += [item for item in argument if isinstance(item, Tensor)]
+    return found
 
 
 def map_tensors(

@@ -25,6 +25,13 @@ _FROM_OUTPUT: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
     "sigmoid": _aten.sigmoid_backward.default,
     "relu": lambda ones, output: _aten.threshold_backward.default(ones, output, 0),
 }
+# From the input and the further arguments of the operation, likewise.
+_FROM_INPUT: dict[Any, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    "hardtanh": (_aten.hardtanh_backward.default, ("min_val", "max_val")),
+    "gelu": (lambda ones, x, kind: _aten.gelu_backward.default(ones, x, approximate=kind), ("approximate",)),
+    "silu": (_aten.silu_backward.default, ()),
+    "hardswish": (_aten.hardswish_backward.default, ()),
+}
 
 
 # By name those that PyTorch does not tag as pointwise.
@@ -39,7 +46,16 @@ def elementwise(operation: Operation) -> list[Link]:
         slope = formula(torch.ones_like(made), made.detach())
         return [Link(0, 0, (diagonal(slope, made.shape),))]
     arguments = tensors(operation)
+    if operation.name in _FROM_INPUT and made.dtype == arguments[0].dtype:
+        backward, options = _FROM_INPUT[operation.name]
+        x = arguments[0].detach()
+        slope = backward(torch.ones_like(x), x, *(argument(operation, name) for name in options))
+        return [Link(0, 0, (diagonal(slope, made.shape),))]
     out = []
+    if operation.name == "add" and argument(operation, "alpha", 1) == 1:
+        same = {arguments[position].dtype for position in operation.sources} == {made.dtype}
+        if same:
+            return [Link(p, 0, (broadcast(arguments[p].shape, made.shape),)) for p in operation.sources]
     for position, gradient in derivatives(operation, made, expand=True).items():
         tensor = arguments[position]
         if tensor.dtype != made.dtype:

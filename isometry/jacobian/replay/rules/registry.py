@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from isometry.jacobian.failures import FAILURES_OF_DERIVATIVES, is_out_of_memory
 from isometry.jacobian.replay.maps import Differentiated, LinearMap, gather
-from isometry.jacobian.replay.tape import NoRule, Operation, flat_tensors, map_tensors, operation_name
+from isometry.jacobian.replay.tape import NoRule, Operation, cached_by_identity, map_tensors, operation_name
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,10 @@ def rule_of(function: Any) -> Rule | None:
 
 
 def _is_complex(operation: Operation) -> bool:
-    made = operation.output if isinstance(operation.output, list | tuple) else (operation.output,)
-    given = tensors(operation)
-    return any(given[position].is_complex() for position in operation.sources) or any(
-        made[position].is_complex() for position in operation.used
-    )
+    for position in operation.sources:
+        if operation.tensors[position].is_complex():
+            return True
+    return any(output(operation, position).is_complex() for position in operation.used)
 
 
 def _differentiated(operation: Operation, missing: NoRule) -> list[Link]:
@@ -151,6 +149,8 @@ def _refuse_dropped_arguments(operation: Operation, made: list[Link]) -> None:
     A rule may leave out an argument only where the derivative is zero. Rules with shared links are not asked: they find
     by numbers which entries of which argument an output holds.
     """
+    if len(operation.sources) == 1 and made:
+        return
     dropped = set(operation.sources) - {link.source for link in made}
     if not dropped:
         return
@@ -179,15 +179,20 @@ def _refuse_dropped_arguments(operation: Operation, made: list[Link]) -> None:
 
 def _key(operation: Operation) -> tuple[Any, ...]:
     """Equal for operations with the same options, constants and shapes of sources."""
-    sources = operation.sources
+    sources = {id(operation.tensors[position]) for position in operation.sources}
 
-    def token(position: int, tensor: Tensor) -> Any:
-        if position in sources:
-            return tensor.shape, tensor.stride(), tensor.dtype
-        return id(tensor)
+    def token(given: Any) -> Any:
+        if isinstance(given, Tensor):
+            # Of a source the layout; a constant, and a source that is a constant elsewhere, by its identity.
+            is_source = id(given) in sources
+            return (given.shape, given.stride(), given.dtype) if is_source else id(given)
+        if isinstance(given, list | tuple):
+            return tuple(map(token, given))
+        # By its text, since 1, 1.0 and True are equal.
+        return given if type(given) is int or given is None else repr(given)
 
-    args, kwargs = map_tensors(operation.args, operation.kwargs, token)
-    return operation.function, tuple(operation.results), repr(args), repr(kwargs)
+    options = tuple(operation.kwargs.items()) if operation.kwargs else ()
+    return operation.function, tuple(operation.results), token(operation.args), token(options)
 
 
 # ---- reading an operation ------------------------------------------------------------------------------
@@ -201,7 +206,7 @@ def argument(operation: Operation, name: str, default: Any = None) -> Any:
     return operation.args[position] if position < len(operation.args) else usual
 
 
-@cache
+@cached_by_identity
 def _schema_arguments(function: Any) -> dict[str, tuple[int, Any]]:
     """Position and default value of each argument."""
     return {
@@ -212,7 +217,7 @@ def _schema_arguments(function: Any) -> dict[str, tuple[int, Any]]:
 
 def tensors(operation: Operation) -> list[Tensor]:
     """The tensors among the arguments, in order."""
-    return list(flat_tensors(operation.args, operation.kwargs))
+    return operation.tensors
 
 
 def output(operation: Operation, result: int) -> Tensor:
