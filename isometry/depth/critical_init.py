@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.depth.critical_plan import Plan, is_chain, plan_of
+from isometry.depth.critical_plan import Plan, PlannedLayer, is_chain, plan_of
 from isometry.depth.flow_structure import FlowStructure
-from isometry.errors import InputError, IsometryWarning, NotImprovedError
+from isometry.errors import InputError, IsometryError, IsometryWarning, NonFiniteError, NotImprovedError
 from isometry.jacobian import (
     Dataflow,
     JacobianOperator,
@@ -84,7 +84,7 @@ class CriticalInit:
     left_alone : dict
         Name of a module or parameter -> why it was left alone, or what is not handled there.
     before, after : Spectrum
-        Of the Jacobian at the input, with the same probes.
+        Of the Jacobian at the input, with the same probes. A network that overflows before is measured in float64.
     """
 
     model: nn.Module
@@ -156,8 +156,9 @@ def critical_init_(
     Parameters
     ----------
     model : torch.nn.Module
-        In evaluation mode. Filled are ``nn.Linear``, ``nn.Conv*``, ``nn.ConvTranspose*``, ``nn.MultiheadAttention`` and
-        the layers of `isometry.nn` that run on the input; all else is left alone, and the report names it.
+        In evaluation mode. Filled are ``nn.Linear``, ``nn.Conv*``, ``nn.ConvTranspose*``, ``nn.MultiheadAttention``,
+        the layers of `isometry.nn`, and matrices of other modules that are used once, where they run on the input; all
+        else is left alone, and the report names it.
     x : Tensor, or a tuple, list, dict or dataclass of tensors
         One input, as `isometry.measure` takes it. Its values decide the comparison, and no weight.
     activation : str or Activation, optional
@@ -197,7 +198,8 @@ def critical_init_(
     ModelError
         Where the run cannot be recorded, or the model is in training mode.
     NotImprovedError
-        Where the Jacobian is zero afterwards, the logarithm of its mean square is further from 0 than before, or the
+        Where the Jacobian is zero afterwards, the logarithm of its mean square is further from 0 than before (with more
+        outputs m than inputs n: from the range 0 to log m/n, as entries that keep their mean square make m/n), or the
         share of singular values within a factor of two of their scale is smaller. Differences within the errors do not
         count: three standard errors of the probes, and the chance by which N = min(m, n) values of one draw of the
         weights have another mean square (two standard errors) or share (three). With this and every other error, an
@@ -251,8 +253,13 @@ def critical_init_(
                 name=name,
             )
 
-    operator = JacobianOperator(root, x, **options)
-    before = spectrum(operator, "before")
+    try:
+        operator = JacobianOperator(root, x, **options)
+        before = spectrum(operator, "before")
+    except NonFiniteError:
+        # What overflows in float32 is to be cured all the same.
+        operator = _in_double_precision(root, x, options)
+        before = spectrum(operator, "before")
     flow = Dataflow.of(operator)
     structure = FlowStructure(flow)
     del operator
@@ -279,17 +286,25 @@ def critical_init_(
             input_mean_square=input_mean_square,
         )  # fmt: skip
         _refuse_shared(root, uses, plan)
-        filled, done = _network_weights(root, plan, weights, sigma_b, generator)
+        filled, done = _network_weights(root, plan, uses, weights, sigma_b, generator)
     with _undone_on_error(filled):
         _write(filled)
         with warnings_silenced(IsometryWarning):
             # It has warned of the model and the input before.
             operator = JacobianOperator(root, x, **options)
         after = spectrum(operator, "after")
-        _refuse_worse(before, after, operator.zero_cause)
+        _refuse_worse(before, after, operator.zero_cause, plan)
         return CriticalInit(
             model, "network" if chain is None else "chain", dict(plan.found), done, plan.left, before, after
         )
+
+
+def _in_double_precision(model: nn.Module, x: Any, options: Mapping[str, Any]) -> JacobianOperator:
+    """The operator in float64, whatever precision was asked for; errors are those of the precision asked for."""
+    try:
+        return JacobianOperator(model, x, **{**options, "dtype": torch.float64})
+    except IsometryError:
+        return JacobianOperator(model, x, **options)
 
 
 # ---- what cannot be initialised ----------------------------------------------------------------------------
@@ -345,16 +360,11 @@ def _shared(model: nn.Module) -> dict[str, list[str]]:
     return {same[0]: same for same in names.values() if len(same) > 1}
 
 
-def _is_filled(model: nn.Module, name: str) -> bool:
-    holder, _, attribute = name.rpartition(".")
-    return _bias_of(model.get_submodule(holder), attribute) is not None
-
-
 def _refuse_shared(model: nn.Module, uses: Mapping[str, int], plan: Plan) -> None:
     several = _shared(model)
     for name in plan.layers:
         names = several.get(name, [name])
-        if not all(_is_filled(model, own) for own in names):
+        if not all(_is_layer(model, own) for own in names):
             # It is left alone.
             continue
         if len(names) > 1:
@@ -406,7 +416,12 @@ def _between(structure: FlowStructure) -> str:
 
 
 def _network_weights(
-    model: nn.Module, plan: Plan, weights: str, sigma_b: float | None, generator: torch.Generator | None
+    model: nn.Module,
+    plan: Plan,
+    uses: Mapping[str, int],
+    weights: str,
+    sigma_b: float | None,
+    generator: torch.Generator | None,
 ) -> tuple[Filled, tuple[InitialisedWeight, ...]]:
     """New values of the parameters that the plan names, and what they are; the plan's ``left`` is completed."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -416,27 +431,26 @@ def _network_weights(
     for name, layer in plan.layers.items():
         holder, _, attribute = name.rpartition(".")
         module = model.get_submodule(holder)
-        bias = _bias_of(module, attribute)
-        names = shared.get(name, [name])
-        if not all(_is_filled(model, own) for own in names) and len(names) > 1:
-            plan.left.update(dict.fromkeys(names, f"one weight, shared by {' and '.join(names[:3])}"))
+        why = _no_law(model, layer, shared.get(name, [name]), uses.get(name, 1))
+        if why:
+            plan.left.update(dict.fromkeys(shared.get(name, [name]), why))
             continue
-        if bias is None:
-            plan.left[name] = f"a weight of {type(module).__name__}, which critical_init_ has no law for"
-            continue
-        weight = parameters[name]
+        weight, is_layer = parameters[name], _is_layer(model, name)
         check_parameter(name, weight)
         gain = layer.gain * layer.branch_gain
         new = torch.zeros(weight.shape, dtype=torch.float64)
-        for block in _blocks(new, layer.packed) if gain > 0 else ():
-            fill_weight(
-                block, module, gain, weights, name=holder or type(module).__name__, generator=generator
-            )
+        # Other modules may keep the transposed matrix, and have attributes of any meaning.
+        matrix, law = (new, module) if is_layer else (new.t() if layer.inputs_first else new, nn.Module())
+        for block in _blocks(matrix, layer.packed) if gain > 0 else ():
+            drawn = torch.empty(block.shape, dtype=torch.float64)
+            fill_weight(drawn, law, gain, weights, name=holder or type(module).__name__, generator=generator)
+            block.copy_(drawn)
         filled.append((weight, new))
         done.append(InitialisedWeight(name, layer.role, gain))
-        if bias and parameters.get(_joined(holder, bias)) is not None:
-            own = parameters[_joined(holder, bias)]
-            check_parameter(_joined(holder, bias), own)
+        bias = layer.bias or _bias_of(module, holder, attribute)
+        own = parameters.get(bias)
+        if own is not None:
+            check_parameter(bias, own)
             sigma = (sigma_b or 0.0) * layer.branch_gain if layer.activated else 0.0
             filled.append((own, laws.normal(own.shape, generator=generator) * sigma))
     for name, gain in plan.norms.items():
@@ -444,29 +458,53 @@ def _network_weights(
         filled.append((parameters[name], torch.full(parameters[name].shape, gain, dtype=torch.float64)))
         done.append(InitialisedWeight(name, "weight of a normalisation that ends a branch", gain))
     if not done:
-        raise InputError("this model has no layer to initialise that runs on this input.")
-    used = set(plan.layers)
-    for name, module in model.named_modules():
-        if isinstance(module, LAYER_TYPES) and _joined(name, "weight") not in used:
-            plan.left.setdefault(
-                _joined(name, "weight"), "it does not run, or not on what depends on the input"
-            )
-        elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
-            plan.left.setdefault(name, "recurrent: critical_init_ has no law for it")
+        raise InputError(
+            "this model has no convolution and no dense layer to initialise that runs on this input."
+        )
+    _name_the_rest(model, plan)
+    return filled, tuple(done)
+
+
+def _name_the_rest(model: nn.Module, plan: Plan) -> None:
+    """Complete what the plan leaves alone: what does not run on the input, and normalisations."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and name not in plan.layers:
+            plan.left.setdefault(name, "it does not run, or not as a layer on what depends on the input")
     if plan.found["normalisation"]:
         plan.left["normalisations"] = "they set the size of what passes, whatever the gains of the layers"
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         plan.left["running statistics of batch-norm"] = (
             "they belong to the weights as they were: in training mode they adapt"
         )
-    return filled, tuple(done)
 
 
-def _bias_of(module: nn.Module, attribute: str) -> str | None:
-    """Name of the bias that belongs to a weight, "" where there is none; None for a weight without a law."""
+def _is_layer(model: nn.Module, name: str) -> bool:
+    """Whether a parameter is the weight of a convolution, a dense layer or a projection of attention."""
+    holder, _, attribute = name.rpartition(".")
+    module = model.get_submodule(holder)
     if isinstance(module, nn.MultiheadAttention):
-        return _ATTENTION_WEIGHTS.get(attribute) or ("" if attribute in _ATTENTION_WEIGHTS else None)
-    return "bias" if isinstance(module, LAYER_TYPES) and attribute == "weight" else None
+        return attribute in _ATTENTION_WEIGHTS
+    return isinstance(module, LAYER_TYPES) and attribute == "weight"
+
+
+def _no_law(model: nn.Module, layer: PlannedLayer, names: Sequence[str], uses: int) -> str:
+    """Why the weight with these names is left alone; empty where it is filled."""
+    if all(_is_layer(model, name) for name in names):
+        return ""
+    module = model.get_submodule(layer.weight.rpartition(".")[0])
+    if len(names) > 1:
+        return f"one weight, shared by {' and '.join(names[:3])}"
+    if not layer.is_matrix or isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return f"a weight of {type(module).__name__}, which critical_init_ has no law for"
+    if uses > 1:
+        return f"a matrix that is used {uses} times in one run"
+    return "" if dict(model.named_parameters())[layer.weight].requires_grad else "a matrix that is frozen"
+
+
+def _bias_of(module: nn.Module, holder: str, attribute: str) -> str:
+    """The name that the bias of a layer has where the operation does not show it."""
+    bias = _ATTENTION_WEIGHTS.get(attribute) if isinstance(module, nn.MultiheadAttention) else "bias"
+    return _joined(holder, bias) if bias else ""
 
 
 def _blocks(weight: Tensor, packed: bool) -> Sequence[Tensor]:
@@ -513,7 +551,7 @@ def _restore(old: Filled) -> None:
         return
 
 
-def _refuse_worse(before: Spectrum, after: Spectrum, zero_cause: str) -> None:
+def _refuse_worse(before: Spectrum, after: Spectrum, zero_cause: str, plan: Plan) -> None:
     undone = "critical_init_ was undone, and the weights are as they were"
     if not math.isfinite(after.log10_moment(1)):
         raise NotImprovedError(
@@ -527,16 +565,21 @@ def _refuse_worse(before: Spectrum, after: Spectrum, zero_cause: str) -> None:
             f"{undone}: {found}. Either the model was closer to isometry before, or its inputs are not what the gains "
             "are for: mean square 1 where the model does not normalise them (try input_mean_square=). "
             "isometry.measure_blocks shows where the size changes"
+            + (f". Left alone were {_listed(list(plan.left))}" if plan.left else "")
         )
 
 
 def _worse(before: Spectrum, after: Spectrum) -> str:
     """What became worse, beyond the errors; empty where nothing did."""
     old, new = before.log10_moment(1), after.log10_moment(1)
-    if math.isfinite(old) and abs(new) - abs(old) > math.hypot(_error(before), _error(after)) + 1e-6:
+    m, n = after.shape or (1, 1)
+    # Layers keep the mean square of entries, and m of them for n are a mean square of m/n: from there to 1 all is kept.
+    widest = math.log10(max(m / n, 1.0))
+    old, new = (max(one - widest, 0.0, -one) for one in (old, new))
+    if math.isfinite(old) and new - old > math.hypot(_error(before), _error(after)) + 1e-6:
         return (
             f"the mean square of its singular values went from {number_text(before.mean_square)} to "
-            f"{number_text(after.mean_square)}, further from 1"
+            f"{number_text(after.mean_square)}, further from {f'1 to {m / n:.3g}' if m > n else '1'}"
         )
     (_, most), (least, _) = _share(after), _share(before)
     middle = 0.5 * (most + least)

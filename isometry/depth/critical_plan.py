@@ -27,6 +27,7 @@ from isometry.errors import IsometryError
 from isometry.theory.activations import Activation, get_activation
 from isometry.theory.gaussian import gaussian_average
 
+_DENSE = frozenset({"mm", "addmm", "mv", "addmv", "matmul", "linear"})
 # Beyond it an activation is driven into saturation, as a sigmoid is whose slope is at most 1/4.
 _LARGEST_GAIN = 4.0
 
@@ -49,6 +50,12 @@ class PlannedLayer:
         Whether an activation follows.
     packed : bool
         Whether its outputs are queries, keys and values, or gates and values, one after another.
+    is_matrix : bool
+        Whether all of it is used as one dense matrix.
+    inputs_first : bool
+        Whether the first axis of the matrix counts inputs.
+    bias : str
+        Parameter of one axis that the same operation adds, "" where there is none.
     """
 
     weight: str
@@ -57,6 +64,9 @@ class PlannedLayer:
     branch_gain: float = 1.0
     activated: bool = False
     packed: bool = False
+    is_matrix: bool = False
+    inputs_first: bool = False
+    bias: str = ""
 
 
 @dataclass
@@ -145,10 +155,20 @@ class _Planner:
             )
 
     def _new_layer(self, node: int) -> PlannedLayer:
-        use = next(use for use in self.structure.operation(node).parameters if len(use.shape) > 1)
+        operation = self.structure.operation(node)
+        use = next(use for use in operation.parameters if len(use.shape) > 1)
         found = self.plan.layers.get(use.name)
         if found is None:
-            found = self.plan.layers[use.name] = PlannedLayer(use.name)
+            (source,) = operation.sources
+            bias = next((other.name for other in operation.parameters if len(other.shape) == 1), "")
+            found = self.plan.layers[use.name] = PlannedLayer(
+                use.name,
+                packed=use.name.endswith("in_proj_weight"),
+                is_matrix=use.is_whole and len(use.shape) == 2 and operation.name in _DENSE,
+                # x W has the inputs of W first, W x the outputs.
+                inputs_first=use.is_transposed == (use.position < source),
+                bias=bias,
+            )
         return found
 
     def _averages(self, node: int) -> bool:
@@ -263,7 +283,8 @@ class _Planner:
             if before in self.at:
                 layer = self.at[before]
                 if not layer.activated:
-                    layer.gain *= gain
+                    # Of phi(a h) the layer makes up for a as well.
+                    layer.gain *= gain / (s.factor(s.sources(node)[0], before) or 1.0)
                 layer.activated = True
             elif s.kind[before] == "sum" and s.kind[skips.get(before, INPUT)] in ("activation", "function"):
                 # What it is given is x + f(x) with an x that has passed it already.

@@ -8,6 +8,7 @@ they are. Where no layer lies between, the joined paths are one function of d, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -217,6 +218,10 @@ class FlowStructure:
             return "softmax"
         if name == "glu":
             return "product"
+        if len(operation.sources) > 1 and name not in _SUMS | _JOINS:
+            # x x.
+            self.activation[node] = None
+            return "function"
         if name in _LINEAR or name.startswith(_LINEAR_FAMILIES):
             # A number over x is no multiple of it.
             return "linear" if name != "div" or 0 in operation.sources else "function"
@@ -244,7 +249,7 @@ class FlowStructure:
             return "linear"
         if is_product and ("norm" in kinds or any(self.operation(at).name in _REDUCTIONS for at in inside)):
             return "norm"
-        self.activation[node] = self._hand_written(operation, start, inside)
+        self.activation[node] = self._hand_written(operation, inside)
         return "function" if self.activation[node] is None else "activation"
 
     def _takes_parts(self, start: int, inside: set[int]) -> bool:
@@ -262,11 +267,20 @@ class FlowStructure:
                 waiting += [self.producer[value] for value in self.operation(at).sources.values()]
         return found
 
-    def _hand_written(self, operation: DataflowOperation, start: int, inside: set[int]) -> str | None:
-        """x sigmoid(x)."""
-        sigmoid = [at for at in inside if self.activation.get(at) == "sigmoid"]
-        is_silu = operation.name == "mul" and len(inside) == 1 and len(sigmoid) == 1
-        return "silu" if is_silu and start in {self.producer[v] for v in operation.sources.values()} else None
+    def _hand_written(self, operation: DataflowOperation, inside: set[int]) -> str | None:
+        """The name of x sigmoid(x), of x (1 + erf(x / sqrt 2)) / 2 and its forms, of mish or of x / (1 + |x|)."""
+        if operation.name == "div" and {self.operation(at).name for at in inside} == {"abs", "add"}:
+            return "softsign"
+        if operation.name != "mul":
+            return None
+        known = {self.activation.get(at) for at in inside} - {None}
+        cubes = any(self.operation(at).name == "pow" and 3 in self.operation(at).settings for at in inside)
+        factor = math.prod(_own_factor(self.operation(at)) for at in inside)
+        if known == {"sigmoid"} and len(inside) <= 2:
+            return "silu" if factor == 1 else "gelu" if abs(factor - 1.702) < 0.01 else None
+        if known == {"erf"} or (known == {"tanh"} and cubes):
+            return "gelu"
+        return "mish" if known == {"tanh", "softplus"} else None
 
     # ---- sums -------------------------------------------------------------------------------------------
 
@@ -276,6 +290,9 @@ class FlowStructure:
         for position, number in operation.factors.items():
             factor[operation.sources[position]] = abs(number)
         plain = [v for v in values if self._leads_straight(v, start)]
+        if not plain:
+            # x + f(x) + g(x), added one after another.
+            plain = [v for v in values if self._leads_through_sums(v, start)]
         linear = [v for v in values if self._leads_straight(v, start, ("linear", "layer", "affine", "norm"))]
         if len(plain) == 1:
             kind, skip, shortcut = "residual", plain[0], None
@@ -285,7 +302,7 @@ class FlowStructure:
             kind = "gated" if any(self._is_gated(v, start) for v in values) else "parallel"
             return PathSum(node, start, kind, tuple(values), (1.0,) * len(values), None)
         rest = tuple(value for value in values if value != skip)
-        by = factor[skip] * self._factor(skip, start)
+        by = factor[skip] * self.factor(self.producer[skip], start)
         return PathSum(
             node, start, kind, rest, tuple(factor[v] / by if by else factor[v] for v in rest), shortcut
         )
@@ -293,15 +310,23 @@ class FlowStructure:
     def _leads_straight(self, value: int, start: int, through: tuple[str, ...] = ("linear",)) -> bool:
         return self.traced(value, through=through, stop=start) == start
 
+    def _leads_through_sums(self, value: int, start: int) -> bool:
+        """Whether a value is x, or a residual sum of x = the result of ``start`` and others."""
+        node = self.traced(value, stop=start)
+        known = {path.node: path for path in self.sums if path.kind == "residual"}
+        while node in known and node != start:
+            node = known[node].start
+        return node == start
+
     def _is_gated(self, value: int, start: int) -> bool:
         node = self.traced(value, stop=start)
         if node == start or self.kind[node] != "product":
             return False
         return any(self._leads_straight(v, start) for v in self.operation(node).sources.values())
 
-    def _factor(self, value: int, start: int) -> float:
-        """The product of the constants on a straight path."""
-        node, product = self.producer[value], 1.0
+    def factor(self, node: int, start: int) -> float:
+        """The product of the constants on a straight path from ``start`` to a node."""
+        product = 1.0
         while node != start and len(self.sources(node)) == 1:
             if self.kind[node] == "linear":
                 product *= _own_factor(self.operation(node))
@@ -351,6 +376,8 @@ def activation_of(operation: DataflowOperation) -> str | None:
     numbers = [float(a) for a in operation.settings if isinstance(a, int | float) and not isinstance(a, bool)]
     if name in _PLAIN_NAMES:
         return None if name == "softplus" and numbers[:1] not in ([], [1.0]) else _RENAMED.get(name, name)
+    if name == "celu":
+        return "celu" if all(number == 1 for number in numbers) else None
     if name == "leaky_relu":
         return f"leaky_relu({numbers[0] if numbers else 0.01!r})"
     if name == "_prelu_kernel" and operation.parameters:

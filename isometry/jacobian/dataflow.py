@@ -7,6 +7,7 @@ how a model is built: where its sums, products, activations and normalisations s
 from __future__ import annotations
 
 import numbers
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,16 +30,23 @@ class ParameterUse:
     ----------
     name : str
         Its first name in ``model.named_parameters()``.
+    position : int
+        Among the tensors of the operation.
     offset : int
         Bytes from the start of the parameter: 0 but for a view of a part of it.
     shape : tuple of int
-        Of the argument, which may be a transposed view.
+        Of the argument, which may be a view.
+    is_whole, is_transposed : bool
+        Whether it is all of the parameter, and whether it is a matrix with the axes of the parameter exchanged.
     root_mean_square : float
     """
 
     name: str
+    position: int
     offset: int
     shape: tuple[int, ...]
+    is_whole: bool
+    is_transposed: bool
     root_mean_square: float
 
 
@@ -79,10 +87,11 @@ class Dataflow:
 
     Examples
     --------
+    >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh())
-    >>> flow = Dataflow.of(JacobianOperator(model, torch.zeros(2, 3)))
-    >>> [(operation.name, [use.name for use in operation.parameters]) for operation in flow.operations[-2:]]
-    [('addmm', ['0.bias', '0.weight']), ('tanh', [])]
+    >>> flow = Dataflow.of(JacobianOperator(model, torch.zeros(3)))
+    >>> [(operation.name, [use.name for use in operation.parameters]) for operation in flow.operations[2:]]
+    [('addmm', ['0.bias', '0.weight']), ('view', []), ('tanh', [])]
     """
 
     operations: tuple[DataflowOperation, ...]
@@ -122,16 +131,14 @@ class _Parameters:
 
     def __init__(self, at: Evaluation) -> None:
         module = at.module if at.module is not None else nn.Module()
-        self._ranges = [
-            (parameter.data_ptr(), parameter.data_ptr() + parameter.numel() * parameter.element_size(), name)
-            for name, parameter in module.named_parameters()
-        ]
-        self._sizes: dict[str, float] = {}
+        named = {parameter.data_ptr(): (name, parameter) for name, parameter in module.named_parameters()}
+        self._starts = sorted(named)
+        self._named = [named[start] for start in self._starts]
 
     def described(self, operation: Operation, calls: tuple[ModuleCall, ...]) -> DataflowOperation:
         arguments = (*operation.args, *operation.kwargs.values())
         uses = [
-            self._use(tensor)
+            self._use(tensor, position)
             for position, tensor in enumerate(flat_tensors(operation.args, operation.kwargs))
             if position not in operation.sources
         ]
@@ -145,13 +152,26 @@ class _Parameters:
             dict(_factors(operation)),
         )
 
-    def _use(self, tensor: Tensor) -> ParameterUse | None:
+    def _use(self, tensor: Tensor, position: int) -> ParameterUse | None:
         # An argument of the recording holds its memory, so that no other tensor has taken that of a parameter.
         start = tensor.data_ptr()
-        for first, end, name in self._ranges:
-            if first <= start < end:
-                return ParameterUse(name, start - first, tuple(tensor.shape), root_mean_square(tensor))
-        return None
+        before = bisect_right(self._starts, start) - 1
+        if before < 0:
+            return None
+        name, parameter = self._named[before]
+        offset = start - self._starts[before]
+        if offset >= parameter.numel() * parameter.element_size():
+            return None
+        return ParameterUse(
+            name, position, offset, tuple(tensor.shape), tensor.numel() == parameter.numel(),
+            _is_transposed(tensor, parameter), root_mean_square(tensor),
+        )  # fmt: skip
+
+
+def _is_transposed(tensor: Tensor, parameter: Tensor) -> bool:
+    if tensor.dim() != 2 or parameter.dim() != 2 or tensor.shape != parameter.shape[::-1]:
+        return False
+    return tensor.shape[0] != tensor.shape[1] or tensor.stride() != parameter.stride()
 
 
 def root_mean_square(tensor: Tensor) -> float:

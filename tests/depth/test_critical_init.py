@@ -12,8 +12,11 @@ from torch import nn
 import isometry
 from isometry.depth import critical_init as module_under_test
 from isometry.depth.critical_plan import unit_gain
+from isometry.depth.flow_structure import FlowStructure
 from isometry.errors import InputError, ModelError, NotImprovedError
+from isometry.jacobian import Dataflow, JacobianOperator
 from isometry.nn import init
+from isometry.nn.activations import ACTIVATION_NAMES, make_activation
 
 # Rows of weights that were drawn in float64 and rounded once; norms of up to 64 of them.
 FLOAT32 = 1e-6
@@ -183,6 +186,16 @@ def test_fifty_residual_blocks_become_isometric():
         assert not block.a.bias.any()
     assert "residual sum" in str(report)
     assert "left alone" not in str(report)
+
+
+def test_a_network_that_overflows_is_cured():
+    model = made(lambda: nn.Sequential(*[Block(8) for _ in range(4)]))
+    with torch.no_grad():
+        for block in model:
+            block.a.weight.mul_(1e12)
+    report = isometry.critical_init_(model, torch.ones(8), generator=seeded())
+    assert report.before.mean_square > 1e60
+    assert 0.9 < report.after.mean_square < 1.3
 
 
 def test_a_chain_is_filled_as_from_its_modules():
@@ -412,6 +425,136 @@ def test_gates_of_a_highway_network_are_named():
     assert any("gate" in why for why in report.left_alone.values())
 
 
+def test_matrices_of_other_modules_either_way_round():
+    class Free(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.shift = nn.Parameter(torch.randn(8, 24)), nn.Parameter(torch.ones(24))
+            self.second = nn.Parameter(torch.randn(8, 24))
+
+        def forward(self, x):
+            return F.linear(torch.relu(torch.addmm(self.shift, x, self.first)), self.second)
+
+    model = made(Free)
+    report = isometry.critical_init_(model, torch.randn(1, 8, generator=seeded(1)), generator=seeded())
+    assert gains(report) == pytest.approx({"first": math.sqrt(2), "second": 1.0})
+    # Of x W the columns of W are the rows of the layer.
+    assert row_norm(model.first.t()) == pytest.approx(math.sqrt(2), rel=FLOAT32)
+    assert row_norm(model.second) == pytest.approx(1.0, rel=FLOAT32)
+    assert not model.shift.any()
+
+
+def test_activations_of_every_name_are_read_off_the_run():
+    for name in (*ACTIVATION_NAMES, "leaky_relu(0.2)"):
+        model = made(lambda name=name: nn.Sequential(nn.Linear(4, 4), make_activation(name)()))
+        structure = FlowStructure(Dataflow.of(JacobianOperator(model, torch.ones(4))))
+        read = {"erf_scaled": "erf", "leaky_relu": "leaky_relu(0.01)"}.get(name, name)
+        expected = [] if name == "linear" else [read]
+        assert [
+            structure.activation[n] for n, k in enumerate(structure.kind) if k == "activation"
+        ] == expected, name
+
+
+def test_constants_before_an_activation_count():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return x + self.b(torch.tanh(0.5 * self.a(x)))
+
+    report = isometry.critical_init_(made(Scaled), torch.randn(8, generator=seeded(1)), generator=seeded())
+    assert gains(report)["a.weight"] == pytest.approx(2 * unit_gain("tanh"))
+
+
+def test_hand_written_activations():
+    class Written(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.a, self.b, self.function = nn.Linear(8, 8), nn.Linear(8, 8), function
+
+        def forward(self, x):
+            return x + self.b(self.function(self.a(x)))
+
+    forms = {
+        "silu": lambda x: x * torch.sigmoid(x),
+        "gelu": lambda x: 0.5 * x * (1 + torch.tanh(0.79788456 * (x + 0.044715 * x**3))),
+        "gelu ": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
+        "gelu  ": lambda x: x * torch.sigmoid(1.702 * x),
+        "mish": lambda x: x * torch.tanh(F.softplus(x)),
+    }
+    for name, function in forms.items():
+        model = made(lambda function=function: Written(function))
+        report = isometry.critical_init_(model, torch.randn(8, generator=seeded(1)), generator=seeded())
+        assert gains(report)["a.weight"] == unit_gain(name.strip()), name
+    model = made(lambda: Written(lambda x: x * torch.cos(x)))
+    report = isometry.critical_init_(model, torch.randn(8, generator=seeded(1)), generator=seeded())
+    assert gains(report)["a.weight"] == 1
+    assert any("no name" in why for why in report.left_alone.values())
+
+
+def test_sums_in_place_and_one_after_another():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.r = nn.Linear(8, 8), nn.Linear(8, 8), nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            out = self.b(self.r(self.a(x)))
+            out += x
+            return self.r(out)
+
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return x + self.a(torch.relu(x)) + self.b(torch.tanh(x))
+
+    stem = lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), InPlace(), InPlace())  # noqa: E731
+    report = isometry.critical_init_(made(stem), torch.randn(8, generator=seeded(1)), generator=seeded())
+    expected = {
+        f"{i}.{n}.weight": g for i in (2, 3) for n, g in (("a", math.sqrt(2)), ("b", C / math.sqrt(2)))
+    }
+    assert gains(report) == pytest.approx({"0.weight": math.sqrt(2)} | expected)
+    report = isometry.critical_init_(made(Beside), torch.randn(8, generator=seeded(1)), generator=seeded())
+    assert report.found == {"residual sum": 2}
+    scale = C / math.sqrt(2)
+    assert gains(report) == pytest.approx(
+        {"a.weight": scale * math.sqrt(2), "b.weight": scale * unit_gain("tanh")}
+    )
+
+
+def test_projections_that_do_not_depend_on_the_input_are_named():
+    class Cross(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True)
+
+        def forward(self, x, memory):
+            return x + self.attention(x, memory, memory, need_weights=False)[0]
+
+    x, memory = torch.randn(1, 3, 8, generator=seeded(1)), torch.randn(1, 4, 6, generator=seeded(2))
+    model = made(Cross)
+    report = isometry.critical_init_(model, x, args=(memory,), generator=seeded())
+    assert gains(report) == pytest.approx({"attention.q_proj_weight": 1.0, "attention.out_proj.weight": C})
+    assert {"attention.k_proj_weight", "attention.v_proj_weight"} <= report.left_alone.keys()
+
+
+def test_more_outputs_than_inputs_may_have_a_mean_square_up_to_their_ratio():
+    model = made(
+        lambda: nn.Sequential(nn.Linear(4, 32, bias=False), nn.ReLU(), nn.Linear(32, 64, bias=False))
+    )
+    for layer in (model[0], model[2]):
+        nn.init.orthogonal_(layer.weight)
+    report = isometry.critical_init_(model, torch.randn(4, generator=seeded(1)), generator=seeded())
+    # Entries that keep their mean square: m / n, times the gain 2 of the last layer, which a chain has as well.
+    assert 8 < report.after.mean_square < 64
+    assert report.before.mean_square < 1
+
+
 def test_unit_gain_solves_chi_one():
     assert unit_gain("relu") == pytest.approx(math.sqrt(2), rel=1e-11)
     gain = unit_gain("tanh")
@@ -545,17 +688,17 @@ def test_what_does_not_run_or_has_no_law_is_named():
             self.embedding, self.head = nn.Embedding(5, 8), nn.Linear(8, 5, bias=False)
             self.head.weight = self.embedding.weight
             self.body, self.unused = Block(8), nn.Linear(8, 8)
-            self.free = nn.Parameter(torch.eye(8))
+            self.frozen = nn.Parameter(torch.eye(8), requires_grad=False)
 
         def forward(self, tokens):
-            return self.head(self.body(self.embedding(tokens)) @ self.free)
+            return self.head(self.body(self.embedding(tokens)) @ self.frozen)
 
     model = made(Partly)
     before = bits(model)
     report = isometry.critical_init_(model, torch.arange(1), source="body", generator=seeded())
     assert gains(report).keys() == {"body.a.weight"}
     assert "shared by" in report.left_alone["head.weight"]
-    assert "no law" in report.left_alone["free"]
+    assert "frozen" in report.left_alone["frozen"]
     assert "does not run" in report.left_alone["unused.weight"]
     changed = {name for name, old in bits(model).items() if old != before[name]}
     assert changed == {"body.a.weight", "body.a.bias"}
