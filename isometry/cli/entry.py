@@ -26,6 +26,7 @@ from isometry.progress import ended_as_interrupted
 # loads torch only when it runs: `isometry --help` answers at once.
 COMMANDS = {
     "measure": "isometry.cli.measure:measure_command",
+    "tune": "isometry.cli.tune:tune_command",
     "report": "isometry.cli.report:report_command",
     "list": "isometry.cli.files:list_command",
     "show": "isometry.cli.files:show_command",
@@ -57,6 +58,8 @@ HINTS = {
     "Pass batched=True": "--inputs B measures the first B of them, each with its own J",
     "memory_limit": "that is --memory-limit, and --method lanczos",
     "dtype=torch.float64": "that is --dtype float64",
+    "leave=": "that is --leave REGEX",
+    "sweeps=": "those are --sweeps N and --tolerance TOL",
 }
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from isometry.depth.block_gains import measure_blocks
 from isometry.depth.tuning_plan import Plan, plan_of
 from isometry.depth.tuning_report import TuningReport, top_over_scale
-from isometry.depth.tuning_steps import LN10, Secant, Solver
+from isometry.depth.tuning_steps import LN10, Solver
 from isometry.errors import (
     ConvergenceError,
     ConvergenceWarning,
@@ -48,7 +48,8 @@ from isometry.spectrum.block_profile import BlockProfile
 DEFAULT_PROBES, DEFAULT_TOLERANCE, DEFAULT_SWEEPS = 32, 0.01, 60
 # Measured anew, with other probes: by so much, beyond three standard errors, a mean square may be off.
 _WORSE = 0.05
-_TRIALS = 4
+# The last layer: most steps, ln of the largest factor of one, and the slopes of ln mean square against ln factor.
+_TRIALS, _LARGEST_STEP, _SLOPES = 8, 1.4, (0.5, 4.0)
 
 
 @keeps_torch_state
@@ -127,8 +128,10 @@ def tune_(
     The mean square M = ||J||_F^2 / r of the product so far is over the r singular values that can differ from zero: r
     is the least number of values that everything has passed through, the input included. At a layer between two
     others, M is taken at what leaves it, before its activation, so that a block is an activation with the layer behind
-    it; at the last, at the output. For a chain at its critical point this is chi_1 = 1 in every layer (Schoenholz et
-    al. 2017, arXiv 1611.01232, eq. 8) without a theory of its activations.
+    it; the last one is then scaled until that of the whole is 1. For a chain at its critical point this is chi_1 = 1 in
+    every layer (Schoenholz et al. 2017, arXiv 1611.01232, eq. 8), without a theory of its activations. Where inputs are
+    larger than an activation can take (tanh at 30), the layers between are held at a lower mean square, at which the
+    signal has mean square 1.
 
     Branches of mean square c^2/L: Tarnowski et al. 2019, arXiv 1809.08848 (the spectrum depends on the sum of these
     alone); Hayou et al. 2021, arXiv 2010.12859; De and Smith 2020, arXiv 2002.10444; Zhang, Dauphin and Ma 2019, arXiv
@@ -150,6 +153,7 @@ def tune_(
     model = uncompiled(model)
     refuse_training_mode(model)
     _refuse_quantised(model)
+    _refuse_empty_statistics(model)
     began = time.perf_counter()
     call: dict[str, Any] = {
         "args": args, "kwargs": kwargs, "wrt": wrt, "output": output, "batched": batched, "dtype": dtype,
@@ -221,6 +225,20 @@ def _refuse_quantised(model: nn.Module) -> None:
             )
 
 
+def _refuse_empty_statistics(model: nn.Module) -> None:
+    """Raise for a batch-norm that has seen no data: what it does now is not what it does in training."""
+    for name, part in model.named_modules():
+        if not isinstance(part, nn.modules.batchnorm._NormBase) or part.running_var is None:
+            continue
+        unseen = part.num_batches_tracked is not None and int(part.num_batches_tracked) == 0
+        if unseen and bool((part.running_var == 1).all()) and not bool((part.running_mean != 0).any()):
+            raise InputError(
+                f"{name!r} ({type(part).__name__}) has seen no data: its statistics are still 0 and 1, so that in "
+                "evaluation mode it normalises nothing, and scales found now would be wrong in training. Run some "
+                "batches first: model.train(); model(batch); model.eval()"
+            )
+
+
 def _whole_weights(key: str, tensor: Tensor) -> bool:
     return "weight" in key and tensor.dtype in (torch.int8, torch.uint8, torch.int32, torch.int16)
 
@@ -256,26 +274,47 @@ def _settled(
     tolerance: float,
     measured: Callable[[], Spectrum],
 ) -> tuple[dict[str, float], Spectrum]:
-    """The factors, and the spectrum of the copy with them; its last layer takes up what the tangents left open.
+    """The factors, and the spectrum of the copy with them; the last layer takes up what is left open.
 
-    Of few outputs the spectrum knows the mean square better than random tangents do.
+    That is what an activation or branches behind it make of the mean square, and what random tangents are off where
+    there are few outputs, of which the spectrum knows it better. Secant steps, for as long as they help: behind an
+    activation that saturates there may be no scale that is right.
     """
-    after, factors, secant = before, dict[str, float](), Secant()
     parameters = dict(copy.named_parameters())
-    originals = {name: parameters[name].clone() for name in _factors(plan, [1.0] * len(logs))}
-    for trial in range(_TRIALS):
+    originals = {name: parameters[name].clone() for station in plan.stations for name in station.parameters}
+
+    def at(logs: Sequence[float]) -> tuple[dict[str, float], Spectrum]:
         factors = _factors(plan, logs)
-        if not factors:
-            break
         with torch.no_grad():
-            for parameter, factor in factors.items():
-                parameters[parameter].copy_(originals[parameter] * factor)
-        after = measured()
+            for name, tensor in originals.items():
+                parameters[name].copy_(tensor * factors[name] if name in factors else tensor)
+        return factors, measured() if factors else before
+
+    factors, after = at(logs)
+    slope, turned = 2.0, False
+    for _ in range(_TRIALS if plan.last is not None else 0):
         off = _off_the_whole(after, plan)
-        sure = 2 * after.mean_square_stderr / after.mean_square if after.mean_square > 0 else math.inf
-        if plan.last is None or trial == _TRIALS - 1 or not abs(off) > max(tolerance, sure):
+        error = 2 * after.mean_square_stderr / after.mean_square if after.mean_square > 0 else math.inf
+        if not abs(off) > max(tolerance, error if math.isfinite(off) else 0.0):
             break
-        logs[plan.last] -= off / secant.slope(logs[plan.last], off)
+        # Nothing passes, or less with larger weights: an activation saturates.
+        step = min(max(-off / slope, -_LARGEST_STEP), _LARGEST_STEP) if math.isfinite(off) else -_LARGEST_STEP
+        step = -step if turned else step
+        trial = [log + (step if number == plan.last else 0.0) for number, log in enumerate(logs)]
+        found = at(trial)
+        new = _off_the_whole(found[1], plan)
+        if abs(new) < abs(off) or (math.isinf(off) and math.isinf(new)):
+            logs[:], (factors, after) = trial, found
+            slope = (
+                min(max(abs(new - off) / abs(step), _SLOPES[0]), _SLOPES[1]) if math.isfinite(off) else 2.0
+            )
+        elif turned:
+            factors, after = at(logs)
+            break
+        else:
+            turned = True
+    else:
+        factors, after = at(logs)
     return factors, after
 
 

@@ -101,7 +101,8 @@ class LeftAlone:
 class Plan:
     """Stations in the order in which they act, and what is left alone.
 
-    ``output_values`` bounds the rank of J; ``last`` is the number of the station that is measured at the output.
+    ``output_values`` bounds the rank of J; ``last`` is the number of the station whose factor sets the mean square of
+    the whole as well, whatever lies behind it.
     """
 
     stations: list[Station] = field(default_factory=list)
@@ -222,8 +223,16 @@ class _Planner:
         stations = self._linked(sorted(found, key=lambda s: self.graph.position[s.point.value]))
         self._refuse_nothing(stations, left)
         self._refuse_shared(stations, carriers)
-        at_output = (number for number, s in enumerate(stations) if s.point == Point(self.output))
-        return Plan(stations, left, self._values(self.output), next(at_output, None))
+        return Plan(stations, left, self._values(self.output), self._last(stations))
+
+    def _last(self, stations: list[Station]) -> int | None:
+        """The last layer that all passes through, where neither a normalisation nor a gate lies behind it."""
+        found = [k for k, s in enumerate(stations) if s.role == "layer" and s.point.value in self.of_output]
+        if found and self._reaches_output(
+            stations[found[-1]].point.value, lambda v, a: a.operation in GATES or self._normalises(v, a)
+        ):
+            return found[-1]
+        return None
 
     # ---- weights ----------------------------------------------------------------------------------------
 
@@ -361,7 +370,7 @@ class _Planner:
         return min(sizes[one] for one in (value, *self.graph.dominators(value)))
 
     def _linked(self, stations: list[Station]) -> list[Station]:
-        """With the station before each, and the last one measured at the output."""
+        """With the station before each."""
         at = {s.point.value: number for number, s in enumerate(stations) if s.role == "layer"}
         linked = []
         for number, station in enumerate(stations):
@@ -377,14 +386,6 @@ class _Planner:
                         break
                     value = one
             linked.append(replace(station, previous=previous))
-        last = next(
-            (s for s in reversed(linked) if s.role == "layer" and s.point.value in self.of_output), None
-        )
-        if last is not None and self._reaches_output(
-            last.point.value, lambda v, a: a.operation in GATES or self._normalises(v, a)
-        ):
-            place = linked.index(last)
-            linked[place] = replace(last, point=Point(self.output), values=self._values(self.output))
         return linked
 
     # ---- refusals -----------------------------------------------------------------------------------------

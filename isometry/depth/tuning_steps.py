@@ -1,8 +1,12 @@
 """Scales of the weights of one copy of a model, step by step, until every station is at its target. Internal.
 
 One step takes each station to where it would be at its target if those before it were at theirs: exact for what is
-proportional to a weight; an activation behind it (the last layer's) takes secant steps. Steps change activations, so
-the model is recorded anew after each; block b depends on the blocks before it alone, so the first ones settle first.
+proportional to a weight, as all that leaves a layer is. Steps change activations, so the model is recorded anew after
+each; block b depends on the blocks before it alone, so the first ones settle first.
+
+Behind inputs far larger than an activation can take (tanh at 30) no mean square of 1 can be kept: the tangents would be
+as long as the signals, and these saturate. There the layers are held at a lower mean square, at which the signal has
+mean square 1, and the last layer makes up for it.
 """
 
 from __future__ import annotations
@@ -27,8 +31,10 @@ Array = NDArray[np.float64]
 LN10 = math.log(10)
 # ln of the largest factor of one step.
 _LARGEST_STEP = 7.0
-# A secant takes no slope of ln mean square against ln factor outside these; of what is homogeneous it is 2.
-_SLOPES = (0.5, 4.0)
+# An activation that lets less than a tenth of the mean square of tangents pass saturates; ln.
+_SATURATED = math.log(0.1)
+# How far, in ln, the layers before may be from their target when the signal behind them is judged.
+_SETTLED = 0.1
 
 
 class Solver:
@@ -41,29 +47,33 @@ class Solver:
         self.module = found
         self._parameters = dict(found.named_parameters())
         self._originals: dict[str, Tensor] = {}
+        self._drops: dict[int, float] = {}
+        self._plan = Plan()
         self.sweeps = 0
         self.first = self.tangents = self._recorded()
+        self._graph = ValueGraph(self.tangents.order, self.tangents.arrivals)
         if not math.isfinite(self.tangents.log_frobenius(self.tangents.order[-1])):
             self._refuse_dead()
 
     def solve(self, plan: Plan, tolerance: float, sweeps: int, progress: Progress) -> list[float]:
         """ln of the factor of each station."""
+        self._plan = plan
         logs = [0.0] * len(plan.stations)
-        slopes = [Secant() for _ in plan.stations]
         off: list[float] = []
         for sweep in range(sweeps):
             if sweep:
-                self._set(plan, logs)
+                self._set(logs)
                 self.tangents = self._recorded()
-            off = [self._off(station, log) for station, log in zip(plan.stations, logs, strict=True)]
+            self._lower()
+            off = [self._off(number, log) for number, log in enumerate(logs)]
             progress(sweep + 1, sweeps, "")
             if all(abs(value) <= tolerance for value in off):
                 return logs
-            self._step(plan, logs, slopes)
+            self._step(logs)
         worst = max(range(len(off)), key=lambda k: abs(off[k]))
         station = plan.stations[worst]
         raise ConvergenceError(
-            f"no convergence in {sweeps} sweeps: the mean square behind {station.name!r} "
+            f"no convergence in {self.sweeps} sweeps: the mean square behind {station.name!r} "
             f"({', '.join(station.parameters)}) is still {math.exp(min(off[worst], 700.0)):.3g} times what it should "
             "be. The model is as it was. Leave that block as it is by leave=, allow more sweeps= or a larger "
             "tolerance=, or give inputs of the size that it will see"
@@ -84,10 +94,9 @@ class Solver:
         return tangents
 
     def _refuse_dead(self) -> None:
-        tangents = self.tangents
-        dead = next(
-            (v for v in self._main() if not math.isfinite(tangents.log_frobenius(v))), tangents.order[-1]
-        )
+        tangents, last = self.tangents, self.tangents.order[-1]
+        main = [*reversed(self._graph.dominators(last)), last]
+        dead = next((value for value in main if not math.isfinite(tangents.log_frobenius(value))), last)
         calls = tangents.arrivals[dead][0].calls if tangents.arrivals.get(dead) else ()
         where = next((call for call in reversed(calls) if call.name), None)
         block = f"{where.name!r} ({where.kind})" if where is not None else "its output"
@@ -96,39 +105,68 @@ class Solver:
             "weights that are zero). Give other inputs, or set its weights anew"
         )
 
-    def _main(self) -> list[int]:
-        graph = ValueGraph(self.tangents.order, self.tangents.arrivals)
-        last = self.tangents.order[-1]
-        return [*reversed(graph.dominators(last)), last]
-
     # ---- steps --------------------------------------------------------------------------------------------
 
-    def _off(self, station: Station, log: float) -> float:
+    def _off(self, number: int, log: float) -> float:
         """ln of how far a mean square is above its target; a branch below it is where it may be."""
-        off = _excess(self.tangents, station) if station.role == "branch" else self._above(station)
-        return max(off, 0.0) if station.role == "branch" and log == 0.0 else off
+        station = self._plan.stations[number]
+        if station.role != "branch":
+            return self._above(number)
+        off = _excess(self.tangents, station)
+        return max(off, 0.0) if log == 0.0 or off == -math.inf else off
 
-    def _above(self, station: Station) -> float:
-        return _value(self.tangents, station) - station.target
+    def _above(self, number: int) -> float:
+        station = self._plan.stations[number]
+        return _value(self.tangents, station) - station.target + self._lowered(number)
 
-    def _step(self, plan: Plan, logs: list[float], slopes: list[Secant]) -> None:
+    def _lowered(self, number: int) -> float:
+        """By how much the targets up to a station are lowered; not that of the last, which makes up for it."""
+        total, at = 0.0, None if number == self._plan.last else number
+        while at is not None:
+            total += self._drops.get(at, 0.0)
+            at = self._plan.stations[at].previous
+        return total
+
+    def _lower(self) -> None:
+        """Lower the target of a layer whose signal saturates its activation, once those before it are settled."""
+        for number, station in enumerate(self._plan.stations):
+            if station.role != "layer" or number in self._drops or number == self._plan.last:
+                continue
+            settled = station.previous is None or abs(self._above(station.previous)) < _SETTLED
+            signal = self._saturating_signal(station) if settled else 0.0
+            if signal > 0:
+                self._drops[number] = max(signal - self._above(number), 0.0)
+
+    def _saturating_signal(self, station: Station) -> float:
+        """ln of the mean square of the signal, where an activation behind it lets little of the tangents pass."""
+        tangents, value = self.tangents, station.point.value
+        while len(leaving := self._graph.leaving[value]) == 1 and len(tangents.arrivals[leaving[0][0]]) == 1:
+            then = leaving[0][0]
+            loss = tangents.log_frobenius(then) - tangents.log_frobenius(value)
+            if abs(loss) > 1e-6 or math.isnan(loss):
+                signal = tangents.signals.get(value, 0.0) / (tangents.sizes[value] * tangents.samples)
+                return math.log(signal) if loss < _SATURATED and signal > 1 else 0.0
+            # A bias, or another shape.
+            value = then
+        return 0.0
+
+    def _step(self, logs: list[float]) -> None:
         """Move the factors to where each station would be at its target, those before it being at theirs."""
-        for number, station in enumerate(plan.stations):
+        for number, station in enumerate(self._plan.stations):
             if station.role == "branch":
                 logs[number] = min(logs[number] + _branch_step(self.tangents, station), 0.0)
                 continue
-            change, own = -self._above(station), _value(self.tangents, station)
+            change = -self._above(number)
             if station.previous is not None:
-                before = plan.stations[station.previous]
-                change += self._above(before)
-                own -= _value(self.tangents, before)
-            step = change / slopes[number].slope(logs[number], own)
-            logs[number] += min(max(step, -_LARGEST_STEP), _LARGEST_STEP)
+                change += self._above(station.previous)
+            # The mean square is quadratic in the factor. Where nothing arrives, the layers before come first.
+            if math.isfinite(change):
+                logs[number] += min(max(0.5 * change, -_LARGEST_STEP), _LARGEST_STEP)
 
-    def _set(self, plan: Plan, logs: Sequence[float]) -> None:
+    def _set(self, logs: Sequence[float]) -> None:
         factors = {
             parameter: math.exp(log)
-            for station, log in zip(plan.stations, logs, strict=True)
+            for station, log in zip(self._plan.stations, logs, strict=True)
             for parameter in station.parameters
         }
         with torch.no_grad():
@@ -166,22 +204,6 @@ class Solver:
                 log, reference = log - _value(tangents, before), _squares(tangents, before)[0]
         chi = math.exp(min(log, 700.0))
         return chi, chi * tangents.stderr(squares, reference), running / LN10
-
-
-class Secant:
-    """The slope of ln mean square against ln factor, from the last two steps; 2 until there are two."""
-
-    def __init__(self) -> None:
-        self._last: tuple[float, float] | None = None
-        self._slope = 2.0
-
-    def slope(self, log: float, value: float) -> float:
-        if self._last is not None and abs(log - self._last[0]) > 1e-3:
-            found = (value - self._last[1]) / (log - self._last[0])
-            if math.isfinite(found):
-                self._slope = min(max(found, _SLOPES[0]), _SLOPES[1])
-        self._last = (log, value)
-        return self._slope
 
 
 def _squares(tangents: RecordedTangents, station: Station) -> tuple[Array, Array | None]:

@@ -1,4 +1,4 @@
-"""`--weights FILE`: a state dictionary of tensors, from .pt/.pth (weights only) or .safetensors. Nothing unpickles."""
+"""Files of weights: a state dictionary of tensors as .pt/.pth (weights only) or .safetensors. Nothing unpickles."""
 
 from __future__ import annotations
 
@@ -59,6 +59,56 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise LoadError(f"the weights in {path} do not fit the model: {first}") from error
 
 
+def check_savable(path: Path, *, overwrite: bool) -> None:
+    """Raise where weights could not be saved in this file: its ending, its folder, or a file that is there.
+
+    Raises
+    ------
+    SpecError
+    """
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise SpecError(f"{str(path)!r} is no file of weights: its ending is to be .safetensors, .pt or .pth")
+    if not path.parent.is_dir():
+        raise SpecError(f"there is no folder {str(path.parent)!r} to write {path.name} into")
+    if path.exists() and not overwrite:
+        raise SpecError(
+            f"{str(path)!r} is there already: choose another name, or replace it with --overwrite"
+        )
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise SpecError(f"{str(path)!r} may not be written to: permission denied")
+    if path.suffix == ".safetensors":
+        _library()
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Save the state dictionary of the module, whole or not at all; :func:`load_weights` reads it.
+
+    Raises
+    ------
+    LoadError
+        It holds more than tensors.
+    OSError
+        The file cannot be written.
+    """
+    import torch
+
+    state = module.state_dict()
+    extra = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    if extra:
+        raise LoadError(f"the state dictionary of the model holds more than tensors: {_some(extra)}")
+    # Tied weights are written twice: a file of safetensors has no memory that two share.
+    tensors = {key: value.detach().contiguous().clone() for key, value in state.items()}
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        if path.suffix == ".safetensors":
+            _library().save_file(tensors, str(partial))
+        else:
+            torch.save(tensors, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
     import torch
 
@@ -113,18 +163,23 @@ def unusual(tensor: Tensor) -> str:
 
 
 def _safetensors(path: Path) -> Mapping[str, Tensor]:
+    library = _library()
     try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise LoadError(
-            "reading .safetensors needs the safetensors package: pip install 'isometry[weights]'"
-        ) from error
-    try:
-        state: Mapping[str, Tensor] = load_file(path)
+        state: Mapping[str, Tensor] = library.load_file(path)
     except Exception as error:
         # The library's own error type is not public.
         raise LoadError(f"{path} cannot be read as safetensors: {error}") from error
     return state
+
+
+def _library() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise LoadError(
+            "files of .safetensors need the safetensors package: pip install 'isometry[weights]'"
+        ) from error
+    return safetensors.torch
 
 
 def _some(items: list[str]) -> str:
