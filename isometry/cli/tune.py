@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     help="A branch of x + f(x) may have C^2 / (number of branches) of the mean square of its stream.",
 )  # fmt: skip
 @click.option(
+    "--q-star", type=click.FloatRange(0, min_open=True), metavar="Q",
+    help="Mean square of the signal behind the first layer (default: as it comes, or 1/layers where that spreads).",
+)  # fmt: skip
+@click.option(
     "--leave", metavar="REGEX", help="Modules and parameters to leave as they are, by their whole names."
 )
 @click.option(

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from isometry.depth.block_gains import measure_blocks
 from isometry.depth.tuning_plan import Plan, plan_of
-from isometry.depth.tuning_report import TuningReport, top_over_scale
+from isometry.depth.tuning_report import TunedWeights, TuningReport, top_over_scale
 from isometry.depth.tuning_steps import LN10, Solver
 from isometry.errors import (
     ConvergenceError,
@@ -48,6 +49,8 @@ from isometry.spectrum.block_profile import BlockProfile
 DEFAULT_PROBES, DEFAULT_TOLERANCE, DEFAULT_SWEEPS = 32, 0.01, 60
 # Measured anew, with other probes: by so much, beyond three standard errors, a mean square may be off.
 _WORSE = 0.05
+# A share of singular values near their scale that may be lost before a smaller signal is tried.
+_WIDER = 0.1
 # The last layer: most steps, ln of the largest factor of one, and the slopes of ln mean square against ln factor.
 _TRIALS, _LARGEST_STEP, _SLOPES = 8, 1.4, (0.5, 4.0)
 
@@ -64,6 +67,7 @@ def tune_(
     batched: bool = False,
     branch_gain: float = 0.5,
     leave: str | None = None,
+    q_star: float | None = None,
     dry_run: bool = False,
     probes: int = DEFAULT_PROBES,
     tolerance: float = DEFAULT_TOLERANCE,
@@ -92,6 +96,10 @@ def tune_(
         smaller ones stay, and so do those that start at zero.
     leave : str, optional
         Regular expression: modules and parameters whose whole name matches it are left as they are.
+    q_star : float, optional
+        Mean square of the signal that leaves the first layer. Activations are straighter at small signals, and the
+        spectrum is narrower; the last layer makes up for it. By default the signal is as the inputs and the mean square
+        of 1 have it, and 1/(number of layers), as in `critical_init_`, where that spreads the spectrum.
     dry_run : bool
         Leave the model bit for bit; the report says what would change, and ``after`` is measured on a copy.
     probes : int
@@ -149,7 +157,7 @@ def tune_(
     >>> report.before.mean_square < 0.01, 0.9 < report.after.mean_square < 1.1
     (True, True)
     """
-    _check_arguments(model, branch_gain, probes, tolerance, sweeps, seed)
+    _check_arguments(model, branch_gain, q_star, probes, tolerance, sweeps, seed)
     model = uncompiled(model)
     refuse_training_mode(model)
     _refuse_quantised(model)
@@ -171,19 +179,28 @@ def tune_(
         solver.tangents, solver.module, frozen=_frozen(model), aliases=_aliases(model), leave=leave,
         branch_gain=branch_gain,
     )  # fmt: skip
-    with progress_listener(progress, "sweeps") as listener:
-        logs = solver.solve(plan, tolerance, sweeps, listener)
     profile = _profile(copy, x, call, seed, name, before)
-    factors, after = _settled(
-        copy, plan, logs, before, tolerance, lambda: measure(copy, x, name=name, **measured)
-    )
+    scaled = _Scaled(copy, plan, before, lambda: measure(copy, x, name=name, **measured))
+    best: _Trial | None = None
+    # A small signal keeps activations straight: it is tried where the signal as it comes makes the spectrum wider.
+    for signal in (q_star,) if q_star is not None else (None, 1 / max(plan.layers, 1)):
+        with progress_listener(progress, "sweeps") as listener:
+            logs = solver.solve(plan, tolerance, sweeps, listener, signal=signal)
+        factors, after = _settled(scaled, logs, tolerance)
+        if best is None or _is_better(after, best.after, plan):
+            best = _Trial(factors, after, tuple(solver.entries(plan, logs)))
+        if plan.layers < 2 or _near(after) > _near(before) - _WIDER:
+            break
+    assert best is not None
+    factors, after = best.factors, best.after
+    scaled.set(factors)
     _refuse_worse(before, after, plan)
     report = TuningReport(
         before=before,
         after=after,
         profile_before=profile,
         profile_after=_profile(copy, x, call, seed, name, after) if factors else profile,
-        weights=tuple(solver.entries(plan, logs)),
+        weights=best.entries,
         left_alone=tuple((one.name, one.reason) for one in plan.left),
         sweeps=solver.sweeps,
         dry_run=dry_run,
@@ -199,14 +216,26 @@ def tune_(
 
 
 def _check_arguments(
-    model: object, branch_gain: float, probes: int, tolerance: float, sweeps: int, seed: int
+    model: object,
+    branch_gain: float,
+    q_star: float | None,
+    probes: int,
+    tolerance: float,
+    sweeps: int,
+    seed: int,
 ) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"tune_ scales the weights of an nn.Module; got {type(model).__name__}")
     for option, number, least in (("probes", probes, 2), ("sweeps", sweeps, 1), ("seed", seed, 0)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise InputError(f"{option} is a whole number of {least} or more; got {number!r}")
-    for option, value, most in (("branch_gain", branch_gain, math.inf), ("tolerance", tolerance, 1.0)):
+    for option, value, most in (
+        ("branch_gain", branch_gain, math.inf),
+        ("q_star", q_star, math.inf),
+        ("tolerance", tolerance, 1.0),
+    ):
+        if value is None and option == "q_star":
+            continue
         if not isinstance(value, int | float) or not (math.isfinite(value) and 0 < value <= most):
             limit = "" if math.isinf(most) else f" and at most {most:g}"
             raise InputError(f"{option} is a finite number above zero{limit}; got {value!r}")
@@ -231,7 +260,7 @@ def _refuse_empty_statistics(model: nn.Module) -> None:
         if not isinstance(part, nn.modules.batchnorm._NormBase) or part.running_var is None:
             continue
         unseen = part.num_batches_tracked is not None and int(part.num_batches_tracked) == 0
-        if unseen and bool((part.running_var == 1).all()) and not bool((part.running_mean != 0).any()):
+        if unseen and torch.equal(part.running_var, torch.ones_like(part.running_var)):
             raise InputError(
                 f"{name!r} ({type(part).__name__}) has seen no data: its statistics are still 0 and 1, so that in "
                 "evaluation mode it normalises nothing, and scales found now would be wrong in training. Run some "
@@ -266,56 +295,80 @@ def _profile(
     return None
 
 
-def _settled(
-    copy: nn.Module,
-    plan: Plan,
-    logs: list[float],
-    before: Spectrum,
-    tolerance: float,
-    measured: Callable[[], Spectrum],
-) -> tuple[dict[str, float], Spectrum]:
-    """The factors, and the spectrum of the copy with them; the last layer takes up what is left open.
+@dataclass(frozen=True)
+class _Trial:
+    """Factors, and what came of them."""
+
+    factors: dict[str, float]
+    after: Spectrum
+    entries: tuple[TunedWeights, ...]
+
+
+class _Scaled:
+    """A copy of the model with its weights scaled, and the spectrum that it has."""
+
+    def __init__(
+        self, copy: nn.Module, plan: Plan, before: Spectrum, measured: Callable[[], Spectrum]
+    ) -> None:
+        self.plan, self._before, self._measured = plan, before, measured
+        self._parameters = dict(copy.named_parameters())
+        names = [name for station in plan.stations for name in station.parameters]
+        self._originals = {name: self._parameters[name].clone() for name in names}
+
+    def set(self, factors: Mapping[str, float]) -> None:
+        """Scale the weights as they were."""
+        with torch.no_grad():
+            for name, tensor in self._originals.items():
+                self._parameters[name].copy_(tensor * factors[name] if name in factors else tensor)
+
+    def at(self, logs: Sequence[float]) -> tuple[dict[str, float], Spectrum]:
+        """The factors of the stations' parameters, and the spectrum with them."""
+        factors = _factors(self.plan, logs)
+        self.set(factors)
+        return factors, self._measured() if factors else self._before
+
+
+def _settled(scaled: _Scaled, logs: list[float], tolerance: float) -> tuple[dict[str, float], Spectrum]:
+    """The factors, and the spectrum with them; the last layer takes up what is left open.
 
     That is what an activation or branches behind it make of the mean square, and what random tangents are off where
     there are few outputs, of which the spectrum knows it better. Secant steps, for as long as they help: behind an
     activation that saturates there may be no scale that is right.
     """
-    parameters = dict(copy.named_parameters())
-    originals = {name: parameters[name].clone() for station in plan.stations for name in station.parameters}
-
-    def at(logs: Sequence[float]) -> tuple[dict[str, float], Spectrum]:
-        factors = _factors(plan, logs)
-        with torch.no_grad():
-            for name, tensor in originals.items():
-                parameters[name].copy_(tensor * factors[name] if name in factors else tensor)
-        return factors, measured() if factors else before
-
-    factors, after = at(logs)
+    plan = scaled.plan
+    factors, after = scaled.at(logs)
     slope, turned = 2.0, False
     for _ in range(_TRIALS if plan.last is not None else 0):
         off = _off_the_whole(after, plan)
-        error = 2 * after.mean_square_stderr / after.mean_square if after.mean_square > 0 else math.inf
-        if not abs(off) > max(tolerance, error if math.isfinite(off) else 0.0):
+        error = 2 * after.mean_square_stderr / after.mean_square if after.mean_square > 0 else 0.0
+        if not abs(off) > max(tolerance, error):
             break
-        # Nothing passes, or less with larger weights: an activation saturates.
+        # Where nothing passes, the activation behind the layer saturates.
         step = min(max(-off / slope, -_LARGEST_STEP), _LARGEST_STEP) if math.isfinite(off) else -_LARGEST_STEP
         step = -step if turned else step
         trial = [log + (step if number == plan.last else 0.0) for number, log in enumerate(logs)]
-        found = at(trial)
-        new = _off_the_whole(found[1], plan)
+        factors_there, spectrum = scaled.at(trial)
+        new = _off_the_whole(spectrum, plan)
         if abs(new) < abs(off) or (math.isinf(off) and math.isinf(new)):
-            logs[:], (factors, after) = trial, found
-            slope = (
-                min(max(abs(new - off) / abs(step), _SLOPES[0]), _SLOPES[1]) if math.isfinite(off) else 2.0
-            )
+            logs[:], factors, after = trial, factors_there, spectrum
+            if math.isfinite(off):
+                slope = min(max(abs(new - off) / abs(step), _SLOPES[0]), _SLOPES[1])
         elif turned:
-            factors, after = at(logs)
             break
         else:
             turned = True
-    else:
-        factors, after = at(logs)
     return factors, after
+
+
+def _is_better(one: Spectrum, other: Spectrum, plan: Plan) -> bool:
+    """Whether the mean square of one is nearer to what it should be, or else more singular values to their scale."""
+    offs = [abs(_off_the_whole(spectrum, plan)) for spectrum in (one, other)]
+    return offs[0] < offs[1] if abs(offs[0] - offs[1]) > _WORSE else _near(one) > _near(other)
+
+
+def _near(spectrum: Spectrum) -> float:
+    """The share of singular values within a factor of two of their root mean square."""
+    return float(spectrum.reported.spread[0])
 
 
 def _factors(plan: Plan, logs: Sequence[float]) -> dict[str, float]:

@@ -42,6 +42,7 @@ INSIDE = "inside a branch, whose last layer sets its gain"
 NORMALISED = "a normalisation follows, so its scale has no effect"
 FROZEN = "frozen (requires_grad is False)"
 COMPUTED = "its weight is computed by a parametrisation that fixes its scale"
+ZERO = "nothing passes its path, which starts at zero"
 GATING = "it ends in a gate, which sets no gain"
 KEPT = "left as it is by leave="
 
@@ -109,6 +110,11 @@ class Plan:
     left: list[LeftAlone] = field(default_factory=list)
     output_values: int = 1
     last: int | None = None
+
+    @property
+    def layers(self) -> int:
+        """Stations that all passes through, or that paths beside one another hold."""
+        return sum(station.role == "layer" for station in self.stations)
 
 
 def plan_of(
@@ -193,10 +199,14 @@ class _Planner:
         for value, stream, ends in residual:
             start = self.graph.dominator[value]
             if stream is None:
+                # A path that starts at zero, as in SkipInit, has no share yet.
+                live = [e for e in ends if self._passes(self.tangents.arrivals[value][e])]
                 for edge, last in ends.items():
                     inside |= {c.value: "" for c in last}
-                    wanted = math.log(1 / len(ends))
-                    found += self._station("share", last, Point(value, edge), wanted)
+                    if edge in live:
+                        found += self._station("share", last, Point(value, edge), math.log(1 / len(live)))
+                    else:
+                        self.left |= {c.name: ZERO for c in last}
                 continue
             last = [c for one in ends.values() for c in one]
             relative = math.log(self.branch_gain**2 / branches)
@@ -305,6 +315,10 @@ class _Planner:
         return FROZEN if carrier.parameter in self.frozen else ""
 
     # ---- paths ------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _passes(arrival: Arrival) -> bool:
+        return bool((arrival.log_square > -math.inf).any())
 
     def _is_sum(self, value: int) -> bool:
         arrivals = self.tangents.arrivals[value]

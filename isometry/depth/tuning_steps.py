@@ -55,15 +55,22 @@ class Solver:
         if not math.isfinite(self.tangents.log_frobenius(self.tangents.order[-1])):
             self._refuse_dead()
 
-    def solve(self, plan: Plan, tolerance: float, sweeps: int, progress: Progress) -> list[float]:
-        """ln of the factor of each station."""
-        self._plan = plan
+    def solve(
+        self, plan: Plan, tolerance: float, sweeps: int, progress: Progress, *, signal: float | None = None
+    ) -> list[float]:
+        """ln of the factor of each station, from the weights as they were.
+
+        With ``signal``, the first layers are held where the mean square of their signal is that.
+        """
+        self._plan, self._drops = plan, {}
         logs = [0.0] * len(plan.stations)
         off: list[float] = []
         for sweep in range(sweeps):
-            if sweep:
+            if sweep or self.sweeps > 1:
                 self._set(logs)
                 self.tangents = self._recorded()
+            if signal is not None and sweep == 0:
+                self._lower_first(math.log(signal))
             self._lower()
             off = [self._off(number, log) for number, log in enumerate(logs)]
             progress(sweep + 1, sweeps, "")
@@ -137,6 +144,17 @@ class Solver:
             if signal > 0:
                 self._drops[number] = max(signal - self._above(number), 0.0)
 
+    def _lower_first(self, log_signal: float) -> None:
+        """Set the targets of the layers that nothing lies before, of a chain that goes on, by the signal wanted."""
+        for number, station in enumerate(self._plan.stations):
+            first = station.role == "layer" and station.previous is None and number != self._plan.last
+            if first and (signal := self._signal(station.point.value)) > 0:
+                self._drops[number] = math.log(signal) - log_signal - self._above(number)
+
+    def _signal(self, value: int) -> float:
+        """The mean square of the entries of a value."""
+        return self.tangents.signals.get(value, 0.0) / (self.tangents.sizes[value] * self.tangents.samples)
+
     def _saturating_signal(self, station: Station) -> float:
         """ln of the mean square of the signal, where an activation behind it lets little of the tangents pass."""
         tangents, value = self.tangents, station.point.value
@@ -144,7 +162,7 @@ class Solver:
             then = leaving[0][0]
             loss = tangents.log_frobenius(then) - tangents.log_frobenius(value)
             if abs(loss) > 1e-6 or math.isnan(loss):
-                signal = tangents.signals.get(value, 0.0) / (tangents.sizes[value] * tangents.samples)
+                signal = self._signal(value)
                 return math.log(signal) if loss < _SATURATED and signal > 1 else 0.0
             # A bias, or another shape.
             value = then

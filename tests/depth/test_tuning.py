@@ -204,6 +204,33 @@ def test_a_batch_is_tuned_over_all_its_inputs() -> None:
     assert report.after.mean_square == NEAR_ONE
 
 
+def test_a_small_signal_is_chosen_where_the_spectrum_would_be_wider() -> None:
+    """Orthogonal layers are narrow at a small signal; at one of mean square 1 tanh spreads them."""
+    torch.manual_seed(0)
+    model, x = chain(nn.Tanh, 12, 24), torch.randn(24)
+    for layer in model[::2]:
+        nn.init.orthogonal_(layer.weight, 0.8)
+        nn.init.zeros_(layer.bias)
+    chosen = isometry.tune_(model, x, dry_run=True, progress=False)
+    large = isometry.tune_(model, x, q_star=1.0, dry_run=True, progress=False)
+    small = isometry.tune_(model, x, q_star=0.01, dry_run=True, progress=False)
+    assert large.after.mean_square == NEAR_ONE
+    assert small.after.mean_square == NEAR_ONE
+    assert small.after.isometry() > large.after.isometry() + 0.2
+    assert chosen.after.isometry() > large.after.isometry() + 0.2
+    # 1/12 behind the first layer, and the last one makes up for it.
+    first = x @ model[0].weight.T * chosen.factors()["0.weight"]
+    assert first.square().mean().item() == pytest.approx(1 / 12, rel=0.03)
+
+
+def test_inputs_beyond_the_activation_leave_layers_at_a_lower_mean_square() -> None:
+    torch.manual_seed(0)
+    report = isometry.tune_(chain(nn.Tanh, 6, 16), 30 * torch.randn(16), progress=False)
+    assert report.before.mean_square < 1e-3
+    assert report.after.mean_square == NEAR_ONE
+    assert report.weights[2].log10_mean_square_after < -1
+
+
 def _dead() -> nn.Module:
     model = chain(nn.ReLU, 3, 6)
     nn.init.constant_(model[2].bias, -100.0)
@@ -236,6 +263,13 @@ REFUSED = {
         "a normalisation follows",
     ),
     "no weights": (lambda: nn.Sequential(nn.Tanh()), InputError, "there is nothing to tune"),
+    "no data": (
+        lambda: nn.Sequential(
+            nn.Unflatten(-1, (6, 1)), nn.BatchNorm1d(6), nn.Flatten(0), nn.Linear(6, 6)
+        ).eval(),
+        InputError,
+        "'1' (BatchNorm1d) has seen no data",
+    ),
     "training": (lambda: nn.Sequential(nn.Linear(6, 6), nn.Dropout()), ModelError, "eval"),
 }
 
