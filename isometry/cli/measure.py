@@ -152,6 +152,7 @@ def measure_command(
     **options: Any,
 ) -> None:
     """Parse, measure, store, print, exit with a code."""
+    from isometry.depth.advice import with_theory
     from isometry.loading import load_model, load_weights
     from isometry.measurement.distributed import process_group, started_by_torchrun
     from isometry.measurement.provenance import recorded_ensemble
@@ -195,6 +196,7 @@ def measure_command(
     )
     if not group.is_main:
         return
+    spectrum = with_theory(spectrum)
     failure = store_spectrum(file, spectrum, overwrite=overwrite) if file is not None else None
     if per_block and not spectrum.partial:
         try:

@@ -373,8 +373,10 @@ def _operator(model: Any, x: Any, memory_limit: int | None, **options: Any) -> J
 def _additions(operator: JacobianOperator, provenance: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the caller records with the measurement, and the ensemble that J is a draw from."""
     said = dict(provenance or {})
+    part = operator.options["source"] is not None or operator.options["target"] is not None
+    if part:
+        said["part"] = True
     if "ensemble" not in said:
-        part = operator.options["source"] is not None or operator.options["target"] is not None
         only = operator.inputs.only_tensor
         said["ensemble"] = None if only is None else recorded_ensemble(operator.model, only, part=part)
     return {key: value for key, value in said.items() if value is not None}

@@ -23,6 +23,7 @@ from isometry.report.inline_svg import page_colors
 from isometry.report.page_pictures import Picture, distribution_pictures, input_picture, overlay_pictures
 from isometry.report.reproduction import how_known, provenance_rows, recipe
 from isometry.spectrum import Spectrum
+from isometry.spectrum.advice import Advice
 from isometry.spectrum.block_profile import BlockProfile
 from isometry.spectrum.formatting import error_text, number_text, percent_text, plain
 from isometry.spectrum.input_spread import input_spread
@@ -166,7 +167,13 @@ def _verdict(spectrum: Spectrum, law: Spectrum | None, name: str) -> dict[str, A
         "share": percent_text(*summary.isometry),
         "how": plain(how_known(spectrum)),
         "law": _against_law(spectrum, law),
+        "advice": _advice(summary.advice),
     }
+
+
+def _advice(found: Sequence[Advice]) -> list[tuple[str, str]]:
+    """Sentence and command of each."""
+    return [(plain(one.sentence), plain(one.command)) for one in found]
 
 
 def _against_law(spectrum: Spectrum, law: Spectrum | None) -> str:
@@ -231,6 +238,7 @@ def _depth(profile: BlockProfile, number: int) -> dict[str, Any]:
     return {
         "name": plain(profile.name),
         "text": plain(profile.verdict()),
+        "advice": _advice(profile.advice()),
         "pictures": profile_pictures(profile, name=f"depth{number}"),
         "headings": profile.headings,
         "rows": [

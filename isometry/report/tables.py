@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from isometry.report.text import encodable
+from isometry.spectrum.advice import Advice
 from isometry.spectrum.formatting import plain
 
 
@@ -97,3 +98,9 @@ def encoded_output(console: Console) -> Iterator[None]:
     with console.capture() as captured:
         yield
     _write(console, captured.get())
+
+
+def print_advice(console: Console, advice: Advice, lead: str = "") -> None:
+    """A sentence, and its command in a line of its own that can be copied."""
+    console.print(Text(plain(f"{lead}advice: {advice.sentence}"), style="bold"))
+    console.print(Text(plain(f"  {advice.command}")), soft_wrap=True)

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from isometry.errors import InputError
-from isometry.report.tables import PlainConsole, encoded_output
+from isometry.report.tables import PlainConsole, encoded_output, print_advice
 from isometry.spectrum import Spectrum, Summary
 from isometry.spectrum.formatting import plain
 from isometry.spectrum.histogram import histogram
@@ -81,6 +81,8 @@ def _print_sentences(console: Console, summary: Summary, lead: str) -> None:
     if summary.stopped_text:
         console.print(Text(f"{lead}stopped: {summary.stopped_text}", style="dim"))
     console.print(Text(f"{lead}{summary.verdict}", style=STYLES[summary.level]))
+    for advice in summary.advice:
+        print_advice(console, advice, lead)
 
 
 # ---- the histogram -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from isometry.report.tables import PlainConsole, encoded_output
+from isometry.report.tables import PlainConsole, encoded_output, print_advice
 from isometry.spectrum.block_profile import BlockProfile
 from isometry.spectrum.formatting import plain
 
@@ -55,6 +55,8 @@ def print_profile(profile: BlockProfile, *, file: TextIO | None = None, width: i
         console.print(table)
         console.print()
         console.print(Text(plain(profile.verdict()), style="red" if fault is not None else ""))
+        for advice in profile.advice():
+            print_advice(console, advice)
 
 
 def _bar(profile: BlockProfile, block: int, *, ascii_only: bool) -> str:

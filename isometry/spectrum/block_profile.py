@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from isometry.errors import InputError
 
+from .advice import Advice, advice_on_blocks
 from .block_faults import HARMLESS_FACTOR, Finding, find_faults
 from .formatting import error_text, json_ready, number_text, plain, power_text
 from .spectrum import Spectrum
@@ -180,6 +181,20 @@ class BlockProfile:
         word = "falls" if found.direction < 0 else "grows"
         return f"{end}: it {word} along the whole depth, {self._together(found)}"
 
+    def advice(self) -> tuple[Advice, ...]:
+        """What to do, where something is to be done: which weights to multiply by how much."""
+        return advice_on_blocks(
+            self.provenance,
+            kinds=self.kinds,
+            blocks=self.blocks,
+            log10_gain=self.log10_gain,
+            log10_mean_square=float(self.log10_mean_square[-1]),
+            log10_mean_square_stderr=float(self.log10_mean_square_stderr[-1]),
+            fault=self.at_fault(),
+            by_chance=self._finding.by_chance,
+            branches=[(s.block, s.branch_chi, s.branch_chi_stderr) for s in self.residual_sums],
+        )
+
     def _together(self, found: Finding) -> str:
         """How the blocks change it where none is at fault."""
         average = power_text(float(self.log10_mean_square[-1]) / len(self))
@@ -214,6 +229,7 @@ class BlockProfile:
                 "running": {depth: self.running[depth].to_dict() for depth in sorted(self.running)},
                 "at_fault": None if fault is None else self.blocks[fault],
                 "verdict": self.verdict(),
+                "advice": [asdict(one) for one in self.advice()],
             }
         )
         return plain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from .advice import advice_on_spectrum
 from .formatting import number_text
 from .log_scale import exponential
 from .spectral_numbers import SpectralNumbers
@@ -89,6 +90,10 @@ def summary_of(numbers: SpectralNumbers) -> Summary:
         ),
         unlisted=numbers.unlisted,
         instead_of=str(numbers.provenance.get("instead_of", "")),
+        advice=() if numbers.kind != "measured" else advice_on_spectrum(
+            numbers.provenance, log10_mean_square=log10_mean_square, log10_s_max=log10_s_max,
+            relative_error=numbers.mean_square_stderr / numbers.mean_square if numbers.mean_square > 0 else math.nan,
+        ),
         slow_products=_slow_products(numbers.provenance.get("products_by")),
         stopped=numbers.stopped or None,
         shares=recorded_shares(numbers.provenance.get("shares")),

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .advice import Advice
 from .formatting import error_text, json_ready, number_text, percent_text
 from .unlisted import Unlisted
 
@@ -101,6 +102,8 @@ class Summary:
         The method that was tried before, and why it did not do; empty where there was none.
     slow_products : str
         What made the products, and why, where it was no replay of the recorded maps; empty where it was.
+    advice : sequence of Advice
+        What to do, where something is to be done.
     seed, dtype, device, stopped, shares
         As recorded with the measurement, None where nothing was.
     """
@@ -150,6 +153,7 @@ class Summary:
     unlisted: Unlisted | None = None
     instead_of: str = ""
     slow_products: str = ""
+    advice: Sequence[Advice] = ()
     seed: Any = None
     dtype: Any = None
     device: Any = None
@@ -215,6 +219,8 @@ class Summary:
             values["instead_of"] = self.instead_of
         if self.slow_products:
             values["slow_products"] = self.slow_products
+        if self.advice:
+            values["advice"] = [asdict(one) for one in self.advice]
         if self.shares:
             values["shares"] = [dict(share) for share in self.shares]
         if self.outside_text:
@@ -313,6 +319,7 @@ class Summary:
             *([("shares of mean s²", self.shares_text)] if self.shares else []),
             *([("stopped", self.stopped_text)] if self.stopped_text else []),
             ("verdict", self.verdict),
+            *(("advice", one.text) for one in self.advice),
         ]
 
     def text(self) -> str:
