@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from isometry.depth.critical_plan import Plan, PlannedLayer, is_chain, plan_of
+from isometry.depth.critical_plan import Plan, is_chain, plan_of
+from isometry.depth.critical_report import CriticalInit, InitialisedWeight
+from isometry.depth.critical_weights import (
+    LEFT,
+    joined,
+    left_parameters,
+    network_weights,
+    refuse_shared,
+    weights_used,
+)
 from isometry.depth.flow_structure import FlowStructure
-from isometry.errors import InputError, IsometryError, IsometryWarning, NonFiniteError, NotImprovedError
+from isometry.depth.improvement import refuse_worse, undone_on_error, write
+from isometry.errors import InputError, IsometryError, IsometryWarning, NonFiniteError
 from isometry.jacobian import (
     Dataflow,
     JacobianOperator,
@@ -24,99 +32,18 @@ from isometry.jacobian import (
     warnings_silenced,
 )
 from isometry.measurement import measure
-from isometry.nn import kernels as laws
 from isometry.nn.critical import (
     LAYER_TYPES,
     chain_weights,
     check_arguments,
     check_own_weight,
-    check_parameter,
     detected_activation,
-    fill_weight,
     fillable_layers,
 )
 from isometry.spectrum import Spectrum
-from isometry.spectrum.formatting import number_text, plain
 from isometry.theory.activations import Activation
 
-_ATTENTION_WEIGHTS = {
-    "in_proj_weight": "in_proj_bias", "q_proj_weight": None, "k_proj_weight": None, "v_proj_weight": None,
-}  # fmt: skip
 _PROBES, _STEPS = 16, 30
-
-Filled = list[tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class InitialisedWeight:
-    """What one weight was filled with.
-
-    Parameters
-    ----------
-    name : str
-        Of the parameter.
-    role : str
-        What it is in the network: "layer", "last of a branch", "query, key, value", ...
-    gain : float
-        By which it multiplies the root mean square of what it is given: the norm of its rows, 0 where it was set to
-        zero; for a normalisation's weight its entries.
-    """
-
-    name: str
-    role: str
-    gain: float
-
-
-@dataclass(frozen=True)
-class CriticalInit:
-    """What `critical_init_` saw and did.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model, initialised.
-    kind : {"chain", "network"}
-        Whether its run is one layer after another.
-    found : dict
-        What stands between the layers -> how often: "residual sum", "attention", "normalisation", ...
-    weights : tuple of InitialisedWeight
-        In the order of the run.
-    left_alone : dict
-        Name of a module or parameter -> why it was left alone, or what is not handled there.
-    before, after : Spectrum
-        Of the Jacobian at the input, with the same probes. A network that overflows before is measured in float64.
-    """
-
-    model: nn.Module
-    kind: str
-    found: Mapping[str, int]
-    weights: tuple[InitialisedWeight, ...]
-    left_alone: Mapping[str, str]
-    before: Spectrum
-    after: Spectrum
-
-    def __str__(self) -> str:
-        seen = ", ".join(f"{count} x {what}" for what, count in self.found.items())
-        lines = [f"critical_init_: a {self.kind}{f' with {seen}' if seen else ''}"]
-        roles: dict[tuple[str, str], list[str]] = {}
-        for weight in self.weights:
-            roles.setdefault((weight.role, number_text(weight.gain)), []).append(weight.name)
-        for (role, gain), names in roles.items():
-            lines.append(f"  {role}, gain {gain}: {_listed(names)}")
-        reasons: dict[str, list[str]] = {}
-        for name, why in self.left_alone.items():
-            reasons.setdefault(why, []).append(name)
-        lines += [f"  left alone: {_listed(names)}: {why}" for why, names in reasons.items()]
-        for label, one in (("before", self.before), ("after", self.after)):
-            lines.append(
-                f"  {label:<6}  mean s^2 {number_text(one.mean_square)} +- {number_text(one.mean_square_stderr)}, "
-                f"s_max {number_text(one.s_max)}, {one.spread_bounds()[0]:.0%} within a factor 2 of the scale"
-            )
-        return plain("\n".join(lines), keep="\n")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")
 
 
 @keeps_torch_state
@@ -132,6 +59,7 @@ def critical_init_(
     sigma_b: float | None = None,
     weights: str = "delta_orthogonal",
     input_mean_square: float | None = None,
+    leave: str | None = None,
     generator: torch.Generator | None = None,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
@@ -179,6 +107,9 @@ def critical_init_(
         Law of the weights; "mirrored" of chains only.
     input_mean_square : float, optional
         Mean square of the entries of the input, which the first layers then bring to q* (of a chain) or to 1.
+    leave : str, optional
+        Regular expression: modules and parameters whose whole name matches it, and all inside such modules, keep their
+        values.
     generator : torch.Generator, optional
         Source of randomness, else the global CPU seed of torch.
     args, kwargs, wrt, batched, source, target, output, dtype, device, probes, steps, seed :
@@ -234,7 +165,8 @@ def critical_init_(
     check_arguments(weights, input_mean_square)
     _check_own_arguments(model, residual, branch_gain)
     root = uncompiled(model)
-    _refuse_unusable(root)
+    left = left_parameters(root, leave)
+    _refuse_unusable(root, left)
     options: dict[str, Any] = {
         "args": args, "kwargs": kwargs, "wrt": wrt, "batched": batched, "source": source, "target": target,
         "output": output, "dtype": dtype, "device": device,
@@ -263,17 +195,22 @@ def critical_init_(
     flow = Dataflow.of(operator)
     structure = FlowStructure(flow)
     del operator
-    uses = _weights_used(flow)
+    uses = weights_used(flow)
     chain = _chain_activation(root, structure, uses, activation)
     if chain is not None:
-        layers = fillable_layers(root)
+        layers = fillable_layers(root, lambda name: joined(name, "weight") in left)
         filled, gains = chain_weights(
             layers, chain, q_star=q_star, sigma_w=sigma_w, sigma_b=sigma_b, weights=weights,
             input_mean_square=input_mean_square, generator=generator,
         )  # fmt: skip
-        names = [f"{name}.weight" for name, _ in layers]
-        done = tuple(InitialisedWeight(name, "layer", gain) for name, gain in zip(names, gains, strict=True))
-        plan = Plan()
+        names = [joined(name, "weight") for name, _ in layers]
+        filled = [pair for pair in filled if id(pair[0]) not in left.values()]
+        done = tuple(
+            InitialisedWeight(name, "layer", gain)
+            for name, gain in zip(names, gains, strict=True)
+            if name not in left
+        )
+        plan = Plan(left=dict.fromkeys((name for name in names if name in left), LEFT))
     else:
         if q_star is not None or weights == "mirrored":
             what = "q_star" if q_star is not None else 'weights="mirrored"'
@@ -285,15 +222,22 @@ def critical_init_(
             structure, activation=activation, sigma_w=sigma_w, residual=residual, branch_gain=branch_gain,
             input_mean_square=input_mean_square,
         )  # fmt: skip
-        _refuse_shared(root, uses, plan)
-        filled, done = _network_weights(root, plan, uses, weights, sigma_b, generator)
-    with _undone_on_error(filled):
-        _write(filled)
+        for name in [name for name in plan.layers if name in left]:
+            del plan.layers[name]
+        for name in [name for name in plan.norms if name in left]:
+            del plan.norms[name]
+        plan.left.update(
+            dict.fromkeys((name for name, p in root.named_parameters() if name in left and p.dim() > 1), LEFT)
+        )
+        refuse_shared(root, uses, plan)
+        filled, done = network_weights(root, plan, uses, weights, sigma_b, generator)
+    with undone_on_error(filled):
+        write(filled)
         with warnings_silenced(IsometryWarning):
             # It has warned of the model and the input before.
             operator = JacobianOperator(root, x, **options)
         after = spectrum(operator, "after")
-        _refuse_worse(before, after, operator.zero_cause, plan)
+        refuse_worse(before, after, operator.zero_cause, list(plan.left))
         return CriticalInit(
             model, "network" if chain is None else "chain", dict(plan.found), done, plan.left, before, after
         )
@@ -321,7 +265,7 @@ def _check_own_arguments(model: object, residual: str, branch_gain: float) -> No
         raise InputError(f"branch_gain is a finite number above zero; got {branch_gain!r}")
 
 
-def _refuse_unusable(model: nn.Module) -> None:
+def _refuse_unusable(model: nn.Module, left: Mapping[str, int]) -> None:
     for name, module in model.named_modules():
         if ".quantized" in type(module).__module__:
             raise InputError(
@@ -329,53 +273,18 @@ def _refuse_unusable(model: nn.Module) -> None:
                 "Initialise the model before it is quantised."
             )
     for name, module in model.named_modules():
-        if isinstance(module, LAYER_TYPES) and not isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        is_layer = isinstance(module, LAYER_TYPES) and not isinstance(module, nn.modules.lazy.LazyModuleMixin)
+        if is_layer and not any(own.startswith(f"{name}.") for own in left):
             check_own_weight(name or type(module).__name__, module)
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise InputError(f"parameter {name!r} is lazy and has no shape yet: run the model once before.")
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+        has_numbers = (
+            parameter.is_floating_point() and not parameter.is_meta and parameter.layout == torch.strided
+        )
+        if has_numbers and not bool(torch.isfinite(parameter).all()):
             raise InputError(
                 f"parameter {name!r} holds NaN or inf, so that nothing can be measured: load or draw the weights anew."
-            )
-
-
-def _weights_used(flow: Dataflow) -> dict[str, int]:
-    """Weight that is multiplied by -> in how many operations the same part of it is."""
-    counts: dict[tuple[str, int], int] = {}
-    for operation in flow.operations:
-        for use in operation.parameters:
-            counts[use.name, use.offset] = counts.get((use.name, use.offset), 0) + 1
-    found: dict[str, int] = {}
-    for (name, _), count in counts.items():
-        found[name] = max(found.get(name, 0), count)
-    return found
-
-
-def _shared(model: nn.Module) -> dict[str, list[str]]:
-    """First name of a parameter with several -> all of them."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return {same[0]: same for same in names.values() if len(same) > 1}
-
-
-def _refuse_shared(model: nn.Module, uses: Mapping[str, int], plan: Plan) -> None:
-    several = _shared(model)
-    for name in plan.layers:
-        names = several.get(name, [name])
-        if not all(_is_layer(model, own) for own in names):
-            # It is left alone.
-            continue
-        if len(names) > 1:
-            raise InputError(
-                f"one weight is shared by {' and '.join(names[:3])}, whose gains may differ: initialise the model "
-                "before they are tied."
-            )
-        if uses.get(name, 1) > 1:
-            raise InputError(
-                f"weight {name!r} is used {uses[name]} times in one run, and shared weights have no gain of their own: "
-                "give each place a layer of its own, or initialise the parts of the model that are used once."
             )
 
 
@@ -410,201 +319,3 @@ def _between(structure: FlowStructure) -> str:
              "affine": "normalisations", "softmax": "attention", "attention": "attention"}  # fmt: skip
     found = dict.fromkeys(names[kind] for kind in structure.kind if kind in names)
     return ", ".join(found) or "several activations, or layers that do not run"
-
-
-# ---- networks -----------------------------------------------------------------------------------------------
-
-
-def _network_weights(
-    model: nn.Module,
-    plan: Plan,
-    uses: Mapping[str, int],
-    weights: str,
-    sigma_b: float | None,
-    generator: torch.Generator | None,
-) -> tuple[Filled, tuple[InitialisedWeight, ...]]:
-    """New values of the parameters that the plan names, and what they are; the plan's ``left`` is completed."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    shared = _shared(model)
-    filled: Filled = []
-    done: list[InitialisedWeight] = []
-    for name, layer in plan.layers.items():
-        holder, _, attribute = name.rpartition(".")
-        module = model.get_submodule(holder)
-        why = _no_law(model, layer, shared.get(name, [name]), uses.get(name, 1))
-        if why:
-            plan.left.update(dict.fromkeys(shared.get(name, [name]), why))
-            continue
-        weight, is_layer = parameters[name], _is_layer(model, name)
-        check_parameter(name, weight)
-        gain = layer.gain * layer.branch_gain
-        new = torch.zeros(weight.shape, dtype=torch.float64)
-        # Other modules may keep the transposed matrix, and have attributes of any meaning.
-        matrix, law = (new, module) if is_layer else (new.t() if layer.inputs_first else new, nn.Module())
-        for block in _blocks(matrix, layer.packed) if gain > 0 else ():
-            drawn = torch.empty(block.shape, dtype=torch.float64)
-            fill_weight(drawn, law, gain, weights, name=holder or type(module).__name__, generator=generator)
-            block.copy_(drawn)
-        filled.append((weight, new))
-        done.append(InitialisedWeight(name, layer.role, gain))
-        bias = layer.bias or _bias_of(module, holder, attribute)
-        own = parameters.get(bias)
-        if own is not None:
-            check_parameter(bias, own)
-            sigma = (sigma_b or 0.0) * layer.branch_gain if layer.activated else 0.0
-            filled.append((own, laws.normal(own.shape, generator=generator) * sigma))
-    for name, gain in plan.norms.items():
-        check_parameter(name, parameters[name])
-        filled.append((parameters[name], torch.full(parameters[name].shape, gain, dtype=torch.float64)))
-        done.append(InitialisedWeight(name, "weight of a normalisation that ends a branch", gain))
-    if not done:
-        raise InputError(
-            "this model has no convolution and no dense layer to initialise that runs on this input."
-        )
-    _name_the_rest(model, plan)
-    return filled, tuple(done)
-
-
-def _name_the_rest(model: nn.Module, plan: Plan) -> None:
-    """Complete what the plan leaves alone: what does not run on the input, and normalisations."""
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 and name not in plan.layers:
-            plan.left.setdefault(name, "it does not run, or not as a layer on what depends on the input")
-    if plan.found["normalisation"]:
-        plan.left["normalisations"] = "they set the size of what passes, whatever the gains of the layers"
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        plan.left["running statistics of batch-norm"] = (
-            "they belong to the weights as they were: in training mode they adapt"
-        )
-
-
-def _is_layer(model: nn.Module, name: str) -> bool:
-    """Whether a parameter is the weight of a convolution, a dense layer or a projection of attention."""
-    holder, _, attribute = name.rpartition(".")
-    module = model.get_submodule(holder)
-    if isinstance(module, nn.MultiheadAttention):
-        return attribute in _ATTENTION_WEIGHTS
-    return isinstance(module, LAYER_TYPES) and attribute == "weight"
-
-
-def _no_law(model: nn.Module, layer: PlannedLayer, names: Sequence[str], uses: int) -> str:
-    """Why the weight with these names is left alone; empty where it is filled."""
-    if all(_is_layer(model, name) for name in names):
-        return ""
-    module = model.get_submodule(layer.weight.rpartition(".")[0])
-    if len(names) > 1:
-        return f"one weight, shared by {' and '.join(names[:3])}"
-    if not layer.is_matrix or isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return f"a weight of {type(module).__name__}, which critical_init_ has no law for"
-    if uses > 1:
-        return f"a matrix that is used {uses} times in one run"
-    return "" if dict(model.named_parameters())[layer.weight].requires_grad else "a matrix that is frozen"
-
-
-def _bias_of(module: nn.Module, holder: str, attribute: str) -> str:
-    """The name that the bias of a layer has where the operation does not show it."""
-    bias = _ATTENTION_WEIGHTS.get(attribute) if isinstance(module, nn.MultiheadAttention) else "bias"
-    return _joined(holder, bias) if bias else ""
-
-
-def _blocks(weight: Tensor, packed: bool) -> Sequence[Tensor]:
-    """The weight, or its blocks of as many rows as it has columns where several projections lie in it."""
-    rows, columns = weight.shape[0], weight.shape[1]
-    if weight.dim() != 2 or not packed:
-        return [weight]
-    if rows > columns and rows % columns == 0:
-        return weight.split(columns)
-    return weight.split(rows // 2) if rows % 2 == 0 else [weight]
-
-
-def _joined(holder: str, attribute: str) -> str:
-    return f"{holder}.{attribute}" if holder else attribute
-
-
-# ---- writing, and undoing ---------------------------------------------------------------------------------
-
-
-def _write(values: Filled) -> None:
-    with torch.no_grad():
-        for parameter, new in values:
-            parameter.copy_(new)
-
-
-@contextmanager
-def _undone_on_error(filled: Filled) -> Iterator[None]:
-    """Give the parameters their old bits back where anything is raised inside."""
-    old = [(parameter, parameter.detach().clone()) for parameter, _ in filled]
-    try:
-        yield
-    except BaseException:
-        _restore(old)
-        raise
-
-
-def _restore(old: Filled) -> None:
-    """Write the old values, however often an interrupt comes meanwhile."""
-    while True:
-        try:
-            _write(old)
-        except KeyboardInterrupt:
-            continue
-        return
-
-
-def _refuse_worse(before: Spectrum, after: Spectrum, zero_cause: str, plan: Plan) -> None:
-    undone = "critical_init_ was undone, and the weights are as they were"
-    if not math.isfinite(after.log10_moment(1)):
-        raise NotImprovedError(
-            f"{undone}: the Jacobian is zero at this input with the new weights as well"
-            f"{f' ({zero_cause})' if zero_cause else ''}: the network is dead here. Give another input, or look at "
-            "isometry.measure_blocks for the block that is zero"
-        )
-    found = _worse(before, after)
-    if found:
-        raise NotImprovedError(
-            f"{undone}: {found}. Either the model was closer to isometry before, or its inputs are not what the gains "
-            "are for: mean square 1 where the model does not normalise them (try input_mean_square=). "
-            "isometry.measure_blocks shows where the size changes"
-            + (f". Left alone were {_listed(list(plan.left))}" if plan.left else "")
-        )
-
-
-def _worse(before: Spectrum, after: Spectrum) -> str:
-    """What became worse, beyond the errors; empty where nothing did."""
-    old, new = before.log10_moment(1), after.log10_moment(1)
-    m, n = after.shape or (1, 1)
-    # Layers keep the mean square of entries, and m of them for n are a mean square of m/n: from there to 1 all is kept.
-    widest = math.log10(max(m / n, 1.0))
-    old, new = (max(one - widest, 0.0, -one) for one in (old, new))
-    if math.isfinite(old) and new - old > math.hypot(_error(before), _error(after)) + 1e-6:
-        return (
-            f"the mean square of its singular values went from {number_text(before.mean_square)} to "
-            f"{number_text(after.mean_square)}, further from {f'1 to {m / n:.3g}' if m > n else '1'}"
-        )
-    (_, most), (least, _) = _share(after), _share(before)
-    middle = 0.5 * (most + least)
-    chance = math.sqrt(2 * max(middle * (1 - middle), 0.0) / min(after.shape or (1,)))
-    if most < least - 3 * chance:
-        return (
-            f"the share of singular values within a factor of two of their scale went from at least {least:.0%} to at "
-            f"most {most:.0%}"
-        )
-    return ""
-
-
-def _error(spectrum: Spectrum) -> float:
-    """Of log10 of the mean square: three standard errors of the probes, two of a draw of N = min(m, n) values."""
-    mean = spectrum.mean_square
-    if not 0 < mean < math.inf:
-        return 0.0
-    probes = spectrum.mean_square_stderr if math.isfinite(spectrum.mean_square_stderr) else 0.0
-    chance = math.sqrt(max(spectrum.variance, 0.0) / min(spectrum.shape or (1,)))
-    return math.hypot(3 * probes, 2 * chance) / mean / math.log(10)
-
-
-def _share(spectrum: Spectrum) -> tuple[float, float]:
-    """Limits of 95 % for the share within a factor of two of the root mean square."""
-    scale = math.sqrt(spectrum.mean_square)
-    if not 0 < scale < math.inf:
-        return spectrum.spread_bounds()
-    return spectrum.isometry_band(scale / 2, scale * 2)

@@ -18,18 +18,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 
+from isometry.depth.activation_gains import LARGEST_GAIN, second_moments, unit_gain
 from isometry.depth.flow_structure import INPUT, FlowStructure, PathSum
-from isometry.errors import IsometryError
 from isometry.theory.activations import Activation, get_activation
 from isometry.theory.gaussian import gaussian_average
 
 _DENSE = frozenset({"mm", "addmm", "mv", "addmv", "matmul", "linear"})
-# Beyond it an activation is driven into saturation, as a sigmoid is whose slope is at most 1/4.
-_LARGEST_GAIN = 4.0
 
 
 @dataclass
@@ -131,11 +128,7 @@ class _Planner:
         self.gates: set[int] = set()
         if input_mean_square is not None:
             for node, layer in self.at.items():
-                if structure.traced(
-                    node, is_node=True, through=("linear", "layer"), stop=INPUT
-                ) == INPUT and (
-                    structure.traced(structure.sources(node)[0], is_node=True, stop=INPUT) == INPUT
-                ):
+                if structure.traced(structure.sources(node)[0], is_node=True, stop=INPUT) == INPUT:
                     layer.gain /= math.sqrt(input_mean_square)
         self._attention()
         self._gated_products()
@@ -219,7 +212,7 @@ class _Planner:
             sides = [s.traced(value) for value in sources]
             moments = [self._moments(side) for side in sides]
             if s.operation(node).name == "glu":
-                moments = [(1.0, 1.0), _moments("sigmoid")]
+                moments = [(1.0, 1.0), second_moments("sigmoid")]
             layers = []
             for side in sides:
                 if s.kind[side] in ("activation", "function"):
@@ -249,7 +242,7 @@ class _Planner:
     def _moments(self, node: int) -> tuple[float, float]:
         """E phi^2 and E phi'^2 of a node, 1 and 1 where it is no activation."""
         phi = self._phi(node) if self.structure.kind[node] in ("activation", "function") else None
-        return (1.0, 1.0) if phi is None else _moments(phi)
+        return (1.0, 1.0) if phi is None else second_moments(phi)
 
     def _following(self, node: int) -> list[PlannedLayer]:
         return [self.at[reached] for reached in self.structure.reached(node) if reached in self.at]
@@ -277,7 +270,7 @@ class _Planner:
             elif known is None:
                 text = phi if isinstance(phi, str) else phi.name
                 self.plan.left[where] = (
-                    f"no gain up to {_LARGEST_GAIN:g} keeps gradients through {text}: gain 1"
+                    f"no gain up to {LARGEST_GAIN:g} keeps gradients through {text}: gain 1"
                 )
             before = s.traced(s.sources(node)[0], is_node=True, through=("linear", "affine"))
             if before in self.at:
@@ -401,8 +394,9 @@ class _Planner:
         s = self.structure
         for node in s.dominators(s.producer[value], layer):
             if s.kind[node] in ("activation", "function"):
-                phi = s.activation.get(node)
-                if phi is None or float(get_activation(phi).derivative(_ZERO)[0]) == 0 or phi == "relu":
+                phi = self._phi(node)
+                # Of a kink PyTorch takes the left slope.
+                if phi is None or float(get_activation(phi).derivative(np.full(1, -1e-9))[0]) == 0:
                     return True
         return False
 
@@ -434,41 +428,3 @@ class _Planner:
             "function",
             "softmax",
         )
-
-
-_ZERO = np.zeros(1)
-
-
-@lru_cache(maxsize=256)
-def unit_gain(activation: str | Activation, chi: float = 1.0) -> float | None:
-    """g with g^2 E phi'(g z)^2 = chi, z ~ N(0, 1): the chi of a layer and phi, for inputs of mean square 1.
-
-    None where no g up to 4 is enough, or the average does not exist.
-    """
-    phi = get_activation(activation)
-
-    def log_chi(gain: float) -> float:
-        slope = gaussian_average(lambda h: phi.derivative(h) ** 2, gain**2, kinks=phi.kinks)
-        return 2 * math.log(gain) + math.log(slope) - math.log(chi) if slope > 0 else -math.inf
-
-    if chi <= 0:
-        return None
-    try:
-        low, high = 0.05 * math.sqrt(chi), _LARGEST_GAIN
-        if log_chi(high) < 0 or log_chi(low) > 0:
-            return None
-        while high / low > 1 + 1e-12:
-            middle = math.sqrt(low * high)
-            low, high = (low, middle) if log_chi(middle) >= 0 else (middle, high)
-    except IsometryError:
-        return None
-    return high
-
-
-@lru_cache(maxsize=256)
-def _moments(activation: str | Activation) -> tuple[float, float]:
-    """E phi(z)^2 and E phi'(z)^2, z ~ N(0, 1)."""
-    phi = get_activation(activation)
-    value = gaussian_average(lambda h: phi.function(h) ** 2, 1.0, kinks=phi.kinks)
-    slope = gaussian_average(lambda h: phi.derivative(h) ** 2, 1.0, kinks=phi.kinks)
-    return float(value), float(slope)

@@ -6,6 +6,7 @@ What else stands between the layers of a model is not seen from its modules: `is
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -190,8 +191,12 @@ def check_arguments(weights: str, input_mean_square: float | None) -> None:
         raise InputError(f"input_mean_square must be a finite number above zero, got {input_mean_square!r}.")
 
 
-def fillable_layers(model: nn.Module) -> list[tuple[str, Layer]]:
+def fillable_layers(
+    model: nn.Module, is_left: Callable[[str], bool] = lambda _: False
+) -> list[tuple[str, Layer]]:
     """The layers to fill, by name, in the order in which the model registers them; shared weights once.
+
+    With ``is_left``, layers of which it is true are among them, and may be such as cannot be filled.
 
     Raises
     ------
@@ -207,7 +212,8 @@ def fillable_layers(model: nn.Module) -> list[tuple[str, Layer]]:
     if not found:
         raise InputError("this model has no convolution and no dense layer to initialise.")
     for name, layer in found:
-        _check_fillable(name, layer)
+        if not is_left(name):
+            _check_fillable(name, layer)
     return found
 
 
@@ -239,7 +245,7 @@ def check_parameter(name: str, parameter: Tensor) -> None:
     if not parameter.requires_grad:
         raise InputError(
             f"parameter {name!r} is frozen (requires_grad is False), and an initialisation would overwrite it: call "
-            "requires_grad_(True) on what may be initialised anew, or initialise the other parts of the model alone."
+            "requires_grad_(True) on what may be initialised anew, or keep it by leave= of isometry.critical_init_."
         )
 
 
@@ -247,9 +253,11 @@ def _holder_without_order(model: nn.Module, name: str = "") -> tuple[str, str] |
     """Name and class of the first module that holds others and is no chain of them; None where there is none."""
     if isinstance(model, Network | ConvolutionLayer | DenseLayer) or not any(True for _ in model.children()):
         return None
-    if not isinstance(model, nn.Sequential) or type(model).forward not in (
-        nn.Sequential.forward,
-        Trunk.forward,
+    chaining = (nn.Sequential.forward, Trunk.forward)
+    if (
+        not isinstance(model, nn.Sequential)
+        or type(model).forward not in chaining
+        or "forward" in vars(model)
     ):
         return name, type(model).__name__
     inside = (

@@ -11,7 +11,8 @@ from torch import nn
 
 import isometry
 from isometry.depth import critical_init as module_under_test
-from isometry.depth.critical_plan import unit_gain
+from isometry.depth import improvement
+from isometry.depth.activation_gains import unit_gain
 from isometry.depth.flow_structure import FlowStructure
 from isometry.errors import InputError, ModelError, NotImprovedError
 from isometry.jacobian import Dataflow, JacobianOperator
@@ -200,7 +201,7 @@ def test_a_network_that_overflows_is_cured():
 
 def test_a_chain_is_filled_as_from_its_modules():
     def chain():
-        return nn.Sequential(*[m for _ in range(60) for m in (nn.Conv2d(2, 2, 3, padding=1), nn.Tanh())])
+        return nn.Sequential(*[m for _ in range(24) for m in (nn.Conv2d(2, 2, 3, padding=1), nn.Tanh())])
 
     model, other = made(chain), made(chain)
     report = isometry.critical_init_(model, torch.randn(1, 2, 4, 4, generator=seeded(1)), generator=seeded())
@@ -527,6 +528,23 @@ def test_sums_in_place_and_one_after_another():
     )
 
 
+def test_what_is_left_keeps_its_bits():
+    model = frozen().eval()
+    before = bits(model)
+    report = isometry.critical_init_(model, torch.ones(8), leave=r"1\.a", generator=seeded())
+    assert gains(report).keys() == {"0.a.weight"}
+    assert report.left_alone["1.a.weight"] == "kept by leave="
+    assert {name for name, old in bits(model).items() if old != before[name]} == {"0.a.weight", "0.a.bias"}
+    model = made(lambda: nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8).requires_grad_(False)))
+    before = bits(model)
+    report = isometry.critical_init_(model, torch.ones(8), leave="2", generator=seeded())
+    assert report.kind == "chain"
+    assert {name for name, old in bits(model).items() if old != before[name]} == {"0.weight", "0.bias"}
+    for pattern, words in (("(", "no regular expression"), ("nothing", "whole name matches")):
+        with pytest.raises(InputError, match=words):
+            isometry.critical_init_(model, torch.ones(8), leave=pattern)
+
+
 def test_projections_that_do_not_depend_on_the_input_are_named():
     class Cross(nn.Module):
         def __init__(self):
@@ -553,6 +571,14 @@ def test_more_outputs_than_inputs_may_have_a_mean_square_up_to_their_ratio():
     # Entries that keep their mean square: m / n, times the gain 2 of the last layer, which a chain has as well.
     assert 8 < report.after.mean_square < 64
     assert report.before.mean_square < 1
+
+
+def test_the_input_may_be_brought_to_mean_square_one():
+    model = made(ConvResNet)
+    x = 10 * torch.randn(1, 3, 4, 4, generator=seeded(1))
+    report = isometry.critical_init_(model, x, input_mean_square=0.25, generator=seeded())
+    assert gains(report)["stem.weight"] == pytest.approx(2 * math.sqrt(2))
+    assert gains(report)["blocks.0.c1.weight"] == pytest.approx(math.sqrt(2))
 
 
 def test_unit_gain_solves_chi_one():
@@ -605,6 +631,26 @@ def test_an_interrupt_restores_the_weights(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         isometry.critical_init_(model, torch.ones(8), generator=seeded())
     assert calls[1] != before
+    assert bits(model) == before
+
+
+def test_interrupts_while_weights_are_written_and_restored(monkeypatch):
+    model = made(lambda: nn.Sequential(Block(8), Block(8), Block(8)))
+    before, calls = bits(model), []
+    write = improvement.write
+
+    def interrupted(values):
+        calls.append(len(values))
+        write(values[: len(calls)])
+        if len(calls) < 4:
+            raise KeyboardInterrupt
+        write(values)
+
+    for module in (module_under_test, improvement):
+        monkeypatch.setattr(module, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        isometry.critical_init_(model, torch.ones(8), generator=seeded())
+    assert len(calls) == 4
     assert bits(model) == before
 
 
