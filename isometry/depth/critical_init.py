@@ -21,7 +21,7 @@ from isometry.depth.critical_weights import (
 )
 from isometry.depth.flow_structure import FlowStructure
 from isometry.depth.improvement import refuse_worse, undone_on_error, write
-from isometry.errors import InputError, IsometryError, IsometryWarning, NonFiniteError
+from isometry.errors import InputError, IsometryError, IsometryWarning, NonFiniteError, NotImprovedError
 from isometry.jacobian import (
     Dataflow,
     JacobianOperator,
@@ -233,10 +233,16 @@ def critical_init_(
         filled, done = network_weights(root, plan, uses, weights, sigma_b, generator)
     with undone_on_error(filled):
         write(filled)
-        with warnings_silenced(IsometryWarning):
-            # It has warned of the model and the input before.
-            operator = JacobianOperator(root, x, **options)
-        after = spectrum(operator, "after")
+        try:
+            with warnings_silenced(IsometryWarning):
+                # It has warned of the model and the input before.
+                operator = JacobianOperator(root, x, **options)
+            after = spectrum(operator, "after")
+        except NonFiniteError as error:
+            raise NotImprovedError(
+                "critical_init_ was undone, and the weights are as they were: with the new weights the model overflows "
+                f"at this input ({error})"
+            ) from error
         refuse_worse(before, after, operator.zero_cause, list(plan.left))
         return CriticalInit(
             model, "network" if chain is None else "chain", dict(plan.found), done, plan.left, before, after

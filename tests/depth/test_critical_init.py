@@ -716,6 +716,24 @@ def test_bad_input_is_named_and_changes_nothing(build, x, options, error, words)
     assert bits(model) == before
 
 
+def test_new_weights_that_overflow_are_undone():
+    class Exponential(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return torch.exp(self.a(x))
+
+    model = made(Exponential)
+    with torch.no_grad():
+        model.a.weight.mul_(1e-3)
+    before = bits(model)
+    with pytest.raises(NotImprovedError, match=r"undone.*overflows"):
+        isometry.critical_init_(model, 400 * torch.ones(8), generator=seeded())
+    assert bits(model) == before
+
+
 def test_quantised_weights_and_training_mode_are_refused():
     with warnings.catch_warnings():
         # PyTorch warns of its quantisation.
