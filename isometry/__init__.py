@@ -27,7 +27,17 @@ if TYPE_CHECKING:
         tune_,
     )
     from isometry.jacobian import JacobianOperator
-    from isometry.measurement import Chain, Exact, Goal, Lanczos, Randomized, measure
+    from isometry.measurement import (
+        Chain,
+        Exact,
+        Goal,
+        Lanczos,
+        Randomized,
+        isometry_penalty,
+        mean_square,
+        measure,
+        spectral_norm,
+    )
     from isometry.nn import init
     from isometry.spectrum import Spectrum
     from isometry.store import open_store
@@ -50,7 +60,9 @@ _HOMES = {
     "critical_init_": "isometry.depth",
     "critical_point": "isometry.theory",
     "init": "isometry.nn.init",
+    "isometry_penalty": "isometry.measurement",
     "lyapunov_exponents": "isometry.depth",
+    "mean_square": "isometry.measurement",
     "measure": "isometry.measurement",
     "measure_blocks": "isometry.depth",
     "nn": "isometry.nn",
@@ -58,6 +70,7 @@ _HOMES = {
     "predict": "isometry.theory",
     "predict_for": "isometry.depth",  # the former name of predict_from_layers
     "predict_from_layers": "isometry.depth",
+    "spectral_norm": "isometry.measurement",
     "sweep": "isometry.sweeps",
     "tune_": "isometry.depth",
 }
@@ -76,7 +89,9 @@ __all__ = [
     "critical_init_",
     "critical_point",
     "init",
+    "isometry_penalty",
     "lyapunov_exponents",
+    "mean_square",
     "measure",
     "measure_blocks",
     "nn",
@@ -84,6 +99,7 @@ __all__ = [
     "predict",
     "predict_for",
     "predict_from_layers",
+    "spectral_norm",
     "sweep",
     "tune_",
 ]

@@ -94,7 +94,7 @@ def point_function(
         As :class:`PrivateModule` has it, where it is made here.
     """
     model = uncompiled(model)
-    module = _module_behind(model)
+    module = module_behind(model)
     if (source or target) and module is None:
         raise InputError(
             "source= and target= name modules, but a plain function was passed; pass the nn.Module"
@@ -159,7 +159,7 @@ def private_copy(model: nn.Module) -> nn.Module:
     return PrivateModule(uncompiled(model)).module
 
 
-def _module_behind(model: Any) -> nn.Module | None:
+def module_behind(model: Any) -> nn.Module | None:
     """The model where it is a module, None where it is another function of one tensor."""
     if isinstance(model, torch.jit.ScriptModule):
         return None

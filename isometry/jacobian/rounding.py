@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,18 @@ def rounding_by_depth(operations: int, unit: float) -> float:
     by chance.
     """
     return math.sqrt(operations) * unit / 2
+
+
+def graph_nodes(value: Tensor) -> set[Any]:
+    """The operations that a value was made by, as autograd has recorded them."""
+    seen: set[Any] = set()
+    left: list[Any] = [value.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [before for before, _ in node.next_functions]
+    return seen
 
 
 def generic_vectors(like: Tensor, count: int, seed: int) -> Tensor:

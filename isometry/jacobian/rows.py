@@ -21,7 +21,14 @@ from .evaluation import Evaluation
 from .failures import FAILURES_OF_DERIVATIVES
 from .numerics import torch_warnings_silenced
 from .reference import reference_matmat, reference_rmatmat
-from .rounding import UNITS_OF_A_CAST, generic_vectors, length, relative_difference, rounding_by_depth
+from .rounding import (
+    UNITS_OF_A_CAST,
+    generic_vectors,
+    graph_nodes,
+    length,
+    relative_difference,
+    rounding_by_depth,
+)
 
 # Setting up a replay costs what so many rows cost.
 MOST_OUTPUTS = 32
@@ -64,7 +71,7 @@ class TrackedRun:
             return None
         z, value = ends
         self._ends = None
-        nodes = _nodes(value)
+        nodes = graph_nodes(value)
         self.leaves = [node.variable for node in nodes if hasattr(node, "variable")]
         (u,), (v,) = generic_vectors(at.value, 1, seed=1), generic_vectors(at.point, 1, seed=2)
         block = torch.cat([torch.eye(m, dtype=u.dtype, device=u.device).view(m, *u.shape), u[None]])
@@ -99,17 +106,6 @@ class TrackedRun:
             with suppress(*FAILURES_OF_DERIVATIVES):
                 return torch.autograd.grad(value, z, u, materialize_grads=True)[0], evaluation.value
         return reference_rmatmat(evaluation.function, evaluation.point, u)
-
-
-def _nodes(value: Tensor) -> set[Any]:
-    """The nodes of the graph of a value: operations, and leaves."""
-    seen, left = set(), [value.grad_fn]
-    while left:
-        node = left.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            left += [before for before, _ in node.next_functions]
-    return seen
 
 
 def _difference_from_another(evaluation: Evaluation, v: Tensor, jv: Tensor) -> float:

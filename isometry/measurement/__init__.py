@@ -5,9 +5,13 @@ Public is what `__all__` lists, and `distributed.process_group`; everything else
 
 from __future__ import annotations
 
+from isometry.measurement.differentiable import isometry_penalty, mean_square, spectral_norm
 from isometry.measurement.measurement import measure
 from isometry.measurement.methods import Chain, Exact, Lanczos, Randomized
 from isometry.measurement.options import MeasureOptions
 from isometry.measurement.stopping import Goal
 
-__all__ = ["Chain", "Exact", "Goal", "Lanczos", "MeasureOptions", "Randomized", "measure"]
+__all__ = [
+    "Chain", "Exact", "Goal", "Lanczos", "MeasureOptions", "Randomized", "isometry_penalty", "mean_square", "measure",
+    "spectral_norm",
+]  # fmt: skip
