@@ -17,7 +17,7 @@ from .tangents import Arrival, RecordedTangents, push_tangents
 __all__ = [
     "DEFAULT_MEMORY_LIMIT", "Arrival", "Dataflow", "DataflowOperation", "InputPart", "Inputs", "JacobianOperator",
     "JacobianSegment", "JacobianSegments", "LayerInfo", "LiveJacobian", "MatrixOperator", "ModuleCall", "Output",
-    "RecordedTangents", "SegmentOperator", "Wrt", "forward_mode_turn", "keeps_torch_state", "model_inputs", "named_layers",
-    "point_function", "private_copy", "push_tangents", "refuse_training_mode", "strict_numerics", "uncompiled",
-    "warnings_silenced",
+    "RecordedTangents", "SegmentOperator", "Wrt", "forward_mode_turn", "keeps_torch_state", "model_inputs",
+    "named_layers", "point_function", "private_copy", "push_tangents", "refuse_training_mode", "strict_numerics",
+    "uncompiled", "warnings_silenced",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from .function import module_behind, uncompiled
 from .inputs import Wrt, model_inputs
 from .numerics import default_device, keeps_torch_state, strict_numerics, torch_warnings_silenced
 from .outputs import Output, select_output
-from .placement import working_dtype_and_device
+from .placement import parameters_and_buffers, working_dtype_and_device
 from .product_checks import refuse_coupled_samples
 from .random_state import Draws
 from .rounding import (
@@ -82,11 +82,11 @@ class LiveJacobian:
         module = module_behind(call)
         refuse_training_mode(module)
         inputs = model_inputs(call, x, args, kwargs, wrt, batched=batched)
-        self.dtype, self.device = working_dtype_and_device(module, inputs, None, None)
+        parts = [] if module is None else list(module.modules())
+        parameters, buffers = parameters_and_buffers(parts)
+        self.dtype, self.device = working_dtype_and_device(parts, [*parameters, *buffers], inputs, None, None)
         _refuse_other_precisions(module, self.dtype)
-        self._recurrent = module is not None and any(
-            isinstance(part, nn.RNNBase) for part in module.modules()
-        )
+        self._recurrent = any(isinstance(part, nn.RNNBase) for part in parts)
         with self._numerics():
             inputs = inputs.placed(self.dtype, self.device)
         factories = self.device if torch.get_default_device() != torch.device("cpu") else torch.device("cpu")
