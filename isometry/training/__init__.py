@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from isometry.training.loop import accuracy, train
     from isometry.training.network import classifier
     from isometry.training.options import TrainingOptions
+    from isometry.training.penalty import PenaltyCallback
     from isometry.training.record import TrainingRecord, read_record, write_record
     from isometry.training.recorder import trunk_part
+    from isometry.training.wandb import WandbWriter
 
 _HOMES = {
     "Dataset": "data",
     "IsometryCallback": "callbacks",
+    "PenaltyCallback": "penalty",
     "TrainingOptions": "options",
     "TrainingRecord": "record",
+    "WandbWriter": "wandb",
     "accuracy": "loop",
     "classifier": "network",
     "load_dataset": "data",
@@ -37,8 +41,10 @@ _HOMES = {
 __all__ = [
     "Dataset",
     "IsometryCallback",
+    "PenaltyCallback",
     "TrainingOptions",
     "TrainingRecord",
+    "WandbWriter",
     "accuracy",
     "classifier",
     "load_dataset",

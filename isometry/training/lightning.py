@@ -1,4 +1,4 @@
-"""`LightningCallback`: an `IsometryCallback` that is a ``Callback`` of Lightning.
+"""`LightningCallback` and `LightningPenalty`: our callbacks as a ``Callback`` of Lightning.
 
 Imported only by programs that have imported Lightning, which has two names: ``lightning.pytorch`` and
 ``pytorch_lightning``.
@@ -14,7 +14,9 @@ from typing import Any
 
 from torch import nn
 
-from isometry.training.recorder import SpectrumRecorder, write_histogram
+from isometry.training.penalty import PenaltyCallback
+from isometry.training.recorder import SpectrumRecorder, histogram_samples, write_histogram
+from isometry.training.wandb import WandbWriter
 
 _MODULES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -57,5 +59,17 @@ class LightningCallback(SpectrumRecorder, *_callback_classes()):  # type: ignore
             writer = getattr(logger, "experiment", None)
             if hasattr(writer, "add_histogram"):
                 write_histogram(writer, spectrum, step)
+            elif hasattr(writer, "define_metric"):
+                WandbWriter(writer).write({}, histogram_samples(spectrum), step)
         logged = time.perf_counter()
         self.seconds, self._ended = self.seconds + logged - self._ended, logged
+
+
+class LightningPenalty(PenaltyCallback, *_callback_classes()):  # type: ignore[misc]
+    """Adds the gradient of the penalty in Lightning's training loop; see `isometry.training.PenaltyCallback`."""
+
+    def on_after_backward(self, trainer: Any, module: nn.Module) -> None:
+        """Lightning's hook between a backward pass and the clipping of gradients."""
+        # With accumulated gradients several backward passes belong to one step.
+        if trainer.global_step not in self.values:
+            self.on_gradients(module, trainer.global_step)

@@ -66,7 +66,8 @@ def train(
     resume : bool
         Continue from the checkpoint, if there is one. Otherwise a checkpoint is overwritten.
     callbacks : sequence
-        Objects with ``on_step(model, step)``, called at every step, step 0 and the last included.
+        Objects with ``on_step(model, step)``, called at every step, step 0 and the last included; where they have
+        ``on_gradients(model, step)``, it is called after the backward pass and may add to the gradients.
     progress : callable or bool, optional
         As for `isometry.measure`: a bar on a terminal by default, False for none.
     about : mapping, optional
@@ -99,7 +100,14 @@ def train(
     plan = _plan(model, dataset, options)
     start, curves = _begun(checkpoint_path, model, optimizer, plan, options, resume=resume)
     description = {**plan, **_surroundings(device), **(about or {})}
-    update = make_update(model, parameters, optimizer, scales, options)
+    adding = [callback.on_gradients for callback in callbacks if hasattr(callback, "on_gradients")]
+    updates = start
+
+    def add_gradients() -> None:
+        for add in adding:
+            add(model, updates)
+
+    update = make_update(model, parameters, optimizer, scales, options, add_gradients if adding else None)
     saved_at = start or None
     began = time.monotonic() - (curves["seconds"][-1] if curves["seconds"] else 0.0)
 
@@ -124,7 +132,7 @@ def train(
         for step in range(start, options.steps):
             look(step)
             chosen = next(batches).to(device)
-            rate = learning_rate(options, step)
+            rate, updates = learning_rate(options, step), step
             loss, right, norm = update(images[chosen], labels[chosen], rate)
             entries = (loss, right / len(chosen), norm, rate, time.monotonic() - began)
             for name, value in zip(curve_names()[:5], entries, strict=True):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isometry.errors import InputError, StoreError
@@ -137,7 +138,7 @@ class SpectrumRecorder:
         record = {**self.provenance, "step": step}
         if math.isfinite(self.overhead):
             record["recording_overhead"] = self.overhead
-        with _evaluating(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with evaluating(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             function, point = (model, x) if self.part is None else self.part(model, x)
             # An interrupt ends the training, not only the measurement.
             return measure(
@@ -181,7 +182,10 @@ class SpectrumRecorder:
 
 
 def write_spectrum(writer: Any, scalars: Mapping[str, float], spectrum: Spectrum, step: int) -> None:
-    """Log the scalars and, if the writer has ``add_histogram``, a histogram of log10 s."""
+    """Log the scalars and, if the writer takes one, a histogram of log10 s."""
+    if hasattr(writer, "write"):
+        writer.write(scalars, histogram_samples(spectrum), step)
+        return
     for tag, value in scalars.items():
         writer.add_scalar(tag, value, step)
     if hasattr(writer, "add_histogram"):
@@ -189,14 +193,19 @@ def write_spectrum(writer: Any, scalars: Mapping[str, float], spectrum: Spectrum
 
 
 def write_histogram(writer: Any, spectrum: Spectrum, step: int) -> None:
-    """Log the distribution of log10 s as a histogram, values below the floor at the floor."""
+    """Log the distribution of log10 s as a histogram."""
+    values = histogram_samples(spectrum)
+    if values.size:
+        writer.add_histogram("isometry/log10_s", values, step)
+
+
+def histogram_samples(spectrum: Spectrum) -> NDArray[np.float64]:
+    """Samples of log10 s, each for the same share of the values; those below the floor at the floor."""
     levels = (np.arange(HISTOGRAM_SAMPLES) + 0.5) / HISTOGRAM_SAMPLES
     values = spectrum.log10_quantile(levels)
     if spectrum.floor > 0:
         values = np.maximum(values, math.log10(spectrum.floor))
-    values = values[np.isfinite(values)]
-    if values.size:
-        writer.add_histogram("isometry/log10_s", values, step)
+    return values[np.isfinite(values)]
 
 
 def trunk_part(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
@@ -221,7 +230,7 @@ def trunk_part(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, and afterwards every module of it in the mode it was in: some may be frozen."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

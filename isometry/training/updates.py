@@ -70,13 +70,23 @@ def make_update(
     optimizer: torch.optim.Optimizer,
     scales: Sequence[tuple[list[Tensor], float]],
     options: TrainingOptions,
+    on_gradients: Callable[[], None] | None = None,
 ) -> Callable[[Tensor, Tensor, float], tuple[float, float, float]]:
-    """Function of (images, labels, learning rate): one update; returns loss, number right and gradient norm."""
+    """Function of (images, labels, learning rate): one update; returns loss, number right and gradient norm.
+
+    ``on_gradients`` is called when the gradients of the loss are there, and may add to them.
+    """
+    if on_gradients is not None and options.cuda_graph:
+        raise InputError(
+            "cuda_graph= replays a fixed step: callbacks that add to gradients need cuda_graph=False."
+        )
 
     def differentiate(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = model(images)
         loss = functional.cross_entropy(logits, labels)
         loss.backward()
+        if on_gradients is not None:
+            on_gradients()
         for members, unit in scales:
             torch._foreach_mul_([p.grad for p in members if p.grad is not None], unit)
         gradients = [p.grad for p in parameters if p.grad is not None]
