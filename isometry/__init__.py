@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         isometry_penalty,
         mean_square,
         measure,
+        smallest_singular_value,
         spectral_norm,
     )
     from isometry.nn import init
@@ -70,6 +71,7 @@ _HOMES = {
     "predict": "isometry.theory",
     "predict_for": "isometry.depth",  # the former name of predict_from_layers
     "predict_from_layers": "isometry.depth",
+    "smallest_singular_value": "isometry.measurement",
     "spectral_norm": "isometry.measurement",
     "sweep": "isometry.sweeps",
     "tune_": "isometry.depth",
@@ -99,6 +101,7 @@ __all__ = [
     "predict",
     "predict_for",
     "predict_from_layers",
+    "smallest_singular_value",
     "spectral_norm",
     "sweep",
     "tune_",

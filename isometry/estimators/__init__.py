@@ -12,7 +12,8 @@ from .lanczos import lanczos
 from .probe_rules import ProbeRules, measure_probes, merge, probe_groups
 from .quadrature import gauss_rules
 from .randomized import randomized
-from .smallest import SmallestSingularValue, smallest_singular_value
+from .smallest import smallest_singular_value
+from .smallest_interval import SmallestSingularValue
 from .triplets import LeadingTriplets, leading_triplets
 
 __all__ = [

@@ -1,22 +1,25 @@
 """The smallest of the min(m, n) singular values: an interval that holds with stated confidence, or a refusal.
 
-The smallest Ritz value of a Golub-Kahan space is an upper bound of s_min and nothing more: a residual says that *some*
-singular value is near, and an isolated tiny one below a bulk may not have been met at all. So the space is grown from
-a random block, never cut, until :mod:`.exclusion` rules out everything below the Ritz value but a share ``rtol`` of it.
-That takes about s_max / s_min steps for a spectrum without gaps, and a few dozen where s_min stands alone below a bulk
-or where all values are alike; there is no way around by products alone: the inner solves of inverse iteration are
-Krylov spaces of the same size (Golub & Van Loan 2013, section 10.4; Hochstenbach 2013, BIT 53, 1 for probabilistic
-bounds on extreme singular values).
+**By products.** The smallest Ritz value of a Golub-Kahan space is an upper bound of s_min and nothing more: a residual
+says that *some* singular value is near, and an isolated tiny one below a bulk may not have been met at all. So the
+space is grown from a random block, never cut, until :mod:`.exclusion` rules out everything below the Ritz value but a
+share ``rtol`` of it. That takes about s_max / s_min steps for a spectrum without gaps, and a few dozen where s_min
+stands alone below a bulk or where all values are alike; there is no way around by products alone: the inner solves of
+inverse iteration are Krylov spaces of the same size (Golub & Van Loan 2013, section 10.4; Hochstenbach 2013, BIT 53, 1
+for probabilistic bounds on extreme singular values).
+
+**By solves.** Where a few dozen steps do not end it, the factors of J, or J as a matrix where it fits into the memory,
+are inverted, and s_min = 1 / ||J^-1|| with all errors carried (:mod:`.inverse_chain`).
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from isometry.errors import InputError
 from isometry.progress import StepProgress
@@ -24,6 +27,8 @@ from isometry.progress import StepProgress
 from . import exclusion
 from .block_krylov import BlockKrylov, RitzTriplets
 from .blocks import Operator, ShortSide, random_block, strictly
+from .smallest_interval import SmallestSingularValue
+from .solves import BEFORE_SOLVES, Factors, solves_for
 
 Array = NDArray[np.float64]
 
@@ -33,58 +38,11 @@ _START = 4
 _GROWTH = 1.1
 
 
-@dataclass(frozen=True, eq=False)
-class SmallestSingularValue:
-    """s_min of B Jacobians, between two bounds.
-
-    Parameters
-    ----------
-    upper : (B,) array
-        ||J v|| of the best v found, and rounding: s_min is at most this, always.
-    lower : (B,) array
-        With probability ``confidence`` (each input for itself) s_min is at least this; 0 where nothing is ruled out.
-    converged : (B,) bool array
-        Whether ``upper - lower <= rtol * upper``. Where False, ``upper`` is all that is known: "at most".
-    zero : (B,) bool array
-        Whether ``upper`` is rounding of s_max: J is singular as far as its precision shows.
-    confidence : float
-        1 - delta; 1 where the space was exhausted.
-    residual : (B,) array
-        ||J^T u - s v||, rounding included: some singular value lies within it of ``upper``.
-    left, right : ([B,] *output_shape), ([B,] *input_shape) tensors
-        u and v.
-    products, blocks : int
-        Products spent, and calls of the operator.
-    seconds : float
-        Wall time.
-    """
-
-    upper: Array
-    lower: Array
-    converged: NDArray[np.bool_]
-    zero: NDArray[np.bool_]
-    confidence: float
-    residual: Array
-    left: Tensor
-    right: Tensor
-    products: int
-    blocks: int
-    seconds: float
-
-    def __str__(self) -> str:
-        lines = []
-        for low, high, done in zip(self.lower, self.upper, self.converged, strict=True):
-            if done:
-                lines.append(f"s_min = {low:.6g} to {high:.6g} (confidence {self.confidence:g})")
-            else:
-                lines.append(f"s_min not converged: at most {high:.3g}")
-        return "\n".join(lines)
-
-
 @strictly
 def smallest_singular_value(
     operator: Operator,
     *,
+    factors: Factors = None,
     rtol: float = 1e-2,
     delta: float = 1e-3,
     block: int = DEFAULT_BLOCK,
@@ -100,6 +58,9 @@ def smallest_singular_value(
     ----------
     operator : Operator
         Anything with ``shape``, ``matmat`` and ``rmatmat``; with a batch, each sample has its own matrix.
+    factors : sequence of ChainFactor, or a function without arguments that returns one or None, optional
+        J as a product, the first factor first, for a single J: solves go through them, whatever the condition number
+        where cuts of exactly min(m, n) numbers keep that of each piece below 1e12.
     rtol : float
         Width of the interval wanted, relative to its upper end.
     delta : float
@@ -108,9 +69,11 @@ def smallest_singular_value(
         Random vectors to start from, and vectors of a product; 2. One reaches further for as many products (1.2 to 2
         times), in more calls.
     max_products : int, optional
-        Products of each input at most; without it, as many as the memory allows.
+        Products of each input at most; without it, as many as the memory allows. Solves take min(m, n) + 27,
+        after at most 128 that try without.
     memory_limit : int
-        Bytes for the space, (m + n) numbers for every two products.
+        Bytes for the space, (m + n) numbers for every two products; and for solves, whose matrices are of n numbers by
+        max(m, n). What does not fit is left to products.
     seed, first_input : int
         As for :func:`isometry.estimators.lanczos`.
     progress : callable, optional
@@ -122,8 +85,8 @@ def smallest_singular_value(
 
     Notes
     -----
-    Where min(m, n) is a few thousand, :func:`isometry.estimators.exact` is the better answer: min(m, n) products and
-    no probability. In float32 nothing below 1e-6 s_max is told from zero.
+    A single matrix is inverted up to a condition number of about 1e13 in float64 (the width of the interval is then
+    some percent), and 1e4 in float32: rounding of the products, times the condition number, is the least width.
 
     Examples
     --------
@@ -150,6 +113,9 @@ def smallest_singular_value(
         raise InputError(
             f"the limits hold {most} vectors, fewer than a single block of {width}: raise memory_limit or max_products"
         )
+    solves, why = solves_for(side, factors, max_products, memory_limit)
+    if solves is not None:
+        most = min(most, max(BEFORE_SOLVES, width))
     start = random_block(width, side, seed, first_input=first_input, stream=_START)
     space = BlockKrylov(side, start, most, seed=seed, first_input=first_input)
     looked = 0
@@ -174,10 +140,19 @@ def smallest_singular_value(
     )  # fmt: skip
     left, right = side.pair(*(part.transpose(0, 1) for part in space.vectors(last_one, 1)))
     rounding = side.rounding_error(triplets.values[:, -1], triplets.values[:, 0], space.size)
-    return SmallestSingularValue(
-        upper=side.scale * upper,
-        lower=side.scale * lower,
-        converged=upper - lower <= rtol * upper,
+    upper, lower = side.scale * upper, side.scale * lower
+    converged = upper - lower <= rtol * upper
+    if solves is not None and solves.factors is not None:
+        # Products of the whole may have left the range of floats where those of the factors have not.
+        limits = torch.finfo(side.dtype)
+        lost = side.scale * triplets.values[:, 0] < limits.tiny / limits.eps
+        converged, upper = converged & ~lost, np.where(lost, np.inf, upper)
+    with np.errstate(divide="ignore"):
+        log_lower, log_upper = np.log(lower), np.log(upper)
+    found = SmallestSingularValue(
+        upper=upper,
+        lower=lower,
+        converged=converged,
         zero=zero,
         confidence=1.0 if space.complete else 1 - delta,
         residual=side.scale * (triplets.residuals[:, -1] + rounding),
@@ -186,7 +161,24 @@ def smallest_singular_value(
         products=side.products,
         blocks=side.calls,
         seconds=time.perf_counter() - began,
+        log_lower=log_lower,
+        log_upper=log_upper,
+        zeros=np.zeros(upper.size, np.int64),
+        cause=tuple(
+            "" if done else _singular(side) if null else why
+            for done, null in zip(converged, zero, strict=True)
+        ),
+        solved=("products",) * upper.size,
     )
+    if solves is None or bool(converged.all()):
+        return found
+    found = solves.applied(found, rtol=rtol, delta=delta, seed=(seed, first_input), progress=progress)
+    return replace(found, seconds=time.perf_counter() - began)
+
+
+def _singular(side: ShortSide) -> str:
+    text = f"J is singular as far as its precision shows ({side.eps:.0e} of s_max)"
+    return text if side.eps < 1e-12 else f"{text}; measure with dtype=torch.float64"
 
 
 def _bounds(space: BlockKrylov, triplets: RitzTriplets, delta: float) -> tuple[Array, Array]:

@@ -9,9 +9,10 @@ from isometry.measurement.differentiable import isometry_penalty, mean_square, s
 from isometry.measurement.measurement import measure
 from isometry.measurement.methods import Chain, Exact, Lanczos, Randomized
 from isometry.measurement.options import MeasureOptions
+from isometry.measurement.smallest import smallest_singular_value
 from isometry.measurement.stopping import Goal
 
 __all__ = [
     "Chain", "Exact", "Goal", "Lanczos", "MeasureOptions", "Randomized", "isometry_penalty", "mean_square", "measure",
-    "spectral_norm",
+    "smallest_singular_value", "spectral_norm",
 ]  # fmt: skip

@@ -186,7 +186,7 @@ def measure(
     shared = "shared" in given
     processes = current_process_group() if shared else SINGLE_PROCESS
     began = time.perf_counter()
-    operator = _operator(
+    operator = operator_of(
         model, x, memory_limit, batched=batched, dtype=dtype, device=device,
         **operator_options(given),
     )  # fmt: skip
@@ -357,7 +357,7 @@ def _refuse_arguments(
         )
 
 
-def _operator(model: Any, x: Any, memory_limit: int | None, **options: Any) -> JacobianOperator:
+def operator_of(model: Any, x: Any, memory_limit: int | None, **options: Any) -> JacobianOperator:
     """The operator of the model at the input, or the ready one."""
     if isinstance(model, JacobianOperator):
         refuse_operator_options({"x": x, "memory_limit": memory_limit, **options})

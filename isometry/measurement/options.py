@@ -13,7 +13,20 @@ from isometry.measurement.methods import Method, named_method
 from isometry.measurement.stopping import Goal
 
 
-class MeasureOptions(TypedDict, total=False):
+class OperatorOptions(TypedDict, total=False):
+    """Keywords of :class:`isometry.JacobianOperator` beside those that every measurement names itself."""
+
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any] | None
+    wrt: Wrt
+    source: str | None
+    target: str | None
+    output: Output
+    products: str | None
+    tf32: bool
+
+
+class MeasureOptions(OperatorOptions, total=False):
     """Keywords of :func:`isometry.measure`, where they are documented; None is as good as left out."""
 
     # Of the method.
@@ -27,15 +40,6 @@ class MeasureOptions(TypedDict, total=False):
     rtol: float | None
     quantity: str | None
     budget: int | str | None
-    # Of the operator.
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any] | None
-    wrt: Wrt
-    source: str | None
-    target: str | None
-    output: Output
-    products: str | None
-    tf32: bool
     # Of the run.
     on_interrupt: str
     shared: bool
@@ -43,7 +47,7 @@ class MeasureOptions(TypedDict, total=False):
 
 _OF_METHOD = ("probes", "steps", "top", "tol", "rank", "probe")
 _OF_GOAL = ("rtol", "quantity", "budget")
-_OF_OPERATOR = ("args", "kwargs", "wrt", "source", "target", "output", "products", "tf32")
+_OF_OPERATOR = tuple(OperatorOptions.__annotations__)
 # Recorded as options; probes, steps and probe stand apart in the provenance, and the operator has its own.
 _RECORDED = ("top", "rank", "tol", *_OF_GOAL)
 

@@ -42,7 +42,8 @@ def assert_true(found: SmallestSingularValue, sigma: np.ndarray, a: torch.Tensor
         assert found.upper[0] - found.lower[0] <= 1e-2 * found.upper[0]
         assert "confidence" in str(found)
     else:
-        assert str(found) == f"s_min not converged: at most {found.upper[0]:.3g}"
+        assert str(found).startswith(f"s_min not converged: at most {found.upper[0]:.3g}: ")
+        assert "max_products=120 ends the search" in str(found) or found.zero[0]
     assert np.abs(found.upper[0] - sigma).min() <= 2 * found.residual[0] + noise
     v = found.right.reshape(-1).double()
     assert (
