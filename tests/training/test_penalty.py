@@ -25,12 +25,12 @@ from isometry.training import (
 )
 
 ON_DIGITS = TrainingOptions(
-    steps=50, learning_rate=0.02, signal_units=False, evaluate_every=50, checkpoint_every=50
+    steps=60, learning_rate=0.02, signal_units=False, evaluate_every=60, checkpoint_every=60
 )
 
 
 def network() -> nn.Module:
-    return MLP(6, 16, "tanh", sigma_w=0.8, sigma_b=0.0, in_features=64, num_classes=10, seed=0)
+    return MLP(6, 16, "tanh", sigma_w=0.6, sigma_b=0.0, in_features=64, num_classes=10, seed=0)
 
 
 def test_gradients_are_those_of_the_sum() -> None:
@@ -62,9 +62,9 @@ def test_training_with_it_keeps_the_trunk_nearer_to_isometry() -> None:
         measured[weight] = abs(
             torch.tensor(isometry.measure(model.trunk, point, progress=False).mean_square).log()
         )
-        assert len(callback.values) == (50 if weight else 0)
+        assert len(callback.values) == (60 if weight else 0)
         assert record.train_accuracy[-1] > 0.3
-    # From 2.7 at the start, ln 0.8^12.
+    # From 6.2 at the start; 1.07 without and 0.18 with it.
     assert measured[0.3] < 0.5 * measured[0.0]
 
 
