@@ -12,12 +12,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isometry.training.callbacks import IsometryCallback
+    from isometry.training.callbacks import IsometryCallback, PenaltyCallback
     from isometry.training.data import Dataset, load_dataset
     from isometry.training.loop import accuracy, train
     from isometry.training.network import classifier
     from isometry.training.options import TrainingOptions
-    from isometry.training.penalty import PenaltyCallback
     from isometry.training.record import TrainingRecord, read_record, write_record
     from isometry.training.recorder import trunk_part
     from isometry.training.wandb import WandbWriter
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Dataset": "data",
     "IsometryCallback": "callbacks",
-    "PenaltyCallback": "penalty",
+    "PenaltyCallback": "callbacks",
     "TrainingOptions": "options",
     "TrainingRecord": "record",
     "WandbWriter": "wandb",

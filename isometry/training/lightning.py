@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from isometry.training.penalty import PenaltyCallback
+from isometry.training.penalty import PenaltyGradient
 from isometry.training.recorder import SpectrumRecorder, histogram_samples, write_histogram
 from isometry.training.wandb import WandbWriter
 
@@ -65,7 +65,7 @@ class LightningCallback(SpectrumRecorder, *_callback_classes()):  # type: ignore
         self.seconds, self._ended = self.seconds + logged - self._ended, logged
 
 
-class LightningPenalty(PenaltyCallback, *_callback_classes()):  # type: ignore[misc]
+class LightningPenalty(PenaltyGradient, *_callback_classes()):  # type: ignore[misc]
     """Adds the gradient of the penalty in Lightning's training loop; see `isometry.training.PenaltyCallback`."""
 
     def on_after_backward(self, trainer: Any, module: nn.Module) -> None:

@@ -1,9 +1,11 @@
-"""`PenaltyCallback`: adds the gradient of `isometry_penalty` to that of the loss, in any loop."""
+"""`PenaltyGradient`: adds the gradient of `isometry_penalty` to that of the loss.
+
+What `isometry.training.callbacks.PenaltyCallback` does in every loop.
+"""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,57 +16,8 @@ from isometry.errors import InputError
 from isometry.training.recorder import evaluating
 
 
-class PenaltyCallback:
-    """Trains a network towards loss + weight * `isometry.isometry_penalty`.
-
-    Parameters
-    ----------
-    x : Tensor, or a tuple, list, dict or dataclass of tensors
-        Input at which the singular values are taken, as `isometry.isometry_penalty` takes it.
-    weight : float
-        Of the penalty, 0 or more.
-    every : int
-        Steps between gradients of the penalty, each ``every`` times as large, so that their mean is the same.
-    part : callable, optional
-        ``part(model, x)`` gives the function and the point of the penalty; `trunk_part` takes the trunk of a reference
-        network.
-    seed : int
-        Of the probes; each step has probes of its own.
-    **options
-        Further arguments of `isometry.isometry_penalty`: ``probes``, ``spread``, ``batched``, ...
-
-    Attributes
-    ----------
-    values : dict of int to float
-        The penalty, without its weight, by step.
-
-    Raises
-    ------
-    InputError
-        When `weight` or `every` is no such number.
-
-    Notes
-    -----
-    In `isometry.training.train` and Lightning the gradient is added after the backward pass of the loss and before
-    gradients are clipped. In a loop of your own call ``on_gradients(model, step)`` there. The network is evaluated in
-    evaluation mode and is afterwards in the mode it was in.
-
-    Examples
-    --------
-    >>> model = nn.Linear(3, 3)
-    >>> callback = PenaltyCallback(torch.ones(3), weight=0.1, probes=2)
-    >>> callback.on_gradients(model, 0)
-    >>> model.weight.grad is not None, sorted(callback.values)
-    (True, [0])
-    """
-
-    def __new__(cls, *arguments: Any, **options: Any) -> Any:
-        """A new callback; the one for Lightning where the program has imported Lightning."""
-        if cls is PenaltyCallback and {"lightning.pytorch", "pytorch_lightning"} & set(sys.modules):
-            from isometry.training.lightning import LightningPenalty
-
-            return super().__new__(LightningPenalty)
-        return super().__new__(cls)
+class PenaltyGradient:
+    """The parameters are those of `isometry.training.callbacks.PenaltyCallback`."""
 
     def __init__(
         self,
