@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from isometry.errors import InputError
 from isometry.training.penalty import PenaltyGradient
 from isometry.training.recorder import SpectrumRecorder, histogram_samples, write_histogram
 from isometry.training.wandb import WandbWriter
@@ -70,6 +71,11 @@ class LightningPenalty(PenaltyGradient, *_callback_classes()):  # type: ignore[m
 
     def on_after_backward(self, trainer: Any, module: nn.Module) -> None:
         """Lightning's hook between a backward pass and the clipping of gradients."""
+        if getattr(getattr(trainer, "precision_plugin", None), "scaler", None) is not None:
+            raise InputError(
+                "precision 16-mixed scales the gradients of the loss, to which that of the penalty cannot be added: take "
+                "precision='bf16-mixed' or '32-true'."
+            )
         # With accumulated gradients several backward passes belong to one step.
         if trainer.global_step not in self.values:
             self.on_gradients(module, trainer.global_step)
