@@ -73,8 +73,8 @@ class LightningPenalty(PenaltyGradient, *_callback_classes()):  # type: ignore[m
         """Lightning's hook between a backward pass and the clipping of gradients."""
         if getattr(getattr(trainer, "precision_plugin", None), "scaler", None) is not None:
             raise InputError(
-                "precision 16-mixed scales the gradients of the loss, to which that of the penalty cannot be added: take "
-                "precision='bf16-mixed' or '32-true'."
+                "precision 16-mixed scales the gradients of the loss, to which that of the penalty cannot be added: "
+                "take precision='bf16-mixed' or '32-true'."
             )
         # With accumulated gradients several backward passes belong to one step.
         if trainer.global_step not in self.values:
