@@ -61,12 +61,7 @@ if TYPE_CHECKING:
     help="How far a running mean square may be off, relative; exit code 5 if it is not reached.",
 )  # fmt: skip
 @click.option(
-    "--sweeps",
-    type=click.IntRange(1),
-    default=60,
-    show_default=True,
-    metavar="N",
-    help="Most recordings of the model.",
+    "--sweeps", type=click.IntRange(1), metavar="N", help="Most recordings of the model [60 and one a layer]."
 )
 @click.option(
     "--dtype", type=click.Choice(["float32", "float64"]), help="Precision (default: the model's own)."

@@ -71,7 +71,7 @@ def tune_(
     dry_run: bool = False,
     probes: int = DEFAULT_PROBES,
     tolerance: float = DEFAULT_TOLERANCE,
-    sweeps: int = DEFAULT_SWEEPS,
+    sweeps: int | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
@@ -106,8 +106,8 @@ def tune_(
         Random tangents; up to twice as many input numbers are taken one by one, which is exact.
     tolerance : float
         How far a running mean square may be off, relative.
-    sweeps : int
-        At most so many recordings of the model.
+    sweeps : int, optional
+        At most so many recordings of the model; 60 and one for each layer by default.
     seed : int
         Of the tangents.
 
@@ -181,11 +181,12 @@ def tune_(
     )  # fmt: skip
     profile = _profile(copy, x, call, seed, name, before)
     scaled = _Scaled(copy, plan, before, lambda: measure(copy, x, name=name, **measured))
+    most = DEFAULT_SWEEPS + len(plan.stations) if sweeps is None else sweeps
     best: _Trial | None = None
     # A small signal keeps activations straight: it is tried where the signal as it comes makes the spectrum wider.
     for signal in (q_star,) if q_star is not None else (None, 1 / max(plan.layers, 1)):
         with progress_listener(progress, "sweeps") as listener:
-            logs = solver.solve(plan, tolerance, sweeps, listener, signal=signal)
+            logs = solver.solve(plan, tolerance, most, listener, signal=signal)
         factors, after = _settled(scaled, logs, tolerance)
         if best is None or _is_better(after, best.after, plan):
             best = _Trial(factors, after, tuple(solver.entries(plan, logs)))
@@ -221,12 +222,16 @@ def _check_arguments(
     q_star: float | None,
     probes: int,
     tolerance: float,
-    sweeps: int,
+    sweeps: int | None,
     seed: int,
 ) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"tune_ scales the weights of an nn.Module; got {type(model).__name__}")
-    for option, number, least in (("probes", probes, 2), ("sweeps", sweeps, 1), ("seed", seed, 0)):
+    for option, number, least in (
+        ("probes", probes, 2),
+        ("sweeps", 1 if sweeps is None else sweeps, 1),
+        ("seed", seed, 0),
+    ):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise InputError(f"{option} is a whole number of {least} or more; got {number!r}")
     for option, value, most in (

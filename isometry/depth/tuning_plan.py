@@ -265,12 +265,12 @@ class _Planner:
         module = arrival.calls[-1].name if arrival.calls else ""
         if norm is not None or arrival.operation in NORMALISATIONS:
             owner = module if norm is None else norm
-            names = [f"{owner}.weight".lstrip("."), *(name for name, _ in held if not name.endswith("bias"))]
+            names = [f"{owner}.weight".lstrip("."), *(name for name, _ in held if not _is_bias(name))]
             return _Carrier(value, owner, next((n for n in names if n in self.parameters), None), True)
         if arrival.operation not in PRODUCTS or not self.tangents.held[value]:
             return None
         for name, _ in held:
-            if _dimensions(self.parameters[name]) > 1 or not name.endswith("bias"):
+            if _dimensions(self.parameters[name]) > 1 or not _is_bias(name):
                 return _Carrier(value, module or name.rpartition(".")[0], name)
         if any(owner == module or owner.startswith(f"{module}.") for owner in self.matrix_owners if module):
             scales = (f"{module}.{scale}" for scale in _SCALES)
@@ -454,6 +454,10 @@ def _pattern(leave: str | None) -> Callable[[str], object] | None:
         return re.compile(leave).fullmatch
     except re.error as error:
         raise InputError(f"leave={leave!r} is no regular expression: {error}") from error
+
+
+def _is_bias(name: str) -> bool:
+    return "bias" in name.rpartition(".")[2]
 
 
 def _dimensions(tensor: Tensor) -> int:

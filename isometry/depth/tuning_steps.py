@@ -43,7 +43,10 @@ class Solver:
     def __init__(self, operator: JacobianOperator, probes: int, seed: int) -> None:
         self._operator, self._probes, self._seed = operator, probes, seed
         found = operator.evaluation.module
-        assert found is not None
+        if found is None:
+            raise ModelError(
+                "a scripted model has no modules whose weights can be followed: tune the module that was scripted"
+            )
         self.module = found
         self._parameters = dict(found.named_parameters())
         self._originals: dict[str, Tensor] = {}

@@ -86,7 +86,12 @@ def tuning_command(provenance: Mapping[str, Any]) -> str:
 
 
 def advice_on_spectrum(
-    provenance: Mapping[str, Any], *, log10_mean_square: float, relative_error: float, log10_s_max: float
+    provenance: Mapping[str, Any],
+    *,
+    log10_mean_square: float,
+    relative_error: float,
+    log10_s_max: float,
+    zero_mass: float = 0.0,
 ) -> tuple[Advice, ...]:
     """What the spectrum of a whole model says, from its numbers and the recorded theory of its ensemble.
 
@@ -97,6 +102,8 @@ def advice_on_spectrum(
         ``orthogonal_s_max_over_rms``, where a measurement recorded them.
     log10_mean_square, relative_error, log10_s_max : float
         The mean square with its standard error over probes, and the largest value.
+    zero_mass : float
+        Share of values that are zero: no weights make more of a layer of few units pass.
     """
     is_part = any(provenance.get(key) for key in ("part", "running_product_of"))
     if is_part or not _has_parameters(provenance) or not math.isfinite(log10_mean_square):
@@ -105,7 +112,8 @@ def advice_on_spectrum(
     theory = recorded if isinstance(recorded, Mapping) else {}
     found = []
     error = relative_error / math.log(10) if math.isfinite(relative_error) else 0.0
-    off = abs(log10_mean_square) > _HARMLESS + 3 * error
+    of_others = log10_mean_square - math.log10(1 - zero_mass) if zero_mass < 1 else 0.0
+    off = min(abs(log10_mean_square), abs(of_others)) > _HARMLESS + 3 * error
     sigma_w, critical, q_star = (
         _number(theory.get(key)) for key in ("sigma_w", "critical_sigma_w", "critical_q_star")
     )

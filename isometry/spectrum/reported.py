@@ -92,6 +92,7 @@ def summary_of(numbers: SpectralNumbers) -> Summary:
         instead_of=str(numbers.provenance.get("instead_of", "")),
         advice=() if numbers.kind != "measured" else advice_on_spectrum(
             numbers.provenance, log10_mean_square=log10_mean_square, log10_s_max=log10_s_max,
+            zero_mass=numbers.zero_mass,
             relative_error=numbers.mean_square_stderr / numbers.mean_square if numbers.mean_square > 0 else math.nan,
         ),
         slow_products=_slow_products(numbers.provenance.get("products_by")),

@@ -75,3 +75,23 @@ def test_a_file_that_is_there_stays(isometry, models, tmp_path) -> None:
     assert path.read_text() == "mine"
     assert isometry("tune", f"{models}:frozen", "--input", "6", "-o", path, "--overwrite").code == 1
     assert path.read_text() == "mine"
+
+
+def test_reports_advise_with_the_command_that_does_it(isometry, tmp_path) -> None:
+    spec, path, page = (
+        "mlp:depth=6,width=5,activation=tanh,sigma_w=0.6",
+        tmp_path / "a.h5",
+        tmp_path / "a.html",
+    )
+    done = isometry("measure", spec, "--seed", "3", "--per-block", "-o", path)
+    command = f"isometry tune {spec} --seed 3 -o tuned.safetensors"
+    # Of the spectrum and of its blocks.
+    assert done.out.count(f"\n  {command}\n") == 2
+    assert "advice: sigma_w is 0.6; critical is 1 (q* = 0)" in done.out
+    assert "multiply their weights by" in " ".join(done.out.split())
+    report = isometry("report", path, "--html", page)
+    assert report.out.count(f"\n  {command}\n") == 2
+    assert page.read_text(encoding="utf-8").count(f"<code>{command}</code>") == 2
+    (spectrum,) = [s for s in isometry("report", path, "--json").json["spectra"] if s["name"] == "mlp"]
+    assert [one["command"] for one in spectrum["advice"]] == ["isometry.critical_init_(model, x)", command]
+    assert "advice" not in isometry("measure", "mlp:depth=2,width=5,init=orthogonal,sigma_w=1.2", "--json").json

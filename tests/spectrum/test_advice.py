@@ -124,3 +124,10 @@ def test_what_a_foreign_file_holds_is_quoted_and_no_number_is_believed() -> None
     assert "sigma_w" not in one.sentence
     for command in (None, 3, "isometry measure 'open", "rm -rf ~ x", "isometry sweep a b"):
         assert tuning_command({"command": command}) == "isometry.tune_(model, x)"
+
+
+def test_a_bottleneck_is_no_fault_of_the_weights() -> None:
+    """Three values of 1 and thirteen zeros: the mean square of those that can pass is 1."""
+    numbers = {"log10_mean_square": math.log10(3 / 16), "relative_error": 0.0, "log10_s_max": 0.0}
+    assert advice_on_spectrum({}, **numbers, zero_mass=13 / 16) == ()
+    assert len(advice_on_spectrum({}, **numbers, zero_mass=0.0)) == 1
