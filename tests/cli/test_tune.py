@@ -94,4 +94,6 @@ def test_reports_advise_with_the_command_that_does_it(isometry, tmp_path) -> Non
     assert page.read_text(encoding="utf-8").count(f"<code>{command}</code>") == 2
     (spectrum,) = [s for s in isometry("report", path, "--json").json["spectra"] if s["name"] == "mlp"]
     assert [one["command"] for one in spectrum["advice"]] == ["isometry.critical_init_(model, x)", command]
-    assert "advice" not in isometry("measure", "mlp:depth=2,width=5,init=orthogonal,sigma_w=1.2", "--json").json
+    assert (
+        "advice" not in isometry("measure", "mlp:depth=2,width=5,init=orthogonal,sigma_w=1.2", "--json").json
+    )
