@@ -4,7 +4,7 @@ What LSUV does to activations (Mishkin and Matas 2015, arXiv 1511.06422) is done
 through the recorded run, and each layer is scaled so that the running mean square behind it is 1. A layer acts on what
 leaves it in proportion to its weights, so one step is exact for the layers as they are; it changes the activations
 behind it, so recording and step are repeated until all agree, first block first: block b depends on blocks before it
-alone. Weights behind which an activation lies (of a branch, of the last layer) take secant steps.
+alone. The last layer then takes secant steps on the spectrum of the whole, whatever lies behind it.
 """
 
 from __future__ import annotations
@@ -185,8 +185,13 @@ def tune_(
     best: _Trial | None = None
     # A small signal keeps activations straight: it is tried where the signal as it comes makes the spectrum wider.
     for signal in (q_star,) if q_star is not None else (None, 1 / max(plan.layers, 1)):
-        with progress_listener(progress, "sweeps") as listener:
-            logs = solver.solve(plan, tolerance, most, listener, signal=signal)
+        try:
+            with progress_listener(progress, "sweeps") as listener:
+                logs = solver.solve(plan, tolerance, most, listener, signal=signal)
+        except ConvergenceError:
+            if best is None:
+                raise
+            break
         factors, after = _settled(scaled, logs, tolerance)
         if best is None or _is_better(after, best.after, plan):
             best = _Trial(factors, after, tuple(solver.entries(plan, logs)))

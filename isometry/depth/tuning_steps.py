@@ -52,6 +52,7 @@ class Solver:
         self._originals: dict[str, Tensor] = {}
         self._drops: dict[int, float] = {}
         self._plan = Plan()
+        self._solved: list[float] = []
         self.sweeps = 0
         self.first = self.tangents = self._recorded()
         self._graph = ValueGraph(self.tangents.order, self.tangents.arrivals)
@@ -78,6 +79,7 @@ class Solver:
             off = [self._off(number, log) for number, log in enumerate(logs)]
             progress(sweep + 1, sweeps, "")
             if all(abs(value) <= tolerance for value in off):
+                self._solved = list(logs)
                 return logs
             self._step(logs)
         worst = max(range(len(off)), key=lambda k: abs(off[k]))
@@ -199,15 +201,20 @@ class Solver:
     # ---- what came of it ------------------------------------------------------------------------------------
 
     def entries(self, plan: Plan, logs: Sequence[float]) -> list[TunedWeights]:
-        """The stations with their factors, before and after."""
+        """The stations with their factors, before and after.
+
+        What the last layer was scaled by since the model was recorded counts in the square.
+        """
         found = []
-        for station, log in zip(plan.stations, logs, strict=True):
+        for station, log, solved in zip(plan.stations, logs, self._solved, strict=True):
             numbers = [self._numbers(tangents, plan, station) for tangents in (self.first, self.tangents)]
             (chi, error, running), (chi_after, error_after, running_after) = numbers
+            since = math.exp(2 * (log - solved))
             found.append(
                 TunedWeights(
                     station.name, station.role, station.parameters, math.exp(log) if log else 1.0,
-                    chi, error, chi_after, error_after, running, running_after,
+                    chi, error, since * chi_after, since * error_after, running,
+                    running_after + math.log10(since),
                 )
             )  # fmt: skip
         return found

@@ -338,3 +338,17 @@ def test_a_model_that_would_become_worse_is_left_as_it_was() -> None:
     report = isometry.tune_(model, torch.randn(16), progress=False)
     assert report.factors() == {}
     assert "nothing had to be scaled" in str(report)
+
+
+def test_what_is_reported_of_the_last_layer_is_what_it_has() -> None:
+    """Behind it lies a ReLU, so that its own mean square is not 1 where that of the whole is."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 16, bias=False), nn.ReLU()), torch.randn(16)
+    report = isometry.tune_(model, x, progress=False)
+    (entry,) = report.weights
+    assert report.after.mean_square == NEAR_ONE
+    # Exact, for 16 inputs are taken one by one; in float32.
+    own = model[0].weight.detach().square().sum().item() / 16
+    assert entry.chi_after == pytest.approx(own, rel=1e-4)
+    assert 10**entry.log10_mean_square_after == pytest.approx(own, rel=1e-4)
+    assert own > 1.3
