@@ -28,7 +28,6 @@ from isometry.errors import (
     ConvergenceError,
     ConvergenceWarning,
     InputError,
-    IsometryError,
     ModelError,
 )
 from isometry.jacobian import (
@@ -424,16 +423,25 @@ def _apply(model: nn.Module, factors: Mapping[str, float]) -> None:
     """Scale the weights of the user's model, all or none."""
     parameters = dict(model.named_parameters())
     originals: dict[str, Tensor] = {}
-    try:
-        with torch.no_grad():
+    done = False
+    made_for_inference = [name for name in factors if parameters[name].is_inference()]
+    if made_for_inference:
+        raise InputError(
+            f"the weight {made_for_inference[0]!r} was made under torch.inference_mode and cannot be written to: make "
+            "the model outside of it, or copy.deepcopy it there. The model is as it was"
+        )
+    with torch.no_grad():
+        try:
             for name in factors:
                 originals[name] = parameters[name].detach().clone()
             for name, factor in factors.items():
                 parameters[name].mul_(factor)
-    except BaseException as error:
-        with torch.no_grad():
-            for name, tensor in originals.items():
-                parameters[name].copy_(tensor)
-        if isinstance(error, IsometryError) or not isinstance(error, Exception):
-            raise
-        raise InputError(f"the weights cannot be written to: {error}. The model is as it was") from error
+            done = True
+        except RuntimeError as error:
+            raise InputError(f"the weights cannot be written to: {error}. The model is as it was") from error
+        finally:
+            # An interrupt as well.
+            if not done:
+                for name, tensor in originals.items():
+                    if not torch.equal(parameters[name], tensor):
+                        parameters[name].copy_(tensor)

@@ -352,3 +352,13 @@ def test_what_is_reported_of_the_last_layer_is_what_it_has() -> None:
     assert entry.chi_after == pytest.approx(own, rel=1e-4)
     assert 10**entry.log10_mean_square_after == pytest.approx(own, rel=1e-4)
     assert own > 1.3
+
+
+def test_weights_that_cannot_be_written_to_are_named_as_that() -> None:
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        model = chain(nn.Tanh, 3, 6)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match="cannot be written to"):
+        isometry.tune_(model, torch.randn(6), progress=False)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
