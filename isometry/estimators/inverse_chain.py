@@ -238,7 +238,7 @@ class _Run:
             if read < self.size:
                 mask = self.masks[position]
                 return _Deficient(stack[: self.size] if mask is None else stack[: self.size] * mask)
-            stack, power = _scaled(self.steps[position].apply(stack))
+            stack, power = scaled(self.steps[position].apply(stack))
             exponent += power
             if written < self.size:
                 return _Deficient(stack[: self.size])
@@ -325,7 +325,7 @@ class _Run:
         upper, floor = self.image(vector)
         image = vector[None]
         for step in self.steps:
-            image, _ = _scaled(step.apply(image))
+            image, _ = scaled(step.apply(image))
         length = torch.linalg.vector_norm(image)
         u = image[0] / torch.where(length > 0, length, 1.0)
         return SolvedSmallest(-math.inf, upper, 0.0, vector, u, singular=upper <= floor, cause=cause)
@@ -344,14 +344,14 @@ class _Run:
             # eps times the lengths of the rows: the error of sums has the root of the width in it.
             gain = self._log_norm(step.apply(probes)) - 0.5 * math.log(image.shape[1])
             sizes.append(math.log(step.error) + gain + length)
-            image, power = _scaled(step.apply(image))
+            image, power = scaled(step.apply(image))
             shift += power * math.log(2)
         value = math.log(float(torch.linalg.vector_norm(image)) or 5e-324) + shift
         # ||A_L ... A_{l + 1}|| for every l, from the end.
         back, shift = self._normal(PROBES, image.shape[1]), 0.0
         terms = [sizes[-1]]
         for step, size in zip(reversed(self.steps[1:]), reversed(sizes[:-1]), strict=True):
-            back, power = _scaled(Step(step.factor, not step.transposed).apply(back))
+            back, power = scaled(Step(step.factor, not step.transposed).apply(back))
             shift += power * math.log(2)
             terms.append(size + self._log_norm(back) + shift)
         noise = float(np.logaddexp.reduce(terms))
@@ -368,7 +368,7 @@ class _Run:
         return drawn.to(self.device)
 
 
-def _scaled(block: Tensor) -> tuple[Tensor, int]:
+def scaled(block: Tensor) -> tuple[Tensor, int]:
     """The block over a power of two, of order one, and the exponent."""
     _refuse_non_finite(block)
     exponent = int(torch.frexp(block.abs().max()).exponent)
@@ -385,7 +385,7 @@ def _product(matrices: Sequence[Tensor]) -> tuple[Tensor, float]:
     found, shift = matrices[0], 0.0
     for matrix in (None, *matrices[1:]):
         found = found if matrix is None else found @ matrix
-        found, exponent = _scaled(found)
+        found, exponent = scaled(found)
         shift += exponent * math.log(2)
     return found, shift
 
@@ -396,7 +396,7 @@ def _interval_norms(matrices: Sequence[Tensor]) -> list[list[float]]:
     for start in range(len(matrices)):
         product, shift, norms = None, 0.0, []
         for matrix in matrices[start:]:
-            product, exponent = _scaled(matrix if product is None else product @ matrix)
+            product, exponent = scaled(matrix if product is None else product @ matrix)
             shift += exponent * math.log(2)
             norms.append(shift + math.log(float(torch.linalg.matrix_norm(product))))
         found.append(norms)

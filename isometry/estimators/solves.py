@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,9 +12,9 @@ import torch
 from isometry.errors import InputError
 from isometry.progress import StepProgress
 
-from .blocks import ShortSide
-from .chain_factors import ChainFactor, MatrixFactor
-from .inverse_chain import FURTHER_PRODUCTS, SolvedSmallest, smallest_by_inverses
+from .blocks import ShortSide, random_block
+from .chain_factors import ChainFactor, MatrixFactor, Step, refuse_gaps
+from .inverse_chain import FURTHER_PRODUCTS, SolvedSmallest, scaled, smallest_by_inverses
 from .smallest_interval import SmallestSingularValue
 
 Factors = Sequence[ChainFactor] | Callable[[], Sequence[ChainFactor] | None] | None
@@ -22,6 +23,7 @@ BEFORE_SOLVES = 64
 # The matrix, its QR, inverse, and copies; measured on the matrix.
 _MATRIX_COPIES = 8
 _ROWS_AT_ONCE = 256
+_STREAM = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,8 @@ def solves_for(
     """Solves, or why there are none."""
     if factors is not None and side.batch > 1:
         raise InputError(f"factors are those of one J, and this operator holds {side.batch}")
+    if isinstance(factors, Sequence):
+        _refuse_other_product(side, factors)
     if side.rows_alone:
         return None, "there are products J^T u alone; method='exact' builds J from its rows"
     products = solve_products(side) + 2 * min(BEFORE_SOLVES, side.short)
@@ -118,6 +122,41 @@ def solves_for(
                 f"memory_limit ({memory_limit / 1e9:.3g} GB); raise it"
             )
     return Solves(side, given, memory_limit), ""
+
+
+def _refuse_other_product(side: ShortSide, factors: Sequence[ChainFactor]) -> None:
+    """Raise InputError where the product of the factors is not J: of another shape, or off for a random vector.
+
+    Factors in the wrong order are off by all of it; factors that nearly undo one another may be off by rounding times
+    their condition number, so that the root of rounding is allowed.
+    """
+    refuse_gaps(factors)
+    m, n = factors[-1].shape[0], factors[0].shape[1]
+    if (m, n) != side.shape:
+        raise InputError(
+            f"the product of the factors is {m} x {n}, and J is {side.shape[0]} x {side.shape[1]}: factors= takes "
+            "the first one first"
+        )
+    vector = random_block(1, side, 0, stream=_STREAM)
+    expected = (side.apply(vector) * float(side.scale[0])).double().flatten()
+    found, exponent = vector.double().reshape(1, -1), 0
+    steps = [Step(factor, side.transposed) for factor in (reversed(factors) if side.transposed else factors)]
+    for step in steps:
+        found, power = scaled(step.apply(found))
+        exponent += power
+    limits = torch.finfo(side.dtype)
+    size = float(torch.linalg.vector_norm(expected))
+    if not limits.tiny / limits.eps < size < limits.max:
+        # Products of the whole leave the range of floats, and those of the factors do not.
+        return
+    found = torch.ldexp(found.flatten(), torch.tensor(exponent, device=found.device))
+    off = float(torch.linalg.vector_norm(found - expected)) / size
+    allowed = math.sqrt(max(side.eps, side.precision.rounding, *(step.error for step in steps)))
+    if not off <= allowed:
+        raise InputError(
+            f"the product of the factors differs from J by {off:.1e}, relatively, for a random vector: factors= takes "
+            "the first one first. Where they nearly undo one another, leave factors= out"
+        )
 
 
 def solve_products(side: ShortSide) -> int:

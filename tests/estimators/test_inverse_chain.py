@@ -197,3 +197,19 @@ def test_factors_beyond_the_range_of_floats():
     assert str(found).startswith("s_min = 10^-7")
     with pytest.raises(InputError, match="factors are those of one J, and this operator holds 2"):
         smallest_singular_value(MatrixOperator(torch.ones(2, 6, 6)), factors=[MatrixFactor(matrices[0])])
+
+
+def test_factors_of_another_matrix_are_refused():
+    matrices = [torch.from_numpy(m) for m in network("dense", 6, 4, widths=lambda k: 7 if k < 3 else 6)]
+    operator = MatrixOperator(torch.linalg.multi_dot(matrices[::-1]))
+    right = [MatrixFactor(m) for m in matrices]
+    assert smallest_singular_value(operator, factors=right).converged[0]
+    for wrong, message in (
+        ([*right[:2], right[1], *right[2:]], "differs from J by"),
+        ([MatrixFactor(matrices[0]), MatrixFactor(matrices[0].T)], "differs from J by"),
+        (right[:3], "product of the factors is 7 x 6, and J is 6 x 6"),
+        (right[::-1], "factor 2 of the chain takes|differs from J by|product of the factors is"),
+        ([], "at least one factor"),
+    ):
+        with pytest.raises(InputError, match=message):
+            smallest_singular_value(operator, factors=wrong)
