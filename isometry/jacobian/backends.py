@@ -56,6 +56,8 @@ class Products:
         Whether the recorded run makes tensors of a coarser type than the input.
     reverse_only : bool
         Whether there is no J v.
+    reached : tuple of Tensor, optional
+        The original's tensors that the function has come to; None where that is not known.
     """
 
     matmat: Callable[[Tensor], Tensor]
@@ -67,6 +69,7 @@ class Products:
     error: float = 0.0
     casts: bool = False
     reverse_only: bool = False
+    reached: tuple[Tensor, ...] | None = None
 
     def without_forward(self, evaluation: Evaluation, reason: str) -> Products:
         """The same, as :func:`reverse_products` has it: J v raises ModelError."""
@@ -126,6 +129,7 @@ def _replay(evaluation: Evaluation, *, check: bool, by_autograd: Reverse | None)
                 unit=evaluation.unit,
                 on_output=on_output,
                 by_autograd=by_autograd,
+                asked_for=evaluation.originals,
             )
     except RuntimeError as error:
         if is_out_of_memory(error):
@@ -141,6 +145,7 @@ def _replay(evaluation: Evaluation, *, check: bool, by_autograd: Reverse | None)
         True,
         replay.error,
         replay.casts,
+        reached=replay.reached,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -46,6 +46,8 @@ class Evaluation:
         Whether the evaluation drew from PyTorch's random numbers.
     outputs : list of Tensor
         f(x) of later evaluations.
+    originals : container of int
+        Identities of the parameters and buffers of the model that the function should not come to.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -58,6 +60,7 @@ class Evaluation:
     inputs: str = "an input"
     draws: bool = False
     outputs: list[Tensor] = field(default_factory=list)
+    originals: Container[int] = ()
 
     @property
     def input_shape(self) -> torch.Size:
@@ -168,6 +171,7 @@ def evaluate(
         tf32,
         part.inputs.in_words,
         draws.seen,
+        originals=() if part.private is None else part.private.originals,
     )
     m, n = made.output_shape.numel(), made.input_shape.numel()
     if m == 0 or n == 0:

@@ -210,18 +210,14 @@ class JacobianOperator:
             # A function may write to tensors of the caller's, which torch.func refuses and autograd does not.
             is_auto = options["products"] == "auto"
             if part.private is not None:
-                # Rows need no later evaluation, and their graph tells which weights it has come to.
-                part.private.watches = not is_auto
+                # The graph of rows, or a recording, tells which tensors of the original it has come to.
+                part.private.watches = options["products"] == "reverse"
             tracked = TrackedRun() if is_auto or part.private is not None else None
             evaluation = evaluate(part, batched=batched, source=source, tf32=tf32, run=tracked, draws=draws)
             rows = tracked.products(evaluation) if tracked is not None and is_auto else None
-            if part.private is not None:
-                part.private.watches = True
-                if rows is None and not part.private.own():
-                    self._set_up(inputs, private, whole=whole, borrow=False)
-                    return
-                if rows is not None:
-                    part.private.warn_of(cast(TrackedRun, tracked).leaves)
+            if rows is None and part.private is not None and not part.private.own():
+                self._set_up(inputs, private, whole=whole, borrow=False)
+                return
             if rows is not None:
                 products = rows
             elif options["products"] == "reverse":
@@ -233,6 +229,12 @@ class JacobianOperator:
                 products = choose_products(evaluation, check=check, by_autograd=by_autograd)
                 if check and products.reverse_only:
                     warn_of_another_derivative(evaluation, products)
+            if part.private is not None:
+                if products.reached is None:
+                    part.private.watch(evaluation.repeated)
+                else:
+                    part.private.warn_of(products.reached)
+                part.private.watches = rows is not None
             if chunk is None:
                 chunk = chunk_within(self.memory_limit, products.bytes_per_probe, part.point.device)
             chunked = ChunkedProducts(evaluation, products, chunk)

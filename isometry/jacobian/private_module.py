@@ -19,7 +19,7 @@ import threading
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
@@ -79,8 +79,8 @@ class PrivateModule:
     lock : RLock
         Held by whoever runs the copy, so that two threads may use one operator.
     watches : bool
-        Whether one call, the first, looks for tensors of the original that the copy still reaches; it may wait for a
-        later one where :meth:`warn_of` is told of those that are trained. Calls with borrowed tensors always look.
+        Whether the next call looks for tensors of the original that the copy still reaches, if none has: False where
+        :meth:`warn_of` is told what a call has used. Calls with borrowed tensors always look.
     """
 
     def __init__(
@@ -107,6 +107,11 @@ class PrivateModule:
     def nbytes(self) -> int:
         """Of the tensors that were copied."""
         return self._copies.nbytes
+
+    @property
+    def originals(self) -> Container[int]:
+        """The identities of the original's parameters and buffers."""
+        return self._copies.originals
 
     def own(self) -> bool:
         """Copy what is borrowed; whether its originals had not been written to (through ``.data`` is not seen)."""
@@ -182,6 +187,12 @@ class PrivateModule:
         if watch.found and first:
             _warn_of(watch.found[0])
         return value
+
+    def watch(self, run: Callable[[], object]) -> None:
+        """``run``, which calls this, where no call has looked for tensors of the original."""
+        if not self._watched:
+            self.watches = True
+            run()
 
     def warn_of(self, reached: Sequence[Tensor]) -> None:
         """Warn where one of these tensors, which a call has used, is one of the original's."""

@@ -38,17 +38,10 @@ _CONTRADICTED = 0.2
 
 
 class TrackedRun:
-    """The first evaluation of a function with the graph of its derivative, for :meth:`products` or :meth:`reverse`.
-
-    Attributes
-    ----------
-    leaves : list of Tensor
-        What the graph ends at beside the point: tensors that require gradients. Filled by :meth:`products`.
-    """
+    """The first evaluation of a function with the graph of its derivative, for :meth:`products` or :meth:`reverse`."""
 
     def __init__(self) -> None:
         self._ends: tuple[Tensor, Tensor] | None = None
-        self.leaves: list[Tensor] = []
 
     def __call__(self, function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
         """f(x); without a graph where f fails on tensors that have one."""
@@ -71,7 +64,6 @@ class TrackedRun:
         z, value = ends
         self._ends = None
         nodes = graph_nodes(value)
-        self.leaves = [node.variable for node in nodes if hasattr(node, "variable")]
         (u,), (v,) = generic_vectors(at.value, 1, seed=1), generic_vectors(at.point, 1, seed=2)
         block = torch.cat([torch.eye(m, dtype=u.dtype, device=u.device).view(m, *u.shape), u[None]])
         try:
@@ -95,6 +87,8 @@ class TrackedRun:
             True,
             # Where J has nearly rank one, the error of one combination is a single random number.
             2 * max(error, rounding_by_depth(len(nodes), at.unit)),
+            # Those that are trained; the others change nothing any more.
+            reached=tuple(node.variable for node in nodes if hasattr(node, "variable")),
         )
 
     def reverse(self, evaluation: Evaluation, u: Tensor) -> tuple[Tensor, Tensor]:

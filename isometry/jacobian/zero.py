@@ -24,14 +24,19 @@ def cause_of_zero(evaluation: Evaluation, v: Tensor) -> str:
     """The cause where J v is zero for a generic v, as a clause; "" where none is found."""
     at = evaluation
     with torch.no_grad(), at.numerics(), torch_warnings_silenced():
-        with module_names(at.module) as current, _Steps(current) as steps:
-            at.function(at.point)
+        with _last_module(at.module) as last, module_names(at.module) as current, _Steps(current) as steps:
+            value = at.function(at.point)
+        # Forward mode takes many times as long, and is not needed where the last layer is nothing but zeros.
+        for name, layer, made in last:
+            zeros = _zero_weights(layer)
+            if made is value and zeros:
+                return f"layer {name}.{zeros[0]} is zero" if name else f"{zeros[0]} is zero"
         with _last_that_stops(at.module) as stopped:
             reference_matmat(at.function, at.point, v)
     name, part, size = stopped[-1] if stopped else ("", None, 0.0)
     # Entries this small have not been cut off but have left the range of the type.
     underflows = size < torch.finfo(at.point.dtype).tiny ** 0.5
-    zeros = [] if part is None else [key for key, p in _weights(part) if not bool((p != 0).any())]
+    zeros = [] if part is None else _zero_weights(part)
     if zeros:
         return f"layer {name}.{zeros[0]} is zero" if name else f"{zeros[0]} is zero"
     if steps.found:
@@ -40,6 +45,30 @@ def cause_of_zero(evaluation: Evaluation, v: Tensor) -> str:
     if part is not None and not underflows:
         return f"module {name!r} ({type(part).__name__}) cuts off all its units"
     return ""
+
+
+def _zero_weights(part: nn.Module) -> list[str]:
+    return [key for key, p in _weights(part) if not bool((p != 0).any())]
+
+
+@contextmanager
+def _last_module(module: nn.Module | None) -> Iterator[list[tuple[str, nn.Module, object]]]:
+    """The innermost linear layer that ends last while the model runs, with its name and its output."""
+    last: list[tuple[str, nn.Module, object]] = []
+    handles = []
+    for name, part in module.named_modules() if module is not None else ():
+        if not isinstance(part, nn.Linear | nn.modules.conv._ConvNd):
+            continue
+
+        def watch(part: nn.Module, _: object, out: object, name: str = name) -> None:
+            last[:] = [(name, part, out)]
+
+        handles.append(part.register_forward_hook(watch))
+    try:
+        yield last
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _weights(part: nn.Module) -> Iterator[tuple[str, Tensor]]:

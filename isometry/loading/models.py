@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from isometry.errors import LoadError, SpecError
 from isometry.loading.builtin import build, parse_settings
-from isometry.loading.pretrained import first_line, import_error, pretrained_model
+from isometry.loading.pretrained import first_line, import_error, pretrained_model, torchvision_hint
 from isometry.nn.options import NETWORKS
 
 if TYPE_CHECKING:
@@ -240,4 +240,5 @@ def _foreign_code(where: str) -> Any:
     except (Exception, SystemExit) as error:
         raise LoadError(
             f"loading the model from {where} raised {type(error).__name__}: {first_line(error)}"
+            f"{torchvision_hint(error)}"
         ) from error

@@ -96,6 +96,22 @@ def import_error(library: str, error: BaseException) -> LoadError:
     )
 
 
+def torchvision_hint(error: BaseException) -> str:
+    """What to do where an error came from a torchvision that was built for another torch; "" where it did not.
+
+    What imports it says no more than that an import of its own failed: transformers does so for each of its models.
+    """
+    cause = true_cause(error)
+    text = first_line(cause)
+    if "torchvision" not in text or isinstance(cause, ModuleNotFoundError):
+        return ""
+    said = "" if cause is error else f", because of {type(cause).__name__}: {text}"
+    return (
+        f"{said}. The torchvision here does not fit this torch: install the torchvision of this torch, or uninstall "
+        "it, which most libraries do without"
+    )
+
+
 def true_cause(error: BaseException) -> BaseException:
     """The exception from which the others followed."""
     seen = {id(error)}

@@ -230,6 +230,28 @@ def test_a_library_that_another_breaks_is_told_with_the_true_cause(tmp_path: Pat
         load_model(f"hf:{tmp_path}")
 
 
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (
+            "RuntimeError('operator torchvision::nms does not exist')",
+            "because of RuntimeError: operator torchvision::nms",
+        ),
+        ("ModuleNotFoundError(\"No module named 'torchvision'\")", ""),
+    ],
+)
+def test_a_file_whose_import_another_library_breaks_is_told_with_the_true_cause(
+    tmp_path: Path, raised: str, said: str
+) -> None:
+    (tmp_path / "model.py").write_text(
+        f"try:\n    raise {raised}\nexcept Exception as e:\n    raise ImportError('cannot import GPT2Model') from e\n"
+    )
+    with pytest.raises(LoadError, match="raised ImportError: cannot import GPT2Model") as told:
+        load_model(f"{tmp_path / 'model.py'}:make")
+    assert said in str(told.value)
+    assert ("does not fit this torch: install the torchvision of this torch" in str(told.value)) == bool(said)
+
+
 @pytest.mark.slow
 def test_a_directory_of_transformers(tmp_path: Path, isometry) -> None:
     transformers = pytest.importorskip(

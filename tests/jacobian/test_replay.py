@@ -188,6 +188,37 @@ def test_a_wrong_transpose_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         JacobianOperator(torch.sin, torch.zeros(3))
 
 
+class SignLost(Multiple):
+    """Right for u and wrong for -u, as a backward pass that lets only positive gradients through."""
+
+    def rmatmat(self, u: Tensor, overwrite: bool) -> Tensor:
+        return u if float(u.sum()) > 0 else -u
+
+
+class Coarse(Multiple):
+    """Rounds to eight digits, where no tensor of the run says so."""
+
+    def rmatmat(self, u: Tensor, overwrite: bool) -> Tensor:
+        return u.bfloat16().to(u.dtype)
+
+    matmat = rmatmat
+
+
+def test_a_transpose_that_depends_on_the_sign_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rules.RULES, "sin", lambda _: [Link(0, 0, (SignLost(1.0),))])
+    with pytest.warns(FallbackWarning, match=r"recorded map is wrong: J\^T u differs"):
+        JacobianOperator(torch.sin, torch.zeros(30))
+
+
+def test_rounding_that_the_run_does_not_show_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rules.RULES, "sin", lambda _: [Link(0, 0, (Coarse(1.0),))])
+    with pytest.warns(ConvergenceWarning, match="are known to"):
+        operator = JacobianOperator(torch.sin, torch.zeros(300))
+    assert operator.backend == "replay"
+    # A unit of eight digits is 2^-7; the rounding of a generic entry is a quarter of it and less.
+    assert 2**-10 < operator.rounding < 2**-5
+
+
 def test_a_rule_that_fails_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> list[Link]:
         raise IndexError("no such thing")

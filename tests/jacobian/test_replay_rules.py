@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from isometry.jacobian import JacobianOperator
 from isometry.jacobian.numerics import strict_numerics
 from isometry.jacobian.replay import Replay, linearise
+from isometry.jacobian.replay.graph import graph_of
+from isometry.jacobian.replay.recording import record
 
 D = torch.float64
 WEIGHT = torch.linspace(-1, 1, 2 * 3 * 3 * 3, dtype=D).sin().reshape(2, 3, 3, 3)
@@ -508,7 +510,31 @@ KERNELS = [
     ((2, 2), 2, 0),
     ((4, 4), 3, 2),
     ((1, 3), (1, 2), (0, 1)),
+    # Larger than the smallest map: most of its taps read nothing but padding.
+    ((7, 5), (2, 1), (3, 4)),
 ]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("taps", "stride", "padding", "dilation"),
+    [(7, 1, 3, 1), (7, 2, 3, 1), (5, 1, 4, 2), (4, 1, 3, 1), (5, 3, 6, 3), (3, 1, 2, 2), (6, 1, 5, 1)],
+)
+def test_taps_that_read_nothing_but_padding(
+    taps: int, stride: int, padding: int, dilation: int, size: tuple[int, int]
+) -> None:
+    weight = torch.randn(4, 2, taps, taps, dtype=D, generator=torch.Generator().manual_seed(0))
+
+    def model(z: Tensor) -> Tensor:
+        return F.conv2d(z, weight, None, stride, padding, dilation, groups=2)
+
+    assert_dense(model, point(1, 4, *size))
+
+
+def test_a_kernel_on_one_position_keeps_one_tap() -> None:
+    convolution = torch.nn.Conv2d(3, 5, 7, padding=3)
+    (edge,) = graph_of(record(convolution, torch.randn(1, 3, 1, 1))).edges
+    assert edge.map.weight.shape == (5, 3, 1, 1)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

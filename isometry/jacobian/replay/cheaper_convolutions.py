@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .graph import Edge, Graph
-from .maps import Convolution, Identity, LinearMap
+from .maps import Convolution, Identity, LinearMap, single_taps
 
 # The blocks of one frequency each take more memory than the taps: as many layers are replaced as fit in this.
 _FOURIER_BYTES = 2**28
@@ -20,12 +20,12 @@ def use_single_taps(graph: Graph) -> None:
     # New values get negative numbers.
     new_value = -1
     gathers: dict[Any, LinearMap] = {}
+    single = single_taps([edge.map for edge in graph.edges if isinstance(edge.map, Convolution)])
     for edge in graph.edges:
-        parts = edge.map.as_single_tap(gathers) if isinstance(edge.map, Convolution) else None
-        if parts is None:
+        if not isinstance(edge.map, Convolution) or id(edge.map) not in single:
             edges.append(edge)
             continue
-        moved, matrix = parts
+        moved, matrix = edge.map.as_single_tap(*single[id(edge.map)], gathers)
         if isinstance(moved, Identity):
             edge.map = matrix
         else:

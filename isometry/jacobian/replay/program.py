@@ -6,7 +6,7 @@ Which memory a step may write over is decided once: memory that no other step wi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -14,8 +14,7 @@ from .graph import Edge, Graph
 from .maps import Identity
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """values[result] (+)= product(values[source])."""
 
     product: Callable[[Tensor, bool], Tensor]

@@ -7,7 +7,7 @@ whose arguments depend on the input are constants and are not recorded. Writes i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -37,9 +37,13 @@ _SHAPE_ONLY = frozenset(
 
 
 def record(
-    function: Callable[[Tensor], Tensor], point: Tensor, *, current_module: Callable[[], str] = lambda: ""
+    function: Callable[[Tensor], Tensor],
+    point: Tensor,
+    *,
+    current_module: Callable[[], str] = lambda: "",
+    asked_for: Container[int] = (),
 ) -> Tape:
-    """The tape of one run of ``function`` at ``point``.
+    """The tape of one run of ``function`` at ``point``, with those arguments of operations whose identity is asked for.
 
     Raises
     ------
@@ -49,17 +53,19 @@ def record(
     # Without gradients of its own nothing is kept by autograd; the mode of gradients tells what the model cuts off.
     with torch.inference_mode(False), torch.enable_grad():
         start = point.detach().clone()
-        recorder = _Recorder(start, current_module)
+        recorder = _Recorder(start, current_module, asked_for)
         with recorder:
             output = function(start)
     # Reading the output may itself be a gather from memory, which is one more value.
     result = recorder.value_of(output)
-    return Tape(recorder.tape.operations, recorder.tape.values, result, output)
+    return Tape(recorder.tape.operations, recorder.tape.values, result, output, recorder.reached)
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, point: Tensor, current_module: Callable[[], str]) -> None:
+    def __init__(self, point: Tensor, current_module: Callable[[], str], asked_for: Container[int]) -> None:
         super().__init__()
+        self.reached: list[Tensor] = []
+        self._asked_for = asked_for
         self.tape = TapeWriter(current_module)
         self._memory = WrittenMemory(self.tape)
         self._hold_new_value(point)
@@ -76,10 +82,16 @@ class _Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         tensors = flat_tensors(args, kwargs)
         sources = {}
+        # Most networks write nothing in place, and of ten thousand layers this runs for each tensor of each operation.
+        held, in_memory = self.tape.held, bool(self._memory.contents)
         for position, tensor in enumerate(tensors):
-            value = self.value_of(tensor)
-            if value is not None:
-                sources[position] = value
+            if in_memory or id(tensor) in held:
+                value = self.value_of(tensor)
+                if value is not None:
+                    sources[position] = value
+                    continue
+            if id(tensor) in self._asked_for:
+                self.reached.append(tensor)
         if written:
             return self._run_in_place(func, args, kwargs, tensors, sources, written)
         out = func(*args, **kwargs)
@@ -98,9 +110,13 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, args: Any, kwargs: Any, out: Any, sources: dict[int, int], tensors: list[Tensor]
     ) -> None:
         results = {}
-        for position, made in enumerate(out if isinstance(out, list | tuple) else (out,)):
-            if isinstance(made, Tensor) and (made.is_floating_point() or made.is_complex()):
-                results[position] = self._hold_new_value(made)
+        if isinstance(out, Tensor):
+            if out.is_floating_point() or out.is_complex():
+                results[0] = self._hold_new_value(out)
+        else:
+            for position, made in enumerate(out if isinstance(out, list | tuple) else ()):
+                if isinstance(made, Tensor) and (made.is_floating_point() or made.is_complex()):
+                    results[position] = self._hold_new_value(made)
         if results:
             module = self.tape.current_module()
             self._add(Operation(func, args, kwargs, tensors, out, sources, results, module))

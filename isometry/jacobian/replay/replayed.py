@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -64,6 +64,8 @@ class Replay:
         How far these products are off, relative: their nonlinearity, and their difference from those of torch.func.
     by_torch_func : tuple of str
         Operations whose derivative is that of torch.func, for want of a rule: slower.
+    reached : tuple of Tensor
+        Tensors asked for that the recorded run has used.
     """
 
     direct: Program
@@ -74,6 +76,7 @@ class Replay:
     checked: tuple[Tensor, ...] = ()
     error: float = 0.0
     by_torch_func: tuple[str, ...] = ()
+    reached: tuple[Tensor, ...] = ()
 
     def matmat(self, v: Tensor) -> Tensor:
         """J v for a block."""
@@ -164,6 +167,7 @@ def checked_replay(
     seed: int = 5381,
     on_output: Callable[[Tensor], None] | None = None,
     by_autograd: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    asked_for: Container[int] = (),
 ) -> Replay:
     """A replay whose products of random vectors are those of torch.func, as far as rounding allows.
 
@@ -188,6 +192,8 @@ def checked_replay(
     by_autograd : callable, optional
         J^T u and the output by autograd; the output is ``value`` itself where that evaluation was tracked. By ``vjp``
         if not given.
+    asked_for : container of int, optional
+        Identities of tensors: those that the recorded run has used are in ``reached``.
 
     Raises
     ------
@@ -206,7 +212,7 @@ def checked_replay(
     if output is not value:
         observe(output)
     with _failures_are_no_rules():
-        tape = record(function, point)
+        tape = record(function, point, asked_for=asked_for)
     observe(tape.output.detach())
     if output is value and not torch.equal(tape.output, value):
         # In a new process the first evaluation may differ from all others by the order of its sums.
@@ -224,7 +230,8 @@ def checked_replay(
             sums = replay.direct(with_sum(v, w)), replay.transposed(with_sum(u, t))
             nonlinear = max(map(nonlinearity, sums))
         elif relative_difference(jtu, scaled_expected) > UNITS_ALLOWED * unit:
-            nonlinear = relative_difference(_SCALE * replay.transposed(u[None])[0].double(), jtu)
+            # Of the same sign: what depends on the sign is no rounding.
+            nonlinear = relative_difference(-_SCALE * replay.transposed(-u[None])[0].double(), jtu)
     of_jtu = partial(sensitivity_of_rmatmat, function, point, u, expected)
     # Evaluations that differ by rounding have Jacobians that do.
     allowed = max(nonlinear, relative_difference(tape.output, output))
@@ -240,8 +247,9 @@ def checked_replay(
         of_jv = partial(sensitivity_of_matmat, function, point, v, jv)
         error = max(error, compare("J v", jv, tangent[0], unit, allowed, of_jv))
     return replace(
-        replay, bytes_per_probe=max(transposed_bytes, direct_bytes), checked=(v, jv, scaled, jtu), error=error
-    )
+        replay, bytes_per_probe=max(transposed_bytes, direct_bytes), checked=(v, jv, scaled, jtu), error=error,
+        reached=tuple(tape.reached),
+    )  # fmt: skip
 
 
 @contextmanager

@@ -89,12 +89,26 @@ class Operation:
 
 @dataclass(frozen=True, eq=False)
 class Tape:
-    """Operations in order, the number of values, the number of the output's value (None: independent), the output."""
+    """One run of a function.
+
+    Parameters
+    ----------
+    operations : list of Operation
+        In order.
+    values : int
+        How many there are.
+    result : int or None
+        The number of the output's value; None where it does not depend on the input.
+    output : Tensor
+    reached : list of Tensor
+        Arguments of operations that were asked for.
+    """
 
     operations: list[Operation]
     values: int
     result: int | None
     output: Tensor
+    reached: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(eq=False, slots=True)

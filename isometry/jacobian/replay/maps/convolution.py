@@ -6,7 +6,7 @@ is circular again. Both directions therefore cost one forward convolution, witho
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,9 @@ from .linear_map import LinearMap, elements
 from .matrix_products import LeftProduct
 from .padding import circular_start, padding_of, unravel
 from .polyphase import PixelShuffleTranspose, PolyphaseTranspose, polyphase_transpose
+
+# Numbers of the kernels that are looked at together.
+_TOGETHER = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,24 +86,22 @@ class Convolution:
 
     # ---- cheaper forms -----------------------------------------------------------------------------
 
-    def as_single_tap(self, gathers: dict[Any, LinearMap]) -> tuple[LinearMap, LinearMap] | None:
-        """(gather, matrix over channels) where all but one tap of the kernel are exactly zero, else None.
+    def as_single_tap(
+        self, only: int, matrix: Tensor, gathers: dict[Any, LinearMap]
+    ) -> tuple[LinearMap, LinearMap]:
+        """(gather, matrix over channels) where all taps of the kernel but one are zero.
 
-        Delta-orthogonal kernels are such. ``gathers`` caches the gathers, which many layers share.
+        Parameters
+        ----------
+        only : int
+            The number of that tap.
+        matrix : Tensor
+            (c_out, c_in/groups): the kernel there.
+        gathers : dict
+            Cache of the gathers, which many layers share.
         """
         g = self.geometry
-        taps = elements(self.weight.shape[2:])
-        if g.transposed or taps == 1:
-            return None
-        # One channel tells of nearly every kernel that it has more taps.
-        if int(self.weight[0, 0].count_nonzero()) > 1:
-            return None
-        nonzero = (self.weight != 0).reshape(-1, taps).any(0).tolist()
-        if sum(nonzero) != 1:
-            return None
-        only = nonzero.index(True)
         tap = unravel(only, self.weight.shape[2:])
-        matrix = self.weight.flatten(2)[:, :, only].contiguous()
         key = (tap, g, self.source, self.result, self.circular)
         if key not in gathers:
             gathers[key] = self._gather_of_tap(tap)
@@ -212,6 +213,39 @@ class Convolution:
             (kind, source, self.source, last),
             lambda: CircularPadding.of(positions(), area, source[0], channels_last=last),
         )
+
+
+def single_taps(convolutions: Sequence[Convolution]) -> dict[int, tuple[int, Tensor]]:
+    """id of each convolution whose kernel has one tap that is not exactly zero -> its number and the kernel there.
+
+    Delta-orthogonal kernels are such. Kernels of one shape are looked at together: ten thousand of them one by one take
+    as long as a forward pass.
+    """
+    alike: dict[Any, list[Convolution]] = {}
+    for convolution in convolutions:
+        weight = convolution.weight
+        if not convolution.geometry.transposed and weight.dim() > 2 and elements(weight.shape[2:]) > 1:
+            alike.setdefault((weight.shape, weight.dtype, weight.device), []).append(convolution)
+    found: dict[int, tuple[int, Tensor]] = {}
+    for (shape, *_), group in alike.items():
+        # One channel tells of nearly every kernel that it has more taps.
+        channel = torch.stack([each.weight[0, 0] for each in group]).flatten(1)
+        counts = channel.count_nonzero(dim=1).tolist()
+        likely = [each for each, count in zip(group, counts, strict=True) if count <= 1]
+        size = max(1, _TOGETHER // max(1, elements(shape)))
+        for start in range(0, len(likely), size):
+            found.update(_single_taps(likely[start : start + size]))
+    return found
+
+
+def _single_taps(convolutions: Sequence[Convolution]) -> dict[int, tuple[int, Tensor]]:
+    weights = torch.stack([each.weight for each in convolutions]).flatten(3)
+    nonzero = (weights != 0).flatten(1, 2).any(1)
+    single = (nonzero.sum(1) == 1).tolist()
+    places = nonzero.to(torch.uint8).argmax(1)
+    matrices = weights[torch.arange(len(weights), device=weights.device), :, :, places].contiguous().unbind(0)
+    rows = zip(convolutions, single, places.tolist(), matrices, strict=True)
+    return {id(each): (place, matrix) for each, is_single, place, matrix in rows if is_single}
 
 
 def _channel_factors(scale: Diagonal, result: tuple[int, ...]) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,34 @@ class Geometry:
             self.output_padding,
             self.groups,
         )
+
+
+def without_idle_taps(
+    weight: Tensor, geometry: Geometry, source: tuple[int, ...], result: tuple[int, ...]
+) -> tuple[Tensor, Geometry]:
+    """The kernel without outer taps that read nothing but padding, as many on either side, and its geometry.
+
+    On a map of one position a kernel of 7 x 7 has one tap left. ``source`` and ``result`` are the sizes of the maps.
+    """
+    g = geometry
+    if g.transposed or not any(g.padding):
+        return weight, geometry
+    kept, padding = [slice(None), slice(None)], list(g.padding)
+    axes = zip(weight.shape[2:], source, result, g.stride, g.padding, g.dilation, strict=True)
+    for axis, (taps, n, m, s, p, d) in enumerate(axes):
+        # Position i of the result reads position i s + t d - p of the source by tap t.
+        idle = 0
+        while (
+            idle < (taps - 1) // 2
+            and (m - 1) * s + idle * d < p
+            and (taps - 1 - idle) * d - p >= n
+            and padding[axis] >= d
+        ):
+            idle, padding[axis] = idle + 1, padding[axis] - d
+        kept.append(slice(idle, taps - idle))
+    if tuple(padding) == g.padding:
+        return weight, geometry
+    return weight[tuple(kept)], replace(g, padding=tuple(padding))
 
 
 @dataclass(frozen=True, eq=False)

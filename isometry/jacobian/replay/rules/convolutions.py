@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isometry.jacobian.replay.maps import Convolution, Geometry
+from isometry.jacobian.replay.maps import Convolution, Geometry, without_idle_taps
 from isometry.jacobian.replay.tape import Operation
 
 from .registry import Link, argument, only_argument, rule, tensors
@@ -26,5 +26,6 @@ def _convolution(operation: Operation) -> list[Link]:
         per_axis("output_padding"),
         int(argument(operation, "groups")),
     )
-    made = Convolution(weight, geometry, tuple(x.shape[1:]), tuple(operation.output.shape[1:]))
-    return [Link(0, 0, (made,))]
+    source, result = tuple(x.shape[1:]), tuple(operation.output.shape[1:])
+    weight, geometry = without_idle_taps(weight, geometry, source[1:], result[1:])
+    return [Link(0, 0, (Convolution(weight, geometry, source, result),))]

@@ -7,8 +7,7 @@ decorate it with :func:`rule`; nothing else changes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +17,7 @@ from isometry.jacobian.replay.maps import Differentiated, LinearMap, gather
 from isometry.jacobian.replay.tape import NoRule, Operation, cached_by_identity, map_tensors, operation_name
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(NamedTuple):
     """A chain of maps from one tensor among the arguments to one output, both by position."""
 
     source: int
@@ -233,7 +231,7 @@ def only_argument(operation: Operation) -> Tensor:
     NoRule
         Where another argument depends on the input, or another output is used.
     """
-    if set(operation.sources) != {0}:
+    if operation.sources.keys() != {0}:
         raise NoRule(f"{operation.function} (with parameters that depend on the input)")
     require_first_output(operation)
     return tensors(operation)[0]
@@ -241,5 +239,5 @@ def only_argument(operation: Operation) -> Tensor:
 
 def require_first_output(operation: Operation) -> None:
     """Raise NoRule where another output than the first is used."""
-    if any(position != 0 for position in operation.used):
+    if operation.used != [0] and any(operation.used):
         raise NoRule(f"{operation.function} (an output of it beside the first)")
