@@ -94,7 +94,7 @@ def spectral_norm(
 
     Notes
     -----
-    The search takes 16 to 120 products, and with ``start`` from a network a training step away 12 to 40
+    The search takes 16 to 120 products, and with ``start`` from a network a training step away 12 to 80
     (`isometry.estimators.leading_triplet`); the value one product more, the check two, and ``backward`` one double
     backward.
 

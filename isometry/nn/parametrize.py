@@ -92,9 +92,9 @@ def orthogonal_conv(
     Notes
     -----
     Orthogonality holds at every step, whatever the optimiser, and errors do not add up over steps. After 1,000 steps of
-    SGD, Adam and RMSprop, with weight decay and without, singular values of 8 to 64 channels were within 1e-14 of the
-    gain in float64 and within 2e-6 in float32 (with "matrix_exp" 1e-13 and 1e-5). Autocast is off while the kernel is
-    computed.
+    SGD, Adam and RMSprop, with weight decay and without, singular values of 8 and 16 channels (of 32 and 64 after 100
+    steps) were within 1e-14 of the gain in float64 and 2e-6 in float32 (with "matrix_exp" 1e-13 and 1e-5). Autocast
+    is off while the kernel is computed.
 
     Of two or more axes a full kernel may have no factors in the order of Algorithm 1, or factors that are not unique
     and are not found, as with few channels; kernels of `isometry.nn.init.orthogonal_conv_` with rank "half" and several
