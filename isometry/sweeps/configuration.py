@@ -19,6 +19,7 @@ from typing import Any
 
 from isometry.errors import SpecError
 from isometry.loading.builtin import given_settings
+from isometry.loading.inputs import FILES
 from isometry.nn.options import NETWORKS
 from isometry.sweeps.keys import (
     COMPARISON_KEYS,
@@ -136,7 +137,8 @@ def point_of(
     if model is not None:
         ordered = {"model": model, **ordered}
     known = {} if known is None else known
-    named = tuple(ordered.get(key) for key in ("model", "weights", "input", "data"))
+    named = tuple(ordered.get(key) for key in ("model", "weights", "input", "input_ids", "data"))
+    named += tuple(ordered.get("args", ()))
     if named not in known:
         known[named] = digests(ordered, where=where)
     return Point(kind, ordered, known[named])
@@ -219,8 +221,10 @@ def _stray(key: str, readers: Mapping[str, Reader], kind: str, model: str | None
 def _check_together(kind: str, model: str | None, values: Mapping[str, Any], where: str) -> None:
     """Raise SpecError for combinations of keys that exclude each other."""
     if kind in ("measure", "compare"):
-        if model not in NETWORKS and "input" not in values:
-            raise SpecError(f"{where}: the model {model!r} does not fix the shape of its input: give input")
+        if model not in NETWORKS and not {"input", "input_ids", "args"} & set(values):
+            raise SpecError(
+                f"{where}: the model {model!r} does not fix the shape of its input: give input, input_ids or args"
+            )
         if "inputs" in values and not values["batch_axis"]:
             raise SpecError(
                 f"{where}: inputs are stacked along a batch axis: batch_axis = false does not go with them"
@@ -232,13 +236,18 @@ def _check_together(kind: str, model: str | None, values: Mapping[str, Any], whe
         elif values.get("init") == "mirrored":
             cause = "init 'mirrored'"
         else:
-            cause = next((key for key in ("in_channels", "in_features", "num_classes", "weights", "source", "target")
+            cause = next((key for key in ("in_channels", "in_features", "num_classes", "weights", "source", "target",
+                                  "args", "input_ids", "wrt")
                           if key in values), None)  # fmt: skip
         if cause:
             raise SpecError(
                 f"{where}: no ensemble is known for {cause}, so there is no law to compare with; take theory = "
                 "'layers', the free product of the network's own layers"
             )
+    if kind == "compare" and values["theory"] == "layers" and {"args", "input_ids", "wrt"} & set(values):
+        raise SpecError(
+            f"{where}: the free product of the layers is that of one input; args, input_ids and wrt stay out"
+        )
     if kind == "compare" and values["theory"] == "layers" and values.get("inputs", 1) > 1:
         raise SpecError(f"{where}: the free product of the layers is that of one input; leave inputs out")
 
@@ -257,10 +266,14 @@ def digests(values: Mapping[str, Any], folder: Path = Path(), where: str = "") -
         When one is not there.
     """
     places: dict[str, Path] = {}
-    for key in ("weights", "input", "data"):
+    for key in ("weights", "input", "input_ids", "data"):
         value = values.get(key)
         if isinstance(value, str) and Path(value).suffix:
             places[key] = folder / value
+    for entry in values.get("args", ()):
+        name, _, value = entry.partition("=")
+        if Path(value).suffix in FILES:
+            places[f"args {name}"] = folder / value
     if (source := model_source(values, folder)) is not None:
         places["model"] = source
     found = {key: _digest(path, f"{where}: {key}") for key, path in places.items()}
@@ -297,8 +310,10 @@ def _digest(path: Path, what: str) -> str:
 
 def _short(key: str, value: Any) -> str:
     """A value as a name shows it: files without their folders, numbers in a few digits (the key has them all)."""
-    if key in ("model", "weights", "input", "data", "folder"):
+    if key in ("model", "weights", "input", "input_ids", "data", "folder"):
         return str(value).replace("\\", "/").rpartition("/")[2]
+    if isinstance(value, list):
+        return " ".join(_short("", entry) for entry in value)
     return (
         f"{value:.6g}"
         if isinstance(value, float)

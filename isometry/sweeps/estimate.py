@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,35 +191,31 @@ def _tried_measurement(point: Point) -> float:
     import torch
 
     from isometry.comparison import compare
-    from isometry.loading import load_input
-    from isometry.sweeps.work import model_of
+    from isometry.sweeps.work import inputs_of, model_of
     from isometry.theory.ensemble import Ensemble
     from isometry.theory.prediction import predict
 
     began = time.perf_counter()
     values = point.values
     model = model_of(values, Path())
-    at = load_input(
-        values.get("input"),
-        model,
-        count=values.get("inputs"),
-        seed=values["seed"],
-        batch_axis=values["batch_axis"],
-    )
+    at = inputs_of(values, model, Path())
     made = time.perf_counter() - began
-    x = at.tensor[0] if at.batched else at.tensor
-    side = x.numel()
+    x = at.x if at.x is None or not at.batched else at.x[0]
+    # Without a first input J is of what is named; its size is not known here.
+    side = 1 if x is None else x.numel()
     products = _products(point, side)
-    if not at.batched:
-        forward = _forward(model.module, x)
+    if x is None or at.args or at.kwargs or not at.batched:
+        given = () if at.x is None else (at.x,)
+        forward = _forward(lambda: model.module(*given, *at.args, **at.kwargs))
     else:
         block = min(16, products)
-        forward = _forward(model.module, torch.stack([x] * block)) / block
+        stacked = torch.stack([x] * block)
+        forward = _forward(lambda: model.module(stacked)) / block
     seconds = made + _FORWARDS_OF_A_PRODUCT * products * forward
     if products <= side * values.get("inputs", 1):
         seconds += _SVD_OPERATIONS * float(side) ** 3 / _SVD_SPEED * values.get("inputs", 1)
     ensemble = getattr(model.module, "ensemble", None)
-    if point.kind == "compare" and isinstance(ensemble, Ensemble):
+    if point.kind == "compare" and isinstance(ensemble, Ensemble) and x is not None:
         began = time.perf_counter()
         law = predict(ensemble)
         # Networks of the ensemble are drawn at its width, once.
@@ -239,12 +236,12 @@ def _tried_training(point: Point) -> float:
     model = classifier(dataset, **network, seed=values["seed"])
     made = time.perf_counter() - began
     batch = dataset.train_images[: values["batch"]]
-    step = _FORWARDS_OF_A_STEP * _forward(model, batch)
+    step = _FORWARDS_OF_A_STEP * _forward(lambda: model(batch))
     images = len(dataset.test_images) + min(values.get("train_images") or math.inf, len(dataset.train_images))
     looks = values["steps"] // values["evaluate_every"] + 1
     spectra = values["steps"] // values.get("spectrum_every", max(values["steps"], 1)) + 1
     probes, length = MEASUREMENT["probes"], MEASUREMENT["steps"]
-    product = _FORWARDS_OF_A_PRODUCT * _forward(model, dataset.test_images[:probes])
+    product = _FORWARDS_OF_A_PRODUCT * _forward(lambda: model(dataset.test_images[:probes]))
     return (
         made
         + step * (values["steps"] + looks * images / len(batch) / _FORWARDS_OF_A_STEP)
@@ -252,7 +249,7 @@ def _tried_training(point: Point) -> float:
     )
 
 
-def _forward(module: Any, x: Any) -> float:
+def _forward(run: Callable[[], Any]) -> float:
     """Seconds of one forward pass: the better of two after a first one."""
     import torch
 
@@ -260,7 +257,7 @@ def _forward(module: Any, x: Any) -> float:
     with torch.no_grad():
         for _ in range(3):
             began = time.perf_counter()
-            module(x)
+            run()
             times.append(time.perf_counter() - began)
     return min(times[1:])
 

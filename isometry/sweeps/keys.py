@@ -119,6 +119,41 @@ def input_spec(value: Any) -> str:
     return spec
 
 
+def texts(what: str) -> Reader:
+    """Reader of one text or several, as a list."""
+
+    def read(value: Any) -> list[str]:
+        found = [value] if isinstance(value, str) else value
+        if (
+            not isinstance(found, list | tuple)
+            or not found
+            or not all(isinstance(e, str) and e for e in found)
+        ):
+            raise Wrong(f"{what}, or a list of such")
+        return list(found)
+
+    return read
+
+
+def arguments(value: Any) -> list[str]:
+    """Reader of further inputs, in the order of their names: another order is the same point."""
+    words = "NAME=VALUE"
+    found = texts(words)(value)
+    names = [entry.partition("=")[0] for entry in found]
+    if not all(
+        "=" in entry and (n.isidentifier() or n.isdigit()) for entry, n in zip(found, names, strict=True)
+    ):
+        raise Wrong(f"{words}, or a list of such")
+    if len(set(names)) < len(names):
+        raise Wrong("of inputs that differ in name")
+    return sorted(found)
+
+
+def number_or_file(value: Any) -> int | str:
+    """Reader of a number of tokens, or of a file of them."""
+    return whole()(value) if isinstance(value, Integral) else text(value)
+
+
 def name_or_index(value: Any) -> str | int:
     """Reader of one of several outputs."""
     return whole(0)(value) if isinstance(value, Integral) else text(value)
@@ -161,6 +196,9 @@ def measurement_keys() -> dict[str, Reader]:
     return {
         "input": input_spec,
         "inputs": whole(),
+        "args": arguments,
+        "input_ids": number_or_file,
+        "wrt": texts("the name of an input"),
         "batch_axis": truth,
         "weights": text,
         "eval": truth,

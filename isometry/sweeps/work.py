@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from isometry.errors import InputError, IsometryWarning
 from isometry.loading.builtin import settings_text
+from isometry.loading.inputs import FILES
 from isometry.nn.options import NETWORKS
 from isometry.sweeps.configuration import Point, digests, model_source
 from isometry.sweeps.keys import network_keys
@@ -33,7 +34,7 @@ from isometry.sweeps.names import LAW, ON_THE_WAY
 from isometry.sweeps.sources import imported_files
 
 if TYPE_CHECKING:
-    from isometry.loading import LoadedInput, LoadedModel
+    from isometry.loading import LoadedCall, LoadedModel
     from isometry.spectrum import Spectrum
     from isometry.theory.ensemble import Ensemble
     from isometry.training.record import TrainingRecord
@@ -233,7 +234,7 @@ def _module_name(file: Path, base: Path) -> str:
 def _measure(point: Point, folder: Path) -> tuple[Spectrum, ...]:
     import torch
 
-    from isometry.loading import device_of, load_input, load_weights
+    from isometry.loading import device_of, load_weights
     from isometry.measurement import measure
     from isometry.measurement.provenance import recorded_ensemble
 
@@ -242,15 +243,12 @@ def _measure(point: Point, folder: Path) -> tuple[Spectrum, ...]:
     model = model_of(values, folder)
     if "weights" in values:
         load_weights(model.module, folder / values["weights"])
-    at = load_input(
-        placed_input(values.get("input"), folder), model, count=values.get("inputs"), seed=values["seed"],
-        batch_axis=values["batch_axis"],
-    )  # fmt: skip
+    at = inputs_of(values, model, folder)
     model.module.to(device)
-    part = "source" in values or "target" in values
-    ensemble = recorded_ensemble(
-        model.module, at.tensor, part=part, loaded="weights" in values, stationary=at.stationary
-    )
+    part = "source" in values or "target" in values or bool(at.args or at.kwargs)
+    ensemble = None if at.x is None else recorded_ensemble(
+        model.module, at.x, part=part, loaded="weights" in values, stationary=at.stationary
+    )  # fmt: skip
     options: dict[str, Any] = {
         key: values[key]
         for key in (
@@ -259,6 +257,9 @@ def _measure(point: Point, folder: Path) -> tuple[Spectrum, ...]:
         )
         if key in values
     }  # fmt: skip
+    wrt = values.get("wrt")
+    further = {"args": at.args, "kwargs": dict(at.kwargs), "wrt": wrt[0] if wrt and len(wrt) == 1 else wrt}
+    options |= {key: value for key, value in further.items() if value}
     if "dtype" in values:
         options["dtype"] = getattr(torch, values["dtype"])
     provenance = {
@@ -266,20 +267,21 @@ def _measure(point: Point, folder: Path) -> tuple[Spectrum, ...]:
         "ensemble": ensemble, "sweep": point.record(),
     }  # fmt: skip
     spectrum = measure(
-        model.module, at.tensor, batched=at.batched, device=device, name=point.name, progress=False,
+        model.module, at.x, batched=at.batched, device=device, name=point.name, progress=False,
         # No partial results: an interrupt ends the sweep, and the point is computed again later.
         on_interrupt="raise", provenance=provenance, **options,
     )  # fmt: skip
     return _compared(point, spectrum, model, at) if point.kind == "compare" else (spectrum,)
 
 
-def _compared(point: Point, spectrum: Spectrum, model: LoadedModel, at: LoadedInput) -> tuple[Spectrum, ...]:
+def _compared(point: Point, spectrum: Spectrum, model: LoadedModel, at: LoadedCall) -> tuple[Spectrum, ...]:
     """The law, and the measurement with the comparison in its provenance."""
     from isometry.comparison import compare
     from isometry.depth.layer_prediction import predict_from_layers
 
     if point.values["theory"] == "layers":
-        x = at.tensor[0] if at.batched else at.tensor
+        assert at.x is not None  # a law of layers takes no other inputs
+        x = at.x[0] if at.batched else at.x
         law = replace(predict_from_layers(model.module.cpu(), x), name=f"{point.name} layers")
     else:
         ensemble = spectrum.provenance.get("ensemble")
@@ -383,6 +385,22 @@ def model_of(values: Mapping[str, Any], folder: Path) -> LoadedModel:
     if values["eval"]:
         loaded.module.eval()
     return loaded
+
+
+def inputs_of(values: Mapping[str, Any], model: LoadedModel, folder: Path) -> LoadedCall:
+    """All inputs of a point's model; paths in the configuration begin at ``folder``."""
+    from isometry.loading import load_call
+
+    further = []
+    for entry in values.get("args", ()):
+        name, _, value = entry.partition("=")
+        further.append(f"{name}={folder / value}" if Path(value).suffix in FILES else entry)
+    ids = values.get("input_ids")
+    return load_call(
+        placed_input(values.get("input"), folder), model, arguments=further,
+        ids=str(folder / ids) if isinstance(ids, str) else None if ids is None else str(ids),
+        count=values.get("inputs"), seed=values["seed"], batch_axis=values["batch_axis"],
+    )  # fmt: skip
 
 
 def placed_input(spec: str | None, folder: Path) -> str | None:
