@@ -13,6 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from isometry.report import save_figure
+from isometry.training.data import Dataset, load_dataset
 
 FIGURES = Path(__file__).resolve().parent
 ROOT = FIGURES.parent
@@ -21,6 +22,17 @@ STYLE = str(ROOT / "isometry" / "report" / "isometry.mplstyle")
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000",
 )  # fmt: skip
+
+
+# Where MNIST and CIFAR-10 lie (``--data``): a folder with mnist/ and cifar-10/ in it.
+data_folder: Path | None = None
+
+
+def dataset(name: str) -> Dataset:
+    """MNIST ("mnist") or CIFAR-10 ("cifar10") from the folder given as ``--data``."""
+    if data_folder is None:
+        raise SystemExit(f"{name} is needed: give --data FOLDER, with mnist/ and cifar-10/ in it")
+    return load_dataset(name, data_folder / {"mnist": "mnist", "cifar10": "cifar-10"}[name])
 
 
 def places(name: str, full: bool) -> tuple[Path, Path]:
@@ -48,7 +60,15 @@ def main(description: str | None, compute: Callable[[bool], None], draw: Callabl
     parser.add_argument(
         "--draw", action="store_true", help="draw from the data file that is there, compute nothing"
     )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="folder with mnist/ and cifar-10/, for scripts that train on them",
+    )
     arguments = parser.parse_args()
+    global data_folder
+    data_folder = arguments.data
     if not arguments.draw:
         compute(arguments.full)
     draw(arguments.full)

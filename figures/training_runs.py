@@ -7,6 +7,7 @@ stopped; what a figure needs is then gathered into one small file, from which al
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from stage import ROOT
 from torch import nn
 
 from isometry.training.data import Dataset
-from isometry.training.loop import TrainingOptions, train
+from isometry.training.loop import TrainingOptions, accuracy, train
 from isometry.training.record import TrainingRecord, read_record, write_record
 
 
@@ -28,8 +29,13 @@ def run(
     into: Path | None = None,
     series: str = "",
     about: dict[str, Any] | None = None,
+    curve_images: int | None = None,
 ) -> TrainingRecord:
-    """The record of a run: finished before, gone on with, or begun; gathered into `into` as `series`, if asked for."""
+    """The record of a run: finished before, gone on with, or begun; gathered into `into` as `series`, if asked for.
+
+    ``curve_images`` test images, the first ones, make the curve; the accuracy on all of them is measured after the last
+    step and kept in the record's ``about`` as ``test_accuracy_all``, with its number ``test_images_all``.
+    """
     # The signals of a deep Gaussian network die away into denormal numbers, with which a processor computes a
     # hundred times more slowly; as zeros they are no less dead.
     torch.set_flush_denormal(True)
@@ -37,12 +43,19 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.h5"
     record = read_record(path) if path.exists() else None
-    if record is None or len(record.evaluation_step) == 0 or record.evaluation_step[-1] != options.steps:
+    if record is None or "test_accuracy_all" not in record.about:
         machine = {"machine": "2 CPU cores, float32", "threads": torch.get_num_threads()}
+        few = slice(curve_images)
+        model = build()
         record = train(
-            build(), dataset, options=options, record_path=path, resume=True, about={**machine, **(about or {})},
+            model, replace(dataset, test_images=dataset.test_images[few], test_labels=dataset.test_labels[few]),
+            options=options, record_path=path, resume=True, about={**machine, **(about or {})},
             callbacks=[Announcer(name, options.evaluate_every)],
         )  # fmt: skip
+        right = accuracy(model, dataset.test_images, dataset.test_labels)
+        whole = {"test_accuracy_all": right, "test_images_all": len(dataset.test_labels)}
+        record = replace(record, about={**record.about, **whole})
+        write_record(path, record)
         Path(f"{path}.checkpoint").unlink(missing_ok=True)
     if into is not None:
         write_record(into, record, name=series)
