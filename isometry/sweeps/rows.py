@@ -114,16 +114,20 @@ def rows_of(store: Store) -> list[Row]:
 def _with_versions(rows: Sequence[Row]) -> list[Row]:
     """The rows, told apart where a file that their configurations name had different contents.
 
-    The settings ``model_version``, ``weights_version``, ``input_version`` and ``data_version`` count the contents of
-    each such file in the order in which results came.
+    The settings ``model_version``, ``weights_version``, ``input_version``, ``input_ids_version``, ``args_version`` and
+    ``data_version`` count the contents of such files in the order in which results came.
     """
     versions: dict[tuple[str, Any], dict[Any, int]] = {}
 
     def contents(row: Row) -> Iterator[tuple[str, dict[Any, int], Any]]:
-        for key in ("model", "weights", "input", "data"):
+        for key in ("model", "weights", "input", "input_ids", "args", "data"):
             if key in row.settings:
                 known = versions.setdefault((key, repr(row.settings[key])), {})
-                yield key, known, (row.files.get(key), row.files.get(f"{key} imports"))
+                # "model imports", "args NAME": further files of a key.
+                named = (
+                    file for file in row.files.items() if file[0] == key or file[0].startswith(f"{key} ")
+                )
+                yield key, known, tuple(sorted(named))
 
     for row in rows:
         for _, known, content in contents(row):
@@ -243,7 +247,10 @@ def _files(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
 def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
     configuration = _sweep_of(provenance).get("configuration")
     if isinstance(configuration, Mapping):
-        return dict(configuration)
+        return {
+            key: ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            for key, value in configuration.items()
+        }
     return {key: provenance[key] for key in ("model", "input", "seed") if key in provenance}
 
 

@@ -13,7 +13,8 @@ import isometry
 from isometry.errors import SpecError
 from isometry.sweeps import points_of
 from isometry.sweeps.estimate import estimate
-from isometry.sweeps.rows import rows_of
+from isometry.sweeps.picture import picture_of
+from isometry.sweeps.rows import rows_of, select
 
 MODELS = '''
 import torch
@@ -73,6 +74,31 @@ def test_j_of_another_input(file: Path, tmp_path: Path) -> None:
     assert row.numbers["s_max"] == pytest.approx(10)
     np.save(tmp_path / "y.npy", np.zeros((1, 4), dtype=np.float32))
     assert points_of([grid])[0].key != point.key
+
+
+def test_a_table_and_a_plot_have_them_as_text(file: Path, tmp_path: Path) -> None:
+    grid = {
+        "seeds": 2,
+        "fixed": {"model": f"{file}:Scaled", "input": "4", "batch_axis": False},
+        "axes": {"args": ["time=1", ["time=3", "y=4"]]},
+    }
+    rows = swept(grid, tmp_path / "a.h5")
+    assert {row.settings["args"] for row in rows} == {"time=1", "time=3, y=4"}
+    assert [row.numbers["s_max"] for row in select(rows, ["args=time=3, y=4"])] == pytest.approx([12, 12])
+    store = isometry.open_store(tmp_path / "a.h5")
+    assert len(picture_of(rows, store, "seed", "s_max", hue="args").curves) == 2
+
+
+def test_results_of_a_changed_file_among_them_are_told_apart(file: Path, tmp_path: Path) -> None:
+    place, ids = tmp_path / "y.npy", tmp_path / "ids.npy"
+    of_file = {"model": f"{file}:Scaled", "input": "4", "args": f"y={place}", "wrt": "0"}
+    of_ids = {"model": f"{file}:Words", "input_ids": str(ids), "source": "head"}
+    for content in (1, 2):
+        np.save(place, np.full((1, 4), content, dtype=np.float32))
+        np.save(ids, np.full((1, 3), content))
+        rows = swept([of_file, of_ids], tmp_path / "a.h5")
+    versions = [(row.get("args_version"), row.get("input_ids_version")) for row in rows]
+    assert set(versions) == {(1, None), (2, None), (None, 1), (None, 2)}
 
 
 def test_token_numbers(file: Path, tmp_path: Path) -> None:
